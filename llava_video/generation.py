@@ -1,0 +1,51 @@
+"""What may be asked of a generation, and what it returns; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class FinishReason(str, Enum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # the model wrote its end-of-turn token
+    LENGTH = "length"  # max_new_tokens were written
+    LOOPED = "looped"  # the loop detector saw the text repeat itself
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How one question is answered; the defaults are the model card's greedy decoding.
+
+    Attributes:
+        max_new_tokens: the most tokens that are generated.
+        repetition_penalty: over generated tokens only; None takes the checkpoint's own value, 1.0 switches it off.
+        stop_loops: end a completion that repeats itself (see `llava_video.loops`).
+    """
+
+    max_new_tokens: int = 4096
+    repetition_penalty: float | None = None
+    stop_loops: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The model's answer to one question.
+
+    Attributes:
+        text: decoded without special tokens, surrounding white space stripped.
+        token_ids: every generated id, the end-of-turn id included when it was written.
+        num_prompt_tokens: system text, video tokens, time instruction and question together.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int

@@ -1,0 +1,229 @@
+"""The records that travel between the stages of the pipeline, one record per stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+
+class InputKind(str, Enum):
+    """How the clips of a shard are stored."""
+
+    TAR = "tar"
+    PARQUET = "parquet"
+    FILES = "files"
+    MANIFEST = "manifest"
+
+
+class Stage(str, Enum):
+    """The step at which a clip failed."""
+
+    READ = "read"
+    DECODE = "decode"
+    ANNOTATE = "annotate"
+
+
+class Status(str, Enum):
+    """What became of one question put to the model."""
+
+    OK = "ok"
+    NOT_APPLICABLE = "not_applicable"  # the model answered None: the type does not apply to the clip
+    UNPARSABLE = "unparsable"
+    UNSPECIFIED = "unspecified"  # the answer only says that the video does not show it
+    REFUSED = "refused"
+    EMPTY = "empty"
+    LENGTH = "length"  # cut off by max_new_tokens
+    LOOPED = "looped"  # stopped by the loop detector
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """A slice of one shard: the clips `start` to `stop` (exclusive) in the shard's own order.
+
+    Attributes:
+        unit_id: file-name-safe, unique in a run, the same for the same slice on every machine.
+        shard: URI of the shard; for `FILES` the folder the files were listed from.
+        shard_id: the readable name that clip ids of this shard begin with.
+        size_bytes: bytes of encoded video in the unit, as far as the planner could know.
+        byte_start, byte_stop: for `TAR`, the byte range of the unit's members.
+        files: for `FILES`, the URIs of the videos, in order.
+    """
+
+    unit_id: str
+    kind: InputKind
+    shard: str
+    shard_id: str
+    start: int
+    stop: int
+    size_bytes: int
+    byte_start: int = 0
+    byte_stop: int = 0
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRef:
+    """Which clip this is: what every later record and row carries unchanged.
+
+    Attributes:
+        clip_id: readable, unique in a run, the same on every machine.
+        source: URI of the video file or of the shard that holds it, without credentials.
+        member: name of the video inside the shard (tar member, Parquet row, manifest line), or None.
+        start_s, end_s: the window of the video that is the clip, or None for the video's own bounds.
+        metadata: JSON object with the sidecar or the free columns, "{}" when there are none.
+    """
+
+    clip_id: str
+    unit_id: str
+    source: str
+    member: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    metadata: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One encoded video to annotate: its bytes, or the path of a local file that holds them."""
+
+    ref: ClipRef
+    video: bytes | Path = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEnd:
+    """Closes a unit: `num_clips` clips of it, failed ones counted, went down the pipeline."""
+
+    unit_id: str
+    num_clips: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedClip:
+    """A clip that could not be annotated, with the stage and a reason a person understands.
+
+    Attributes:
+        reason: short and groupable, for example `no video stream` or `encrypted`.
+        message: the details: what was seen, what was wanted.
+    """
+
+    ref: ClipRef
+    stage: Stage
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a clip the model saw, and how they were decoded.
+
+    Attributes:
+        frame_indices: [T] index of each sampled frame in presentation order, from the start of the video.
+        timestamps_s: [T] seconds from the first frame of the clip, as the prompt states them.
+        duration_s: seconds the clip lasts, as the prompt states it.
+        frames_digest: SHA-256 (hex) over shape and bytes of the frames, see `schemas.digest.digest_frames`.
+        decoder: name and version, for example `pyav 18.1.0`; a warning follows after `; ` where there is one.
+        width_px, height_px: size of the decoded frames after rotation, before the resize.
+        decoded_share: decoded frames over expected frames of the clip, 1.0 unless the file is damaged.
+    """
+
+    frame_indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    frames_digest: str
+    decoder: str
+    width_px: int
+    height_px: int
+    decoded_share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SampledClip:
+    """The sampled frames of one clip: uint8 [T, H, W, 3] RGB, resized to the model's input size."""
+
+    ref: ClipRef
+    sampling: Sampling
+    frames: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the model says happens in a clip, or in a part of it.
+
+    Attributes:
+        level: `clip` for a caption of the whole clip in one go; `segment`, `summary`, `video` in `levels`.
+        start_s, end_s: seconds from the start of the clip that the caption is about.
+        prompt_id: which prompt of the recipe; `prompt` is its text as asked.
+        attempt: 1 for the first try, 2 and more for the rungs of the recipe's retry ladder.
+    """
+
+    level: str
+    start_s: float
+    end_s: float
+    text: str
+    status: Status
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    prompt_id: str
+    prompt: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QAPair:
+    """One question about a clip and its answer, or the row that says why there is none.
+
+    Attributes:
+        kind: `open_ended` or `multiple_choice`.
+        question_type: one of the 16 question types of LLaVA-Video-178K.
+        question, answer: empty unless `status` is OK (or LENGTH, with what could be parsed).
+        options: multiple choice only: the options without letters, in order.
+        answer_letter: multiple choice only: `A` to `D`.
+        completion: the model's own words that the pair was parsed from.
+        seen_answer, seen_score: the answer when asked again from the frames; agreement with `answer`, 0 to 1.
+        blind_answer, blind_score: the same without the video: high means that the question needs no video.
+        verified: whether `seen_score` reached the recipe's bar; None where the recipe did not ask again.
+    """
+
+    kind: str
+    question_type: str
+    question: str
+    answer: str
+    status: Status
+    completion: str
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    prompt_id: str
+    prompt: str
+    attempt: int = 1
+    options: tuple[str, ...] = ()
+    answer_letter: str | None = None
+    seen_answer: str | None = None
+    seen_score: float | None = None
+    blind_answer: str | None = None
+    blind_score: float | None = None
+    verified: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClipAnnotation:
+    """All captions and QA pairs of one clip."""
+
+    ref: ClipRef
+    sampling: Sampling
+    captions: tuple[Caption, ...]
+    qa_pairs: tuple[QAPair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedPart:
+    """A unit whose part is written: how many of its clips were annotated and how many failed."""
+
+    unit_id: str
+    num_annotated: int
+    num_failed: int
