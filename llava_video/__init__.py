@@ -1,0 +1,23 @@
+"""LLaVA-Video on current PyTorch and transformers: the model as its authors run it, and a fast engine around it.
+
+    from llava_video import Engine, EngineConfig, GenerationConfig
+
+    engine = Engine.load(EngineConfig(model="lmms-lab/LLaVA-Video-7B-Qwen2"))
+    video = engine.open(frames, timestamps_s, duration_s)
+    print(video.ask("Please describe this video in detail.", GenerationConfig(max_new_tokens=512)).result().text)
+"""
+
+from importlib import import_module
+
+from llava_video.generation import Completion, FinishReason, GenerationConfig
+
+__all__ = ["Completion", "Engine", "EngineConfig", "FinishReason", "GenerationConfig", "Video"]
+
+# Torch is imported with the engine only, so that `plan` and `publish` start at once.
+_LAZY = {"Engine": "llava_video.engine", "Video": "llava_video.engine", "EngineConfig": "llava_video.engine_config"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'llava_video' has no attribute {name!r}")

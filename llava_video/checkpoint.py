@@ -1,0 +1,123 @@
+"""Finds the files of a LLaVA-Video checkpoint and reads its configuration; importable without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from llava_video.errors import CheckpointError
+
+# What the original layout consists of; nothing else is fetched, least of all code or pickles.
+_WANTED_FILES = ("*.json", "*.safetensors", "merges.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on local disk.
+
+    Attributes:
+        name: what the user asked for, without credentials; goes into every row.
+        revision: the hub commit, or a digest of the files' names, sizes and edges.
+    """
+
+    name: str
+    folder: Path
+    revision: str
+
+    def read_json(self, file_name: str) -> dict[str, Any]:  # Any: JSON values
+        """Reads one JSON object of the checkpoint.
+
+        Raises:
+            CheckpointError: the file is missing or is not a JSON object.
+        """
+        path = self.folder / file_name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{self.name}: no {file_name} in {self.folder}; wanted the original layout of "
+                "lmms-lab/LLaVA-Video-7B-Qwen2 (config.json, tokenizer.json, *.safetensors)"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{self.name}: {file_name} is not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.name}: {file_name} holds a {type(content).__name__}, wanted an object")
+        return content
+
+
+def find_checkpoint(
+    model: str, revision: str | None = None, storage_options: Mapping[str, object] | None = None
+) -> Checkpoint:
+    """Brings a checkpoint to local disk: a folder as it is, an fsspec URI or a hub id through a cache.
+
+    Raises:
+        CheckpointError: nothing was found under that name.
+    """
+    if Path(model).is_dir():
+        return Checkpoint(model, Path(model), _digest_files(Path(model)))
+    if "://" in model:
+        folder = _fetch_uri(model, storage_options or {})
+        return Checkpoint(_without_credentials(model), folder, _digest_files(folder))
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(f"no folder {model!r}; wanted a folder, a URI such as s3://bucket/model, or a hub id")
+    return _fetch_from_hub(model, revision)
+
+
+def _fetch_from_hub(model: str, revision: str | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(_WANTED_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"cannot fetch {model!r} from the Hugging Face hub: {error}. Check the name and the network, or pass a "
+            "local folder as the model"
+        ) from error
+    return Checkpoint(model, folder, folder.name)  # a snapshot's folder is named by its commit
+
+
+def _fetch_uri(uri: str, storage_options: Mapping[str, object]) -> Path:
+    """Copies the wanted files below the user's cache folder once; later calls find them by size."""
+    fs, root = fsspec.core.url_to_fs(uri, **storage_options)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "framescribe" / "models"
+    folder = cache / hashlib.sha256(_without_credentials(uri).encode()).hexdigest()[:16]
+    remote = {path: fs.size(path) for pattern in _WANTED_FILES for path in fs.glob(f"{root.rstrip('/')}/{pattern}")}
+    if not remote:
+        raise CheckpointError(f"no checkpoint files at {_without_credentials(uri)!r}; wanted *.json and *.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, size_bytes in remote.items():
+        target = folder / Path(path).name
+        if not target.exists() or target.stat().st_size != size_bytes:
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            with fs.open(path, "rb") as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 24)
+            os.replace(partial, target)
+    return folder
+
+
+def _digest_files(folder: Path) -> str:
+    """Returns 16 hex digits over names, sizes and the first and last MiB of the configuration and weight files."""
+    digest, edge = hashlib.sha256(), 1 << 20
+    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
+        size_bytes = path.stat().st_size
+        digest.update(f"{path.name}:{size_bytes}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(edge))
+            file.seek(max(0, size_bytes - edge))
+            digest.update(file.read(edge))
+    return digest.hexdigest()[:16]
+
+
+def _without_credentials(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
