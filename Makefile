@@ -1,0 +1,57 @@
+# Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format types check constraints
+export PYTHON TORCH TORCH_INDEX
+
+PY := .venv/bin/python
+DEMO_OUTPUT := out/demo
+
+help:
+	@echo "FrameScribe"
+	@echo
+	@echo "  make demo         annotate the demo clips with the demo model; show captions and QA beside the truth"
+	@echo "  make test         the tests, under ten minutes on two cores"
+	@echo "  make test-slow    the tests that take longer"
+	@echo "  make lint         formatting and lint (make format repairs what can be)"
+	@echo "  make types        type check"
+	@echo "  make check        test, lint and types: what a change must pass"
+	@echo "  make setup        only the virtual environment, .venv"
+	@echo "  make constraints  resolve constraints.txt anew from pyproject.toml"
+	@echo
+	@echo "The first target sets up .venv, about 6 GB on Linux: PyPI's torch there is the CUDA build, 2.5 GB to download."
+	@echo "  TORCH=FILE.whl    a PyTorch wheel of your own instead, for example a CPU build"
+	@echo "  TORCH_INDEX=URL   a package index of your own to take PyTorch from, for example one with CPU builds"
+	@echo "  PYTHON=python3.11 the interpreter, 3.10 to 3.12"
+	@echo "  PYTEST='-k parts' arguments for pytest"
+
+setup:
+	@./install.sh
+
+demo: setup
+	@rm -rf $(DEMO_OUTPUT)
+	$(PY) run_pipeline.py annotate --input demo/clips --model demo/checkpoint --output $(DEMO_OUTPUT)
+	@$(PY) -m demo.show $(DEMO_OUTPUT)
+
+test: setup
+	$(PY) -m pytest -m "not slow and not faults" $(PYTEST)
+
+test-slow: setup
+	$(PY) -m pytest -m "slow and not faults" $(PYTEST)
+
+lint: setup
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+format: setup
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+types: setup
+	$(PY) -m mypy
+
+check: test lint types
+
+constraints: setup
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras --upgrade \
+		--no-annotate --custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml

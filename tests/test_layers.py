@@ -1,0 +1,67 @@
+"""The arrows between the folders go one way, and the light folders stay light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.source_tree import FOLDERS, ROOT, imports, loaded_with, source_modules
+
+BELOW_TRANSFORMS = {"decoding", "llava_video", "recipes", "schemas", "shards", "storage"}
+BELOW_PIPELINE = BELOW_TRANSFORMS | {"publish", "transforms"}
+MAY_IMPORT = {
+    "schemas": set(),
+    "storage": {"schemas"},
+    "decoding": {"schemas"},
+    "llava_video": {"schemas", "storage"},
+    "publish": {"schemas", "storage"},
+    "shards": {"schemas", "storage"},
+    "recipes": {"llava_video", "schemas"},
+    "transforms": BELOW_TRANSFORMS,
+    "pipeline": BELOW_PIPELINE,
+    "run_pipeline": BELOW_PIPELINE | {"pipeline"},
+    "demo": BELOW_PIPELINE | {"pipeline"},
+    "benchmarks": BELOW_PIPELINE | {"pipeline", "demo", "run_pipeline"},
+}
+OURS = {*FOLDERS, "run_pipeline", "tests"}
+TORCH = {"accelerate", "flash_attn", "safetensors.torch", "torch", "transformers"}
+WITH_MODEL = {"benchmarks", "demo", "llava_video"}
+# The transform that holds the engine, and the graph that holds the transform.
+MAY_LOAD_TORCH = {"transforms.annotate_clips", "pipeline.graph"}
+WITH_BEAM = {"benchmarks", "pipeline", "run_pipeline", "transforms"}
+# What `plan`, `export`, `review` and a bad flag load.
+LIGHT = {"llava_video.generation", "pipeline.options", "publish", "run_pipeline", "schemas.records"}
+MODULES = sorted(source_modules())
+
+
+def folder_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def is_one_of(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_its_own_folder_and_the_folders_below(module):
+    imported = {folder_of(name) for name in imports(module)} & OURS
+    assert imported - {folder_of(module)} <= MAY_IMPORT[folder_of(module)]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) not in WITH_BEAM])
+def test_beam_stays_in_transforms_and_pipeline(module):
+    assert not {name for name in imports(module) if folder_of(name) == "apache_beam"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if folder_of(m) not in WITH_MODEL and m not in MAY_LOAD_TORCH])
+def test_a_module_outside_the_model_does_not_bring_in_torch(module):
+    assert not {name for name in loaded_with(module) if is_one_of(name, TORCH)}
+
+
+@pytest.mark.parametrize("module", sorted(LIGHT & {*MODULES}))
+def test_a_light_module_is_imported_without_torch(module):
+    code = f"import sys, {module}; print(sorted({TORCH!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,95 @@
+"""What pyproject.toml declares is what the source imports, and constraints.txt has one exact version of all of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.source_tree import FOLDERS, ROOT, imports, source_modules
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+
+PLATFORMS = {
+    f"Python {python} on {system} {machine}": {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": system,
+        "platform_machine": machine,
+    }
+    for python in ("3.10", "3.11", "3.12")
+    for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
+}
+OURS = {*FOLDERS, "run_pipeline"}
+DISTRIBUTION_OF_MODULE = {"PIL": "pillow", "yaml": "pyyaml"}
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    return [Requirement(line) for line in lines]
+
+
+def names_for(platform: str, chosen: list[Requirement]) -> list[str]:
+    return [
+        canonicalize_name(requirement.name)
+        for requirement in chosen
+        if requirement.marker is None or requirement.marker.evaluate(PLATFORMS[platform])
+    ]
+
+
+def third_party_imports() -> set[str]:
+    modules = {name.split(".")[0] for module in source_modules() for name in imports(module)}
+    modules -= OURS | set(sys.stdlib_module_names)
+    return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in modules}
+
+
+def test_every_folder_of_the_source_is_packaged():
+    packaged = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert sorted(packaged) == [f"{folder}*" for folder in FOLDERS]
+
+
+def test_every_package_that_the_source_imports_is_declared():
+    assert third_party_imports() <= {canonicalize_name(requirement.name) for requirement in requirements("flash")}
+
+
+def test_every_constraint_is_an_exact_version():
+    assert [str(pin) for pin in PINS if not re.fullmatch(r"==[\w.!+-]+", str(pin.specifier)) or pin.url] == []
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_no_package_has_two_versions_on_one_platform(platform):
+    names = names_for(platform, PINS)
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_every_declared_package_has_a_constraint(platform):
+    assert set(names_for(platform, requirements("dev", "s3", "gs", "az"))) <= set(names_for(platform, PINS))
+
+
+def test_every_constraint_lies_in_the_declared_range():
+    ranges = {canonicalize_name(r.name): r.specifier for r in requirements("dev", "s3", "gs", "az", "flash")}
+    versions = [(name, str(pin.specifier)[2:]) for pin in PINS if (name := canonicalize_name(pin.name)) in ranges]
+    assert [(name, version) for name, version in versions if version not in ranges[name]] == []
+
+
+def test_decord_is_asked_for_where_it_has_a_wheel_and_nowhere_else():
+    asking = {platform for platform in PLATFORMS if "decord" in names_for(platform, requirements())}
+    assert asking == {f"Python {python} on linux x86_64" for python in ("3.10", "3.11", "3.12")}
+
+
+def test_the_command_framescribe_is_installed():
+    commands = {point.name: point.value for point in metadata.entry_points(group="console_scripts")}
+    assert commands["framescribe"] == "run_pipeline:main"
