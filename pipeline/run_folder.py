@@ -1,0 +1,120 @@
+"""Starts a run in its OUTPUT folder, or goes on with the one that is there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from schemas.records import WorkUnit
+from schemas.tables import TABLES
+from storage.layout import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
+from storage.output_store import OutputStore
+from storage.run_journal import RunRecord, add_to_plan, list_done_units, read_run, write_run
+
+_SHOWN_CHARACTERS = 80
+_NOT_SET = "(not set)"
+
+
+class OtherRunError(ValueError):
+    """The output folder holds a run with other settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """What a start found: `todo` are the planned units without a part, in the planner's order."""
+
+    todo: tuple[WorkUnit, ...]
+    num_planned: int
+
+    @property
+    def num_done(self) -> int:
+        """Units of this plan that were committed before."""
+        return self.num_planned - len(self.todo)
+
+
+def start_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
+    """Records a run and its planned units, clears up after a killed one and finds what is still to do.
+
+    Units that an earlier start planned stay planned, so a rerun may come with more inputs.
+
+    Raises:
+        OtherRunError: the folder holds parts of other settings; nothing was changed.
+    """
+    check_same_run(store, run)
+    return _record_start(store, run, units)
+
+
+def overwrite_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
+    """Removes the run that the folder holds, whatever its settings, and starts this one."""
+    _remove_run(store)
+    return _record_start(store, run, units)
+
+
+def check_same_run(store: OutputStore, run: RunRecord) -> None:
+    """Raises `OtherRunError`, with the difference, when the folder holds a run with another fingerprint."""
+    recorded = read_run(store)
+    if recorded is None and list_done_units(store):
+        raise OtherRunError(
+            f"{store.address(PARTS_FOLDER)} holds parts, but there is no run.json that says with which settings they "
+            "were made: restore it, choose another --output, or start with --overwrite to remove them"
+        )
+    if recorded is not None and recorded.fingerprint != run.fingerprint:
+        raise OtherRunError(
+            f"{store.address('')} holds a run with other settings (there -> now):\n"
+            + "\n".join(f"  {line}" for line in describe_difference(recorded, run))
+            + "\nUse the same settings, choose another --output, or start with --overwrite to remove that run."
+        )
+
+
+def describe_difference(recorded: RunRecord, wanted: RunRecord) -> list[str]:
+    """Returns one line a setting or prompt that differs: `sampling.max_frames: 64 -> 32`."""
+    before, after = dict(_flatten(recorded)), dict(_flatten(wanted))
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    lines = [_describe_change(name, before.get(name, _NOT_SET), after.get(name, _NOT_SET)) for name in names]
+    return lines or [f"fingerprint: {recorded.fingerprint} -> {wanted.fingerprint} (the program's own rules changed)"]
+
+
+def _record_start(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
+    store.remove_leftovers()
+    write_run(store, run)
+    add_to_plan(store, units)
+    done = set(list_done_units(store))
+    return StartedRun(tuple(unit for unit in units if unit.unit_id not in done), len(units))
+
+
+def _remove_run(store: OutputStore) -> None:
+    # run.json stays until the new run writes its own: a crash half-way leaves a folder that is still refused.
+    # Only files that this program writes go; the folder may hold others of the user's.
+    for name in (SUCCESS_FILE, CARD_FILE):
+        store.remove(name)
+    for folder in (*TABLES, PARTS_FOLDER, PLAN_FOLDER):
+        for file_name in store.list_files(folder):
+            if file_name.endswith(".parquet"):
+                store.remove(f"{folder}/{file_name}")
+
+
+def _describe_change(name: str, before: str, after: str) -> str:
+    # Long prompts usually differ in a few words: show these, not the beginning.
+    num_equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
+    cut = max(0, num_equal - _SHOWN_CHARACTERS // 4) if max(len(before), len(after)) > _SHOWN_CHARACTERS else 0
+    return f"{name}: {_shorten(before, cut)} -> {_shorten(after, cut)}"
+
+
+def _shorten(text: str, cut: int) -> str:
+    end = cut + _SHOWN_CHARACTERS
+    return f"{'...' if cut else ''}{text[cut:end]}{'...' if end < len(text) else ''}"
+
+
+def _flatten(run: RunRecord) -> Iterator[tuple[str, str]]:
+    yield from _flatten_settings("", run.settings)
+    yield from _flatten_settings("prompts.", run.prompts)
+
+
+def _flatten_settings(prefix: str, settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten_settings(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False, default=str)

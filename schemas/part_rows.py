@@ -1,0 +1,125 @@
+"""Clips as rows of a part, and back again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.records import Caption, ClipAnnotation, ClipRef, FailedClip, QAPair, Sampling, Stage, Status
+from schemas.run_columns import RunColumns
+from schemas.tables import PART_SCHEMA
+
+ANNOTATED = "annotated"
+FAILED = "failed"
+
+Row = dict[str, Any]  # the cells have their columns' types, which PART_SCHEMA checks
+
+# In a row `start_s` is where the clip starts in its source video: the caption's own bounds need other names.
+_CAPTION_NAMES = {"start_s": "caption_start_s", "end_s": "caption_end_s"}
+
+
+def build_part(unit_id: str, outcomes: Iterable[ClipAnnotation | FailedClip], run: RunColumns) -> pa.Table:
+    """Returns the part of a unit: one row a clip in the order of their ids, the same for the same outcomes.
+
+    The schema's metadata holds `unit_id` and `fingerprint`.
+    """
+    run_cells = _cells(run)
+    rows = [
+        {**_outcome_cells(outcome), **run_cells}
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.ref.clip_id)
+    ]
+    schema = PART_SCHEMA.with_metadata({"unit_id": unit_id, "fingerprint": run.fingerprint})
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def read_outcomes(part: pa.Table) -> list[ClipAnnotation | FailedClip]:
+    """Returns what a part was built from, in the order of its rows."""
+    return [_read_outcome(row) for row in part.to_pylist()]
+
+
+def _outcome_cells(outcome: ClipAnnotation | FailedClip) -> Row:
+    if isinstance(outcome, FailedClip):
+        return _failed_cells(outcome)
+    return {
+        **_cells(outcome.ref),
+        "status": ANNOTATED,
+        **_cells(outcome.sampling),
+        **_answer_cells(outcome.captions, outcome.qa_pairs),
+    }
+
+
+def _failed_cells(failed: FailedClip) -> Row:
+    return {
+        **_cells(failed.ref),
+        "status": FAILED,
+        "stage": failed.stage.value,
+        "reason": _cell(failed.reason),
+        "message": _cell(failed.message),
+        **_answer_cells((), ()),
+    }
+
+
+def _answer_cells(captions: Sequence[Caption], qa_pairs: Sequence[QAPair]) -> Row:
+    return {
+        "captions": [_caption_cells(caption) for caption in captions],
+        "qa_pairs": [_cells(pair) for pair in qa_pairs],
+        "num_captions": len(captions),
+        "num_captions_ok": sum(caption.status is Status.OK for caption in captions),
+        "num_qa_pairs": len(qa_pairs),
+        "num_qa_pairs_ok": sum(pair.status is Status.OK for pair in qa_pairs),
+        "num_qa_pairs_verified": sum(pair.verified is True for pair in qa_pairs),
+    }
+
+
+def _caption_cells(caption: Caption) -> Row:
+    return {_CAPTION_NAMES.get(name, name): cell for name, cell in _cells(caption).items()}
+
+
+def _cells(record: ClipRef | Sampling | Caption | QAPair | RunColumns) -> Row:
+    return {field.name: _cell(getattr(record, field.name)) for field in fields(record)}
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        # File names that are not UTF-8 reach Python with lone surrogates, which no Parquet reader takes.
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, tuple):
+        return [_cell(element) for element in value]
+    return value
+
+
+def _read_outcome(row: Row) -> ClipAnnotation | FailedClip:
+    ref = ClipRef(**_select(ClipRef, row))
+    if row["status"] == FAILED:
+        return FailedClip(ref=ref, stage=Stage(row["stage"]), reason=row["reason"], message=row["message"])
+    return ClipAnnotation(
+        ref=ref,
+        sampling=Sampling(**_select(Sampling, row)),
+        captions=tuple(_read_caption(cells) for cells in row["captions"]),
+        qa_pairs=tuple(QAPair(**_select(QAPair, cells)) for cells in row["qa_pairs"]),
+    )
+
+
+def _read_caption(cells: Row) -> Caption:
+    own_names = {name: cells[_CAPTION_NAMES.get(name, name)] for name in _names(Caption)}
+    return Caption(**_select(Caption, own_names))
+
+
+def _select(record: type[ClipRef | Sampling | Caption | QAPair], row: Row) -> Row:
+    return {name: _value(name, row[name]) for name in _names(record)}
+
+
+def _names(record: type[ClipRef | Sampling | Caption | QAPair]) -> list[str]:
+    return [field.name for field in fields(record)]
+
+
+def _value(name: str, cell: object) -> object:
+    if name == "status":
+        return Status(cell)
+    return tuple(cell) if isinstance(cell, list) else cell

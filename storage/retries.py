@@ -1,0 +1,124 @@
+"""Tries again what a store refused for a moment, and stops clearly when it goes on refusing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+_OUT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_PERMANENT_CODES = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
+_PASSING_HTTP_STATUS = frozenset({408, 425, 429})
+
+# The stores' own exceptions that are no OSError. They are looked up among the modules that are
+# already loaded: an exception of a library that nobody imported cannot be raised.
+_FOREIGN_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "TransportError"),
+    ("httpx", "TransportError"),
+)
+
+
+class StoreError(RuntimeError):
+    """A store could not be read or written; the run stops and can be started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently a store is asked again.
+
+    Attributes:
+        max_tries: the first try included. Seven span about a minute, which outlasts a throttled or restarting store.
+        first_delay_s: the pause after the first refusal; it doubles each time, up to `max_delay_s`.
+        sleep: waits so many seconds; a test passes its own.
+    """
+
+    max_tries: int = 7
+    first_delay_s: float = 0.5
+    max_delay_s: float = 30.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        if self.max_tries < 1:
+            raise ValueError(f"max_tries must be at least 1, got {self.max_tries}")
+
+
+def retry_passing_errors(action: str, operation: Callable[[], Result], policy: RetryPolicy) -> Result:
+    """Returns what `operation` returns, asked again with growing pauses while its errors may pass.
+
+    Args:
+        action: what is tried, for messages: `write out/_SUCCESS`.
+
+    Raises:
+        StoreError: out of room, not permitted, or still refused after the last try. Credentials are not repeated.
+    """
+    for num_tries in range(1, policy.max_tries + 1):
+        try:
+            return operation()
+        except _store_errors() as error:
+            if not may_pass(error) or num_tries == policy.max_tries:
+                # Not chained: the store's own message may repeat a signed URL.
+                raise StoreError(_explain(action, error, num_tries)) from None
+        policy.sleep(_delay_s(policy, num_tries))
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether the same request may succeed a moment later."""
+    status = _http_status(error)
+    if status is not None:
+        return status >= 500 or status in _PASSING_HTTP_STATUS
+    if isinstance(error, _PERMANENT):
+        return False
+    code = error.errno if isinstance(error, OSError) else None
+    return code not in _OUT_OF_ROOM | _PERMANENT_CODES
+
+
+def redact_credentials(text: str) -> str:
+    """Returns the text without the user part and without the query of any URL in it."""
+    without_user = re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
+    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", without_user)
+
+
+def _store_errors() -> tuple[type[BaseException], ...]:
+    loaded = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN_ERRORS)
+    # asyncio's TimeoutError is an OSError from Python 3.11 on only.
+    return (OSError, asyncio.TimeoutError, *(kind for kind in loaded if isinstance(kind, type)))
+
+
+def _http_status(error: BaseException) -> int | None:
+    for name in ("status", "status_code", "code"):
+        status = getattr(error, name, None)
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
+    return None
+
+
+def _explain(action: str, error: BaseException, num_tries: int) -> str:
+    cause = redact_credentials(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
+        return f"cannot {action}: no room left ({cause}). Free some space, then start the same command again to resume."
+    if not may_pass(error):
+        return f"cannot {action}: {cause}. Check the address and the permissions, then start the same command again."
+    return (
+        f"cannot {action}: still refused after {num_tries} tries ({cause}). Check the store, then start the same "
+        "command again: finished units are kept."
+    )
+
+
+def _delay_s(policy: RetryPolicy, num_tries: int) -> float:
+    # Jitter, so that thousands of workers throttled together do not come back together.
+    return min(policy.max_delay_s, policy.first_delay_s * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)

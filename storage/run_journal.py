@@ -1,0 +1,135 @@
+"""The run's own records under OUTPUT/_framescribe: its settings, its planned units and the parts that are done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.records import WorkUnit
+from storage.layout import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, part_name, unit_of_part
+from storage.output_store import OutputStore
+
+Settings = Mapping[str, Any]  # JSON: the settings of other modules, nested as they like
+
+_PLAN_SCHEMA = pa.schema(
+    [
+        ("unit_id", pa.string()),
+        ("shard_id", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run was started with.
+
+    Attributes:
+        fingerprint: digest of everything that changes rows: of `settings` and `prompts`, at least.
+        settings: JSON object, nested as it likes, without credentials.
+        prompts: prompt id to text.
+        versions: package to version; not part of what is compared.
+    """
+
+    fingerprint: str
+    settings: Settings
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """A unit that some start of the run planned: the clips `start` to `stop` (exclusive) of a shard."""
+
+    unit_id: str
+    shard_id: str
+    start: int
+    stop: int
+    size_bytes: int
+
+
+def write_run(store: OutputStore, run: RunRecord) -> None:
+    """Writes run.json."""
+    content = {"settings": run.settings, "prompts": run.prompts, "versions": run.versions}
+    store.put(RUN_FILE, _to_json({"fingerprint": run.fingerprint, **content}))
+
+
+def read_run(store: OutputStore) -> RunRecord | None:
+    """Returns what run.json says, or None where no run was started.
+
+    Raises:
+        ValueError: the file is not what `write_run` writes.
+    """
+    try:
+        return RunRecord(**json.loads(store.read(RUN_FILE)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{store.address(RUN_FILE)} is damaged ({error}); restore it or start with --overwrite"
+        ) from error
+
+
+def add_to_plan(store: OutputStore, units: Iterable[WorkUnit]) -> None:
+    """Records planned units; what earlier starts planned stays planned."""
+    planned = sorted((_plan(unit) for unit in units), key=lambda unit: unit.unit_id)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(unit) for unit in planned], schema=_PLAN_SCHEMA), buffer)
+    # One file a plan, named by what it plans: jobs started at once neither race nor repeat each other.
+    name = hashlib.sha256(_to_json([asdict(unit) for unit in planned])).hexdigest()[:16]
+    store.put(f"{PLAN_FOLDER}/{name}.parquet", buffer.getvalue())
+
+
+def read_plan(store: OutputStore) -> list[PlannedUnit]:
+    """Returns all planned units in the order of their ids, each once."""
+    units = {unit.unit_id: unit for name in store.list_files(PLAN_FOLDER) for unit in _read_plan_file(store, name)}
+    return [units[unit_id] for unit_id in sorted(units)]
+
+
+def list_done_units(store: OutputStore) -> list[str]:
+    """Returns the sorted ids of the units whose part is committed."""
+    units = (unit_of_part(name) for name in store.list_files(PARTS_FOLDER))
+    return sorted(unit for unit in units if unit is not None)
+
+
+def write_part(store: OutputStore, unit_id: str, part: pa.Table) -> None:
+    """Commits a part by one atomic write; a part of this unit that is there already is replaced."""
+    buffer = io.BytesIO()
+    pq.write_table(part, buffer, compression="zstd")
+    store.put(part_name(unit_id), buffer.getvalue())
+
+
+def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None) -> pa.Table:
+    """Returns a part, or some of its columns.
+
+    Raises:
+        ValueError: the file is no Parquet.
+    """
+    payload = store.read(part_name(unit_id))
+    try:
+        return pq.read_table(io.BytesIO(payload), columns=columns)
+    except pa.ArrowInvalid as error:
+        address = store.address(part_name(unit_id))
+        raise ValueError(f"{address} is damaged ({error}); remove it and start the run again") from error
+
+
+def _plan(unit: WorkUnit) -> PlannedUnit:
+    return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes)
+
+
+def _read_plan_file(store: OutputStore, name: str) -> list[PlannedUnit]:
+    table = pq.read_table(io.BytesIO(store.read(f"{PLAN_FOLDER}/{name}")))
+    return [PlannedUnit(**row) for row in table.to_pylist()]
+
+
+def _to_json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8", "backslashreplace")

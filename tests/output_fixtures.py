@@ -1,0 +1,106 @@
+"""Annotated and failed clips, and outputs to write them to."""
+
+from __future__ import annotations
+
+import uuid
+
+from schemas.records import Caption, ClipAnnotation, ClipRef, FailedClip, QAPair, Sampling, Stage, Status, UnitEnd
+from schemas.run_columns import RunColumns
+from storage.run_journal import RunRecord
+
+RUN = RunColumns(
+    recipe="detailed",
+    model="lmms-lab/LLaVA-Video-7B-Qwen2",
+    model_revision="abc123",
+    prompt_layout="seed",
+    pool_mode="average",
+    dtype="bfloat16",
+    framescribe_version="0.1.0",
+    fingerprint="f00d",
+)
+RUN_RECORD = RunRecord(
+    fingerprint="f00d",
+    settings={"sampling": {"max_frames": 64}, "recipe": "detailed"},
+    prompts={"detailed_caption": "Please describe this video in detail."},
+    versions={"framescribe": "0.1.0"},
+)
+
+
+def make_ref(clip_id: str, unit_id: str = "unit-0") -> ClipRef:
+    return ClipRef(
+        clip_id=clip_id,
+        unit_id=unit_id,
+        source="s3://bucket/shards/000.tar",
+        member=f"{clip_id}.mp4",
+        start_s=1.5,
+        end_s=None,
+        metadata='{"title": "größer"}',
+    )
+
+
+def make_caption(text: str = "A red ball rolls.", status: Status = Status.OK) -> Caption:
+    return Caption(
+        level="clip",
+        start_s=0.0,
+        end_s=4.1,
+        text=text,
+        status=status,
+        finish_reason="stop",
+        num_prompt_tokens=3000,
+        num_completion_tokens=7,
+        prompt_id="detailed_caption",
+        prompt="Please describe this video in detail.",
+        attempt=2,
+    )
+
+
+def make_pair(status: Status = Status.OK, verified: bool | None = True) -> QAPair:
+    return QAPair(
+        kind="multiple_choice",
+        question_type="Count",
+        question="How many balls are there?",
+        answer="one",
+        status=status,
+        completion="Question: ...",
+        finish_reason="stop",
+        num_prompt_tokens=3010,
+        num_completion_tokens=20,
+        prompt_id="open_ended",
+        prompt="Write one question ...",
+        options=("one", "two", "three", "four"),
+        answer_letter="A",
+        seen_answer="one",
+        seen_score=0.9,
+        blind_answer="two",
+        blind_score=0.1,
+        verified=verified,
+    )
+
+
+def make_annotation(clip_id: str, unit_id: str = "unit-0", num_pairs: int = 2) -> ClipAnnotation:
+    sampling = Sampling(
+        frame_indices=(0, 7, 14),
+        timestamps_s=(0.0, 0.7, 1.4),
+        duration_s=4.1,
+        frames_digest="d1" * 32,
+        decoder="pyav 18.1.0",
+        width_px=640,
+        height_px=360,
+        decoded_share=0.93,
+    )
+    return ClipAnnotation(make_ref(clip_id, unit_id), sampling, (make_caption(),), (make_pair(),) * num_pairs)
+
+
+def make_failed(clip_id: str, unit_id: str = "unit-0") -> FailedClip:
+    return FailedClip(make_ref(clip_id, unit_id), Stage.DECODE, "no video stream", "found one audio stream")
+
+
+def make_unit(unit_id: str, clip_ids: list[str]) -> list[ClipAnnotation | FailedClip | UnitEnd]:
+    """Returns a unit whose last clip failed, and its end."""
+    annotated = [make_annotation(clip_id, unit_id) for clip_id in clip_ids[:-1]]
+    return [*annotated, make_failed(clip_ids[-1], unit_id), UnitEnd(unit_id, len(clip_ids))]
+
+
+def memory_output() -> str:
+    """Returns an output in memory that nobody else uses."""
+    return f"memory://{uuid.uuid4().hex}"

@@ -1,0 +1,132 @@
+"""Clips of a unit gathered in any order and committed as one part."""
+
+from __future__ import annotations
+
+import random
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics import MetricsFilter
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
+
+from schemas.part_rows import read_outcomes
+from schemas.records import CommittedPart, UnitEnd
+from storage.output_store import open_output
+from storage.run_journal import list_done_units, read_part
+from tests.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
+from transforms.commit_parts import CommitParts
+from transforms.pending_unit import LostClipsError, PendingUnit, TooManyFailedClipsError, check_failed_share
+
+
+@pytest.fixture(params=["local", "memory"])
+def output(request, tmp_path):
+    return {"local": str(tmp_path / "out"), "memory": memory_output()}[request.param]
+
+
+def run_bundle(output, elements, **settings):
+    """Runs one bundle as a runner does, and returns what was committed."""
+    commit = CommitParts(output, RUN, **settings)
+    commit.setup()
+    commit.start_bundle()
+    committed = [part for element in elements for part in commit.process(element)]
+    commit.finish_bundle()
+    return committed
+
+
+def test_units_whose_clips_come_mixed_and_in_any_order_are_each_one_part(output):
+    elements = make_unit("one", ["a", "b", "c"]) + make_unit("two", ["d", "e"])
+    random.Random(0).shuffle(elements)
+    assert {*run_bundle(output, elements)} == {CommittedPart("one", 2, 1), CommittedPart("two", 1, 1)}
+    assert list_done_units(open_output(output)) == ["one", "two"]
+
+
+def test_a_part_holds_every_clip_of_its_unit(output):
+    run_bundle(output, make_unit("one", ["a", "b"]))
+    part = read_part(open_output(output), "one")
+    assert read_outcomes(part) == [make_annotation("a", "one"), make_failed("b", "one")]
+
+
+def test_a_unit_without_clips_is_committed_too(output):
+    assert run_bundle(output, [UnitEnd("empty", 0)]) == [CommittedPart("empty", 0, 0)]
+
+
+def test_a_unit_executed_twice_leaves_the_same_bytes(output):
+    store = open_output(output)
+    run_bundle(output, make_unit("one", ["a", "b"]))
+    first = store.read("_framescribe/parts/one.parquet")
+    run_bundle(output, make_unit("one", ["a", "b"])[::-1])
+    assert store.read("_framescribe/parts/one.parquet") == first
+
+
+def test_a_clip_that_never_came_stops_the_run(output):
+    with pytest.raises(LostClipsError, match="unit 'one': 1 of 2 clips came"):
+        run_bundle(output, make_unit("one", ["a", "b"])[1:])
+    assert list_done_units(open_output(output)) == []
+
+
+def test_a_unit_whose_end_never_came_stops_the_run(output):
+    with pytest.raises(LostClipsError, match="2 of an unknown number of clips"):
+        run_bundle(output, make_unit("one", ["a", "b"])[:-1])
+
+
+def test_a_clip_that_came_twice_stops_the_run(output):
+    with pytest.raises(LostClipsError, match="'a' came twice"):
+        run_bundle(output, [make_annotation("a", "one"), make_annotation("a", "one")])
+
+
+def test_a_clip_more_than_the_unit_has_stops_the_run(output):
+    with pytest.raises(LostClipsError, match="has 1 clips, but more came"):
+        run_bundle(output, [make_annotation("a", "one"), make_annotation("b", "one"), UnitEnd("one", 1)])
+
+
+def test_a_clip_after_the_unit_was_complete_stops_the_run(output):
+    with pytest.raises(LostClipsError, match="after unit 'one' was complete"):
+        run_bundle(output, [*make_unit("one", ["a", "b"]), make_annotation("c", "one")])
+
+
+def test_a_unit_that_ends_twice_stops_the_run():
+    unit = PendingUnit("one")
+    unit.add(UnitEnd("one", 2))
+    with pytest.raises(LostClipsError, match="ended twice"):
+        unit.add(UnitEnd("one", 2))
+
+
+def test_a_bundle_that_failed_leaves_nothing_to_the_next_one(output):
+    commit = CommitParts(output, RUN)
+    commit.setup()
+    commit.start_bundle()
+    list(commit.process(make_annotation("a", "one")))
+    commit.start_bundle()
+    assert [part for element in make_unit("one", ["a", "b"]) for part in commit.process(element)] == [
+        CommittedPart("one", 1, 1)
+    ]
+
+
+def test_more_failed_clips_than_allowed_stop_the_run_before_they_are_committed(output):
+    failed = [make_failed(f"clip-{number}", "one") for number in range(100)]
+    with pytest.raises(TooManyFailedClipsError, match="100 of 100 clips failed"):
+        run_bundle(output, [*failed, UnitEnd("one", 100)], max_failed_share=0.5)
+    assert list_done_units(open_output(output)) == []
+
+
+def test_few_clips_are_no_reason_to_stop():
+    check_failed_share(num_failed=3, num_clips=3, max_failed_share=0.1)
+
+
+def test_a_share_that_is_just_allowed_is_no_reason_to_stop():
+    check_failed_share(num_failed=10, num_clips=100, max_failed_share=0.1)
+
+
+def test_in_a_pipeline_parts_and_clips_are_counted(tmp_path):
+    pipeline = TestPipeline(runner="FnApiRunner")
+    committed = pipeline | beam.Create([make_unit("one", ["a", "b", "c"])]) | beam.FlatMap(list)
+    assert_that(committed | beam.ParDo(CommitParts(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)]))
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace("framescribe"))["counters"]
+    assert {counter.key.metric.name: counter.committed for counter in counters} == {
+        "parts_committed": 1,
+        "clips_annotated": 2,
+        "clips_failed": 1,
+    }

@@ -1,0 +1,78 @@
+"""Writes each unit's clips as one part, once all of them are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from schemas.part_rows import build_part
+from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd
+from schemas.run_columns import RunColumns
+from storage.output_store import OutputStore, StorageOptions, open_output
+from storage.run_journal import write_part
+from transforms.pending_unit import LostClipsError, PendingUnit, check_failed_share
+
+_NAMESPACE = "framescribe"
+
+
+class CommitParts(beam.DoFn):
+    """Gathers the clips of each unit in any order and commits them as one part; yields a `CommittedPart` for each.
+
+    A unit that is executed twice replaces its part with the same rows. A bundle that ends before a
+    unit is complete raises `LostClipsError`; a store that goes on refusing raises `StoreError`.
+
+    Args:
+        max_failed_share: stop, before committing, once more than this share of this worker's clips failed.
+    """
+
+    def __init__(
+        self, output: str, run: RunColumns, storage_options: StorageOptions | None = None, max_failed_share: float = 1.0
+    ) -> None:
+        super().__init__()
+        self._output = output
+        self._run = run
+        self._storage_options = storage_options
+        self._max_failed_share = max_failed_share
+        self._num_parts = Metrics.counter(_NAMESPACE, "parts_committed")
+        self._num_annotated = Metrics.counter(_NAMESPACE, "clips_annotated")
+        self._num_failed = Metrics.counter(_NAMESPACE, "clips_failed")
+
+    def setup(self) -> None:
+        """Opens the output in the worker: file systems do not travel well."""
+        self._store: OutputStore = open_output(self._output, self._storage_options)
+        self._seen_clips, self._seen_failed = 0, 0
+
+    def start_bundle(self) -> None:
+        """Forgets the units of a bundle that failed."""
+        self._pending: dict[str, PendingUnit] = {}
+        self._committed: set[str] = set()
+
+    def process(self, element: ClipAnnotation | FailedClip | UnitEnd) -> Iterator[CommittedPart]:
+        """Takes in one clip or the end of a unit."""
+        unit_id = element.unit_id if isinstance(element, UnitEnd) else element.ref.unit_id
+        if unit_id in self._committed:
+            raise LostClipsError(f"one more {type(element).__name__} came after unit {unit_id!r} was complete")
+        unit = self._pending.setdefault(unit_id, PendingUnit(unit_id))
+        unit.add(element)
+        if unit.is_complete:
+            yield self._commit(unit)
+
+    def finish_bundle(self) -> None:
+        """Checks that nothing is left over."""
+        if self._pending:
+            missing = "; ".join(unit.describe_missing() for unit in self._pending.values())
+            raise LostClipsError(f"the bundle ended before its units were complete: {missing}")
+
+    def _commit(self, unit: PendingUnit) -> CommittedPart:
+        num_clips, num_failed = len(unit.outcomes), unit.num_failed
+        check_failed_share(self._seen_failed + num_failed, self._seen_clips + num_clips, self._max_failed_share)
+        write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), self._run))
+        self._seen_clips, self._seen_failed = self._seen_clips + num_clips, self._seen_failed + num_failed
+        self._committed.add(unit.unit_id)
+        del self._pending[unit.unit_id]
+        self._num_parts.inc()
+        self._num_annotated.inc(num_clips - num_failed)
+        self._num_failed.inc(num_failed)
+        return CommittedPart(unit.unit_id, num_clips - num_failed, num_failed)
