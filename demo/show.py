@@ -32,7 +32,7 @@ class ShownClip:
         return _words(self.caption) == _words(self.truth)
 
 
-def read_shown_clips(output: Path, clips: Path = CLIPS) -> list[ShownClip]:
+def read_shown_clips(output: Path, clips: Path) -> list[ShownClip]:
     """Returns every demo clip of the truth file with its caption, or "" where the run wrote none."""
     captions, qa_rows = _read_rows(output, "captions"), _read_rows(output, "qa")
     return [
@@ -41,7 +41,7 @@ def read_shown_clips(output: Path, clips: Path = CLIPS) -> list[ShownClip]:
     ]
 
 
-def read_truth(clips: Path = CLIPS) -> dict[str, str]:
+def read_truth(clips: Path) -> dict[str, str]:
     """Returns what each clip shows, by its file name."""
     lines = (clips / "truth.jsonl").read_text(encoding="utf-8").splitlines()
     return {row["file"]: row["caption"] for row in map(json.loads, lines)}
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the folder that the demo run wrote")
     parser.add_argument("--check", action="store_true", help="fail unless every clip has a caption and most are right")
     options = parser.parse_args(arguments)
-    shown_clips = read_shown_clips(options.output)
+    shown_clips = read_shown_clips(options.output, CLIPS)
     faults = find_faults(shown_clips, options.output) if options.check else []
     print("\n".join(map(describe, shown_clips)), summarise(shown_clips, options.output), *faults, sep="\n\n")
     return 1 if faults else 0

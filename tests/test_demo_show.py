@@ -1,0 +1,92 @@
+"""What `make demo` prints, and what makes `.ci/run` refuse a demo run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from demo.show import describe, find_faults, main, read_shown_clips, summarise
+
+RED = "A red square moves left on a black background."
+BLUE = "A blue disc stands still on a white background."
+
+
+def write_table(output: Path, name: str, rows: list[dict[str, object]], columns: tuple[str, ...]) -> None:
+    (output / name).mkdir(parents=True)
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    pq.write_table(pa.Table.from_pylist(rows, schema), output / name / "part-0.parquet")
+
+
+def write_run(output: Path, captions: dict[str, str], failures: dict[str, str]) -> Path:
+    sources = {name: f"/data/demo/clips/{name}" for name in captions}
+    texts = [{"source": sources[name], "text": text} for name, text in captions.items()]
+    asked = [
+        {"source": sources[name], "status": "ok", "question": "Does it move?", "answer": "yes"} for name in captions
+    ]
+    write_table(output, "captions", texts, ("source", "text"))
+    write_table(output, "qa", asked, ("source", "status", "question", "answer"))
+    write_table(output, "clips", [{"source": source} for source in sources.values()], ("source",))
+    failed = [{"clip_id": name, "message": message} for name, message in failures.items()]
+    write_table(output, "failures", failed, ("clip_id", "message"))
+    (output / "_SUCCESS").touch()
+    return output
+
+
+@pytest.fixture
+def clips(tmp_path):
+    truth = [{"file": "red.mp4", "caption": RED}, {"file": "blue.mp4", "caption": BLUE}]
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in truth))
+    return tmp_path / "clips"
+
+
+def test_a_clip_is_shown_with_its_truth_its_caption_and_its_answers(tmp_path, clips):
+    output = write_run(tmp_path / "out", {"red.mp4": RED, "blue.mp4": BLUE}, {})
+    shown = read_shown_clips(output, clips)
+    assert describe(shown[0]).splitlines() == [
+        "red.mp4",
+        f"  shows    {RED}",
+        f"  caption  {RED}",
+        "  Q        Does it move?",
+        "  A        yes",
+    ]
+
+
+def test_the_summary_counts_right_captions_and_names_the_tables(tmp_path, clips):
+    output = write_run(tmp_path / "out", {"red.mp4": RED.upper(), "blue.mp4": RED}, {})
+    summary = summarise(read_shown_clips(output, clips), output)
+    assert summary.startswith("1 of 2 captions say what the clip shows.")
+    assert f"{output}/captions/  2 rows" in summary
+
+
+def test_a_good_run_has_no_faults(tmp_path, clips):
+    output = write_run(tmp_path / "out", {"red.mp4": RED, "blue.mp4": BLUE}, {})
+    assert find_faults(read_shown_clips(output, clips), output) == []
+
+
+def test_wrong_missing_and_failed_clips_are_faults(tmp_path, clips):
+    output = write_run(tmp_path / "out", {"red.mp4": BLUE}, {"blue": "no video stream"})
+    assert find_faults(read_shown_clips(output, clips), output) == [
+        "blue.mp4 has no caption",
+        "blue.mp4 has no QA pair",
+        "blue failed: no video stream",
+        "only 0 of 2 captions are right, wanted 90%",
+    ]
+
+
+def test_an_unfinished_run_is_a_fault(tmp_path, clips):
+    output = write_run(tmp_path / "out", {"red.mp4": RED, "blue.mp4": BLUE}, {})
+    (output / "_SUCCESS").unlink()
+    assert find_faults(read_shown_clips(output, clips), output)[0].endswith(
+        "_SUCCESS is missing: the run did not finish"
+    )
+
+
+def test_the_check_of_an_empty_output_fails(tmp_path, clips, monkeypatch, capsys):
+    monkeypatch.setattr("demo.show.CLIPS", clips)
+    assert main([str(tmp_path / "nothing"), "--check"]) == 1
+    assert "red.mp4 has no caption" in capsys.readouterr().out
