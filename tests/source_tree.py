@@ -18,6 +18,13 @@ def source_modules() -> dict[str, Path]:
     return {_module_name(file): file for file in sorted(files) if file.exists()}
 
 
+def top_level_imports_of_tests() -> set[str]:
+    """Returns the packages that the tests import anywhere, for example `numpy`."""
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "tests").rglob("*.py"))
+    names = (name for tree in trees for name in _imported_names("tests", ast.walk(tree)))
+    return {name.split(".")[0] for name in names} - {file.stem for file in (ROOT / "tests").rglob("*.py")}
+
+
 def imports(module: str) -> set[str]:
     """Returns the full names that `module` imports anywhere, in functions too."""
     return set(_imported_names(module, ast.walk(_tree(module))))

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.source_tree import FOLDERS, ROOT, imports, source_modules
+from tests.source_tree import FOLDERS, ROOT, imports, source_modules, top_level_imports_of_tests
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +32,7 @@ PLATFORMS = {
     for python in ("3.10", "3.11", "3.12")
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 }
-OURS = {*FOLDERS, "run_pipeline"}
+OURS = {*FOLDERS, "run_pipeline", "tests"}
 DISTRIBUTION_OF_MODULE = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
@@ -49,10 +49,9 @@ def names_for(platform: str, chosen: list[Requirement]) -> list[str]:
     ]
 
 
-def third_party_imports() -> set[str]:
-    modules = {name.split(".")[0] for module in source_modules() for name in imports(module)}
-    modules -= OURS | set(sys.stdlib_module_names)
-    return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in modules}
+def distributions(modules: set[str]) -> set[str]:
+    third_party = modules - OURS - set(sys.stdlib_module_names)
+    return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in third_party}
 
 
 def test_every_folder_of_the_source_is_packaged():
@@ -61,7 +60,13 @@ def test_every_folder_of_the_source_is_packaged():
 
 
 def test_every_package_that_the_source_imports_is_declared():
-    assert third_party_imports() <= {canonicalize_name(requirement.name) for requirement in requirements("flash")}
+    imported = {name.split(".")[0] for module in source_modules() for name in imports(module)}
+    assert distributions(imported) <= {canonicalize_name(r.name) for r in requirements("flash")}
+
+
+def test_every_package_that_the_tests_import_is_declared():
+    imported = distributions(top_level_imports_of_tests())
+    assert imported <= {canonicalize_name(r.name) for r in requirements("dev", "flash")}
 
 
 def test_every_constraint_is_an_exact_version():
