@@ -1,10 +1,10 @@
 """LLaVA-Video on current PyTorch and transformers: the model as its authors run it, and a fast engine around it.
 
-    from llava_video import Engine, EngineConfig, GenerationConfig
+from llava_video import Engine, EngineConfig, GenerationConfig
 
-    engine = Engine.load(EngineConfig(model="lmms-lab/LLaVA-Video-7B-Qwen2"))
-    video = engine.open(frames, timestamps_s, duration_s)
-    print(video.ask("Please describe this video in detail.", GenerationConfig(max_new_tokens=512)).result().text)
+engine = Engine.load(EngineConfig(model="lmms-lab/LLaVA-Video-7B-Qwen2"))
+video = engine.open(frames, timestamps_s, duration_s)
+print(video.ask("Please describe this video in detail.", GenerationConfig(max_new_tokens=512)).result().text)
 """
 
 from importlib import import_module

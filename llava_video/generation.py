@@ -43,9 +43,12 @@ class Completion:
         text: decoded without special tokens, surrounding white space stripped.
         token_ids: every generated id, the end-of-turn id included when it was written.
         num_prompt_tokens: system text, video tokens, time instruction and question together.
+        clip_id, frames_digest: whose keys and values the answer was computed from; empty without a video.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     num_prompt_tokens: int
+    clip_id: str = ""
+    frames_digest: str = ""

@@ -105,7 +105,9 @@ def read_model_config(checkpoint: Checkpoint, overrides: Mapping[str, object] | 
     content = checkpoint.read_json("config.json")
     unknown = sorted(key for key in overrides or {} if not (key.startswith("mm_") or key in content))
     if unknown:
-        raise CheckpointError(f"config_overrides names {unknown}: wanted keys of config.json, such as mm_spatial_pool_mode")
+        raise CheckpointError(
+            f"config_overrides names {unknown}: wanted keys of config.json, such as mm_spatial_pool_mode"
+        )
     try:
         return _parse({**content, **(overrides or {})})
     except CheckpointError as error:
@@ -137,7 +139,9 @@ def _parse(content: Mapping[str, Any]) -> ModelConfig:
             f"{config.patch_merge_type!r} has not; use spatial_unpad, or one_token or no_token"
         )
     if config.add_faster_video and config.newline_position != "grid":
-        raise CheckpointError(f"add_faster_video with mm_newline_position {config.newline_position!r}; implemented: grid")
+        raise CheckpointError(
+            f"add_faster_video with mm_newline_position {config.newline_position!r}; implemented: grid"
+        )
     return config
 
 
@@ -147,7 +151,9 @@ def _parse_tower(content: Mapping[str, Any]) -> TowerConfig:
     tower = TowerConfig(**{name: int(vision[name]) for name in names if name in vision})
     declared = content.get("mm_hidden_size", tower.hidden_size)
     if declared != tower.hidden_size:
-        raise CheckpointError(f"mm_hidden_size is {declared}, but the vision tower's hidden size is {tower.hidden_size}")
+        raise CheckpointError(
+            f"mm_hidden_size is {declared}, but the vision tower's hidden size is {tower.hidden_size}"
+        )
     return tower
 
 

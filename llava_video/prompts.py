@@ -58,7 +58,7 @@ class PromptTokenizer:
         """Returns the ids around the video, up to and without the full stop of the time instruction."""
         instruction = write_time_instruction(timestamps_s, duration_s)
         return VideoPrefix(
-            before_video=tuple(self.text_prefix()),
+            before_video=(*self.text_prefix(), *self._encode("\n")),
             after_video=tuple(self._encode(_BEFORE_TIME[self._layout] + instruction.removesuffix("."))),
         )
 
@@ -67,13 +67,13 @@ class PromptTokenizer:
         return self._encode("." + _BEFORE_QUESTION[self._layout] + question) + self._turn_to_assistant()
 
     def text_prefix(self) -> list[int]:
-        """Returns the ids that every prompt begins with: the system turn and the head of the user's."""
+        """Returns the ids that every prompt begins with: the system turn and the word `user`."""
         system = [self._im_start, *self._encode(f"system\n{_SYSTEM}"), self._im_end, *self._encode("\n")]
-        return [*system, self._im_start, *self._encode("user\n")]
+        return [*system, self._im_start, *self._encode("user")]
 
     def text_question(self, question: str) -> list[int]:
         """Returns the ids that follow `text_prefix` for a question without a video."""
-        return self._encode(question) + self._turn_to_assistant()
+        return self._encode("\n" + question) + self._turn_to_assistant()
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Returns the text of generated ids without special tokens, stripped."""

@@ -1,0 +1,123 @@
+"""Attention in two parts that share no copy of the prefix, merged by log-sum-exp (cascade attention).
+
+Softmax attention over the keys of a clip's prefix and of a row's own suffix together equals the two attentions apart,
+weighed by the exponentials of their log-sum-exps. So the prefix is read once for all rows of a clip, in one matrix
+product, and never copied. Grouped-query heads fold into the query dimension.
+
+Letters: N tokens, R rows, S suffix tokens, P prefix tokens, H query heads, K key-value heads, G = H / K, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llava_video.errors import CheckpointError
+
+# Bounds the float32 score matrix of one product to 256 MB.
+_MAX_SCORES = 1 << 26
+
+
+def fold_groups(queries: Tensor, num_key_value_heads: int) -> Tensor:
+    """Folds query heads that share keys into the tokens: [N, H, E] to [K, N * G, E]."""
+    return queries.unflatten(1, (num_key_value_heads, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def unfold_groups(folded: Tensor, num_tokens: int) -> Tensor:
+    """Undoes `fold_groups`: [K, N * G, ...] to [N, H, ...]."""
+    return folded.unflatten(1, (num_tokens, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def attend_with_lse(
+    queries: Tensor, keys: Tensor, values: Tensor, last_visible: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attends and also returns the log-sum-exp of the scores, which `merge_attention` weighs by.
+
+    Args:
+        queries: [..., M, E]; keys, values: [..., L, E].
+        last_visible: [..., M] int, the index of the last key that each query may see; None: all.
+
+    Returns:
+        outputs [..., M, E] in the queries' dtype and log-sum-exps float32 [..., M].
+    """
+    scores_per_query = queries[..., 0, 0].numel() * keys.shape[-2]
+    chunk = max(1, _MAX_SCORES // max(1, scores_per_query))
+    if queries.shape[-2] <= chunk:
+        return _attend_chunk(queries, keys, values, last_visible)
+    parts = [
+        _attend_chunk(
+            queries[..., i : i + chunk, :],
+            keys,
+            values,
+            None if last_visible is None else last_visible[..., i : i + chunk],
+        )
+        for i in range(0, queries.shape[-2], chunk)
+    ]
+    return torch.cat([out for out, _ in parts], dim=-2), torch.cat([lse for _, lse in parts], dim=-1)
+
+
+def _attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, last_visible: Tensor | None) -> tuple[Tensor, Tensor]:
+    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5  # [..., M, L]
+    if last_visible is not None:
+        positions = torch.arange(keys.shape[-2], device=keys.device)
+        scores.masked_fill_(positions > last_visible[..., None], float("-inf"))
+    lse = scores.logsumexp(dim=-1)
+    weights = scores.sub_(lse[..., None]).exp_().to(values.dtype)
+    return weights @ values, lse
+
+
+def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
+    """Joins attention over two disjoint sets of keys: outputs [..., E] with log-sum-exps [...]."""
+    share_a = torch.sigmoid(lse_a - lse_b)[..., None].to(out_a.dtype)
+    return out_a * share_a + out_b * (1 - share_a)
+
+
+def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, implementation: str | None) -> Tensor:
+    """Attends within one whole sequence: queries [L, H, E], keys and values [L, K, E]; returns [L, H, E]."""
+    if implementation == "flash_attention_2":
+        return _flash_attend(queries, keys, values)
+    num_kv_heads = keys.shape[1]
+    if implementation == "eager":
+        out, _ = attend_suffix(queries, keys, values)
+        return out
+    groups = queries.shape[1] // num_kv_heads
+    expanded = (t.repeat_interleave(groups, dim=1).transpose(0, 1)[None] for t in (keys, values))
+    out = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], *expanded, is_causal=True)
+    return out[0].transpose(0, 1)
+
+
+def attend_suffix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention of new tokens among themselves, shapes as `attend_causally`; also log-sum-exps [L, H]."""
+    length, num_heads, _ = queries.shape
+    num_kv_heads = keys.shape[1]
+    last_visible = torch.arange(length, device=queries.device).repeat_interleave(num_heads // num_kv_heads)
+    folded = fold_groups(queries, num_kv_heads)
+    out, lse = attend_with_lse(folded, keys.transpose(0, 1), values.transpose(0, 1), last_visible)
+    return unfold_groups(out, length), unfold_groups(lse, length)
+
+
+def attend_prefix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of queries [N, H, E] of one clip's rows to its prefix, keys and values [K, P, E]."""
+    num_tokens, num_kv_heads = len(queries), len(keys)
+    out, lse = attend_with_lse(fold_groups(queries, num_kv_heads), keys, values)
+    return unfold_groups(out, num_tokens), unfold_groups(lse, num_tokens)
+
+
+def attend_pages(queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of one query a row [R, H, E] to that row's suffix, keys and values [K, R, S, E], `lengths` [R] valid."""
+    grouped = queries.unflatten(1, (len(keys), -1)).transpose(0, 1)  # [K, R, G, E]
+    last_visible = (lengths - 1)[None, :, None].expand(grouped.shape[:3])
+    out, lse = attend_with_lse(grouped, keys, values, last_visible)
+    return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1, 2)
+
+
+def _flash_attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        raise CheckpointError(
+            "attn_implementation is 'flash_attention_2', but flash-attn is not installed: "
+            "pip install 'framescribe[flash]', or use 'sdpa'"
+        ) from None
+    return flash_attn_func(queries[None], keys[None], values[None], causal=True)[0]

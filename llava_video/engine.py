@@ -1,0 +1,202 @@
+"""The engine: one thread owns the model, any number of threads ask.
+
+All clips in flight share the running batch (continuous batching), all questions of a clip share its prefilled prefix.
+`docs/engine.md` explains how with one picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+
+import numpy as np
+
+from llava_video.checkpoint import Checkpoint, find_checkpoint
+from schemas.digest import digest_frames
+from llava_video.engine_config import EngineConfig
+from llava_video.engine_stats import EngineStats
+from llava_video.engine_thread import EngineThread
+from llava_video.errors import EngineClosed, PromptTooLong
+from llava_video.generation import Completion, GenerationConfig
+from llava_video.memory import choose_device, choose_dtype, choose_layer_devices, plan_memory
+from llava_video.model import LlavaVideoModel, load_model
+from llava_video.model_config import read_model_config
+from llava_video.model_runner import ModelRunner
+from llava_video.pixels import find_unique_frames, resize_frames
+from llava_video.prompts import PromptTokenizer, VideoPrefix
+from llava_video.scheduler import Scheduler
+from llava_video.stop_rule import StopRule, read_generation_defaults
+from llava_video.tasks import QuestionTask, VideoTask
+
+
+class Engine:
+    """A loaded model that answers questions about videos, many at once.
+
+    Attributes:
+        checkpoint: where the model came from and its revision.
+        model: the model itself, for those who want its intermediate results.
+        stats: running totals; read from any thread.
+    """
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, model: LlavaVideoModel) -> None:
+        self.config, self.checkpoint, self.model = config, checkpoint, model
+        self.stats = EngineStats()
+        self.tokenizer = PromptTokenizer(checkpoint, config.prompt_layout)
+        self._defaults = read_generation_defaults(checkpoint)
+        memory = plan_memory(config, model)
+        runner = ModelRunner(
+            model, memory.pages, memory.limits.max_rows, memory.vision_batch_frames, config.attn_implementation
+        )
+        rule = StopRule(self._defaults.eos_token_ids)
+        self._thread = EngineThread(runner, Scheduler(memory.limits), rule, self.tokenizer, self.stats)
+        self._orders = itertools.count()
+        self._text_only = self._open_text_prefix()
+        self._closed = threading.Event()
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> Engine:
+        """Loads a checkpoint and starts the engine's thread.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged or not implemented; the message says what to do.
+        """
+        checkpoint = find_checkpoint(config.model, config.revision, config.storage_options)
+        model_config = read_model_config(checkpoint, config.config_overrides)
+        tokenizer = PromptTokenizer(checkpoint, config.prompt_layout)
+        device = choose_device(config.device)
+        num_ids = min(tokenizer.num_ids + model_config.adds_im_patch_token, model_config.language.vocab_size)
+        devices = choose_layer_devices(config.device_map, device, model_config.language.num_hidden_layers)
+        dtype = choose_dtype(config.dtype, device)
+        model = load_model(checkpoint, model_config, num_ids, devices, dtype, config.attn_implementation)
+        return cls(config, checkpoint, model)
+
+    def open(
+        self,
+        frames: np.ndarray,
+        timestamps_s: Sequence[float],
+        duration_s: float,
+        *,
+        clip_id: str = "",
+        on_encoded: Callable[[], None] | None = None,
+    ) -> Video:
+        """Takes a clip in; it is encoded and prefilled once, when its first question's turn comes.
+
+        Args:
+            frames: uint8 [T, H, W, 3] RGB; resized as the reference does unless they have the model's size.
+            timestamps_s: [T] seconds of each frame, as the prompt states them.
+            duration_s: seconds the clip lasts, as the prompt states it.
+            clip_id: goes into every completion.
+            on_encoded: called from the engine's thread once the frames are no longer held, or never will be needed.
+
+        Raises:
+            ValueError: frames and times do not fit together.
+            PromptTooLong: the frames alone exceed the model's context.
+        """
+        _check_frames(frames, timestamps_s)
+        unique, frame_order = find_unique_frames(resize_frames(frames, self.model.config.tower.image_size))
+        text = self.tokenizer.video_prefix(timestamps_s, duration_s)
+        num_tokens = len(text.before_video) + self.model.num_video_tokens(len(frames)) + len(text.after_video)
+        self._check_length(num_tokens, 0, 1)
+        task = VideoTask(
+            order=next(self._orders),
+            clip_id=clip_id,
+            frames_digest=digest_frames(frames),
+            frames=unique,
+            frame_order=frame_order,
+            text=text,
+            num_tokens=num_tokens,
+            on_encoded=on_encoded,
+        )
+        self._thread.add_video(task)
+        return Video(self, task)
+
+    def ask(self, question: str, generation: GenerationConfig | None = None) -> Future[Completion]:
+        """Asks without a video: the prompt holds the system text and the question only."""
+        return self._ask(self._text_only, self.tokenizer.text_question(question), generation)
+
+    def close(self) -> None:
+        """Stops the thread and frees the model's memory; unanswered questions raise `EngineClosed`."""
+        self._closed.set()
+        self._thread.stop()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, video: VideoTask, token_ids: list[int], generation: GenerationConfig | None) -> Future[Completion]:
+        generation = generation or GenerationConfig()
+        if self._closed.is_set():
+            raise EngineClosed("the engine is closed; load another to ask")
+        self._check_length(video.num_tokens, len(token_ids), generation.max_new_tokens)
+        penalty = generation.repetition_penalty
+        resolved = self._defaults.repetition_penalty if penalty is None else penalty
+        future: Future[Completion] = Future()
+        self._thread.add_question(QuestionTask(video, token_ids, generation, resolved, future))
+        return future
+
+    def _check_length(self, num_prefix: int, num_question: int, num_new: int) -> None:
+        limit = self.model.config.max_length
+        if num_prefix + num_question + num_new > limit:
+            raise PromptTooLong(
+                f"video and system text have {num_prefix} tokens, the question {num_question}, the answer up to "
+                f"{num_new}: {num_prefix + num_question + num_new} in all, over the model's {limit}. "
+                "Use fewer frames or a smaller max_new_tokens; prompts are never truncated"
+            )
+
+    def _open_text_prefix(self) -> VideoTask:
+        """Queues the system text that all questions without a video share."""
+        ids = tuple(self.tokenizer.text_prefix())
+        order = next(self._orders)
+        nothing = np.empty(0, dtype=np.int64)
+        task = VideoTask(order, "", "", None, nothing, VideoPrefix(ids, ()), len(ids))
+        self._thread.add_video(task)
+        return task
+
+
+class Video:
+    """An open clip: ask it anything, any number of times, from any thread; close it when done."""
+
+    def __init__(self, engine: Engine, task: VideoTask) -> None:
+        self._engine, self._task = engine, task
+
+    @property
+    def frames_digest(self) -> str:
+        """SHA-256 of the frames as they were given; every completion carries it."""
+        return self._task.frames_digest
+
+    def ask(self, question: str, generation: GenerationConfig | None = None) -> Future[Completion]:
+        """Asks one question; cancelling the future takes it out of the batch.
+
+        Raises:
+            PromptTooLong: prompt and answer would not fit the model's context.
+            EngineClosed: the video or the engine was closed.
+        """
+        if self._task.is_closed:
+            raise EngineClosed("the video is closed; open it again to ask")
+        return self._engine._ask(self._task, self._engine.tokenizer.video_question(question), generation)
+
+    def close(self) -> None:
+        """Frees the clip's keys and values once its running questions are answered; waiting ones are cancelled."""
+        self._engine._thread.close_video(self._task)
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_frames(frames: np.ndarray, timestamps_s: Sequence[float]) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}, wanted uint8 [T, H, W, 3] with T at least 1")
+    if len(timestamps_s) != len(frames):
+        raise ValueError(f"got {len(frames)} frames and {len(timestamps_s)} timestamps, wanted one for each frame")

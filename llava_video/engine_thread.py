@@ -1,0 +1,240 @@
+"""The thread that owns the model: it takes videos and questions in, steps, and hands answers out."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+
+import torch
+
+from llava_video.engine_stats import EngineStats
+from llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
+from llava_video.generation import Completion, FinishReason
+from llava_video.kv_cache import PAGE_TOKENS
+from llava_video.memory_faults import evict_half, recover_prefill
+from llava_video.model_runner import ModelRunner
+from llava_video.prompts import PromptTokenizer
+from llava_video.scheduler import Scheduler, num_pages_for
+from llava_video.stop_rule import StopRule
+from llava_video.tasks import QuestionTask, VideoTask
+
+
+class EngineThread:
+    """Runs the engine's loop; every public method may be called from any thread."""
+
+    def __init__(
+        self, runner: ModelRunner, scheduler: Scheduler, rule: StopRule, tokenizer: PromptTokenizer, stats: EngineStats
+    ) -> None:
+        self._runner, self._scheduler, self._rule = runner, scheduler, rule
+        self._tokenizer, self._stats = tokenizer, stats
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._has_ended = False
+        self._cause: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="llava-video-engine", daemon=True)
+        self._thread.start()
+
+    def add_video(self, video: VideoTask) -> None:
+        """Queues a video."""
+        self._send(lambda: self._scheduler.add_video(video))
+
+    def add_question(self, question: QuestionTask) -> None:
+        """Queues a question; its future gets the answer or the reason why there is none.
+
+        Raises:
+            EngineBroken: the device failed earlier.
+            EngineClosed: the engine was closed.
+        """
+        self._send(lambda: self._admit(question))
+
+    def close_video(self, video: VideoTask) -> None:
+        """Frees a video when its running questions are done."""
+        video.is_closed = True
+        with self._lock:
+            if not self._has_ended:
+                self._inbox.put(lambda: self._close_video(video))
+
+    def stop(self) -> None:
+        """Ends the thread; questions not yet answered raise `EngineClosed`."""
+        self._stopping.set()
+        self._inbox.put(lambda: None)
+        self._thread.join()
+
+    def _send(self, command: Callable[[], None]) -> None:
+        with self._lock:
+            if self._has_ended:
+                raise _describe_end(self._cause)
+            self._inbox.put(command)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._read_inbox()
+                self._step()
+        finally:
+            # Whatever ends the loop is no single clip's fault: a lost device, or a bug. Nobody may wait for ever.
+            self._cause = sys.exc_info()[1]
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._has_ended = True
+        while not self._inbox.empty():
+            self._inbox.get()()
+        waiting = [question for video in self._scheduler.videos for question in video.waiting]
+        self._fail([*self._scheduler.running, *waiting], _describe_end(self._cause))
+        for video in self._scheduler.videos:
+            _release_frames(video)
+
+    def _read_inbox(self) -> None:
+        if not self._scheduler.has_work:
+            with self._stats.timed("waiting_s"):
+                self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _step(self) -> None:
+        self._drop_cancelled()
+        videos = self._scheduler.next_videos()
+        if videos:
+            self._prefill(videos)
+        questions = self._scheduler.next_questions()
+        if questions:
+            self._start(questions)
+        if self._scheduler.running:
+            self._decode()
+
+    def _prefill(self, videos: list[VideoTask]) -> None:
+        seen = [video for video in videos if video.frames is not None]
+        try:
+            with self._stats.timed("encode_s"):
+                encoded = self._runner.encode_videos(seen) if seen else []
+            tokens = dict(zip(map(id, seen), encoded, strict=True))
+            for video in videos:
+                with self._stats.timed("prefill_s"):
+                    video.prefix = self._runner.prefill(video, tokens.get(id(video)))
+                self._count_prefill(video)
+        except torch.OutOfMemoryError as error:
+            self._stats.memory_faults += 1
+            self._fail(recover_prefill(self._scheduler, videos), ClipTooLarge(f"out of memory: {error}"))
+
+    def _count_prefill(self, video: VideoTask) -> None:
+        assert video.prefix is not None, "just prefilled"
+        self._stats.prefilled_prefixes += 1
+        self._stats.prefilled_tokens += video.num_tokens
+        self._stats.hold_prefix(video.prefix.size_bytes)
+        if video.frames is not None:
+            self._stats.encoded_clips += 1
+            self._stats.encoded_frames += len(video.frames)
+        _release_frames(video)
+
+    def _start(self, questions: list[QuestionTask]) -> None:
+        try:
+            with self._stats.timed("question_s"):
+                chosen = self._runner.start(questions)
+        except torch.OutOfMemoryError as error:
+            self._recover_rows(error)
+            return
+        self._stats.questions += len(questions)
+        self._stats.question_tokens += sum(len(question.token_ids) for question in questions)
+        self._extend(questions, chosen)
+
+    def _decode(self) -> None:
+        rows = list(self._scheduler.running)
+        try:
+            with self._stats.timed("decode_s"):
+                chosen = self._runner.decode(rows)
+        except torch.OutOfMemoryError as error:
+            self._recover_rows(error)
+            return
+        self._stats.decode_steps += 1
+        self._extend(rows, chosen)
+
+    def _recover_rows(self, error: torch.OutOfMemoryError) -> None:
+        self._stats.memory_faults += 1
+        failed = evict_half(self._scheduler)
+        self._fail(failed, ClipTooLarge(f"one question alone runs out of memory: {error}"))
+
+    def _extend(self, questions: list[QuestionTask], chosen: list[int]) -> None:
+        self._stats.generated_tokens += len(chosen)
+        for question, token_id in zip(questions, chosen, strict=True):
+            question.generated.append(token_id)
+            reason = self._rule.finish_reason(question)
+            if reason is not None:
+                self._finish(question)
+                with suppress(InvalidStateError):  # cancelled meanwhile
+                    question.future.set_result(self._complete(question, reason))
+
+    def _complete(self, question: QuestionTask, reason: FinishReason) -> Completion:
+        return Completion(
+            text=self._tokenizer.decode(question.generated),
+            token_ids=tuple(question.generated),
+            finish_reason=reason,
+            num_prompt_tokens=question.num_prompt_tokens,
+            clip_id=question.video.clip_id,
+            frames_digest=question.video.frames_digest,
+        )
+
+    def _admit(self, question: QuestionTask) -> None:
+        """Queues a question, or refuses it at once when it can never run."""
+        limits, video = self._scheduler.limits, question.video
+        if video.is_closed:
+            question.future.set_exception(EngineClosed("the video was closed before the question was answered"))
+        elif video.num_tokens > limits.prefix_tokens or num_pages_for(question.max_tokens) > limits.num_pages:
+            self._fail([question], ClipTooLarge(_describe_size(question, self._scheduler)))
+            _release_frames(video)
+        else:
+            self._scheduler.add_question(question)
+
+    def _finish(self, question: QuestionTask) -> None:
+        prefix = question.video.prefix
+        self._scheduler.finish(question)
+        if prefix is not None and question.video.prefix is None:
+            self._stats.hold_prefix(-prefix.size_bytes)
+
+    def _close_video(self, video: VideoTask) -> None:
+        prefix = video.prefix
+        for question in self._scheduler.close_video(video):
+            question.future.cancel()
+        if prefix is not None and video.prefix is None:
+            self._stats.hold_prefix(-prefix.size_bytes)
+        _release_frames(video)
+
+    def _drop_cancelled(self) -> None:
+        for question in [q for q in self._scheduler.running if q.future.cancelled()]:
+            self._finish(question)
+        for video in self._scheduler.videos:
+            video.waiting = [question for question in video.waiting if not question.future.cancelled()]
+
+    def _fail(self, questions: list[QuestionTask], error: Exception) -> None:
+        for question in questions:
+            with suppress(InvalidStateError):  # cancelled meanwhile
+                question.future.set_exception(error)
+
+
+def _describe_end(cause: BaseException | None) -> Exception:
+    if cause is None:
+        return EngineClosed("the engine was closed before the question was answered; load another to ask")
+    return EngineBroken(f"the engine stopped, restart the process to go on: {type(cause).__name__}: {cause}")
+
+
+def _release_frames(video: VideoTask) -> None:
+    """Lets go of a video's frames, once."""
+    video.frames = None
+    callback, video.on_encoded = video.on_encoded, None
+    if callback is not None:
+        callback()
+
+
+def _describe_size(question: QuestionTask, scheduler: Scheduler) -> str:
+    limits = scheduler.limits
+    return (
+        f"the clip's prefix has {question.video.num_tokens} tokens of {limits.prefix_tokens} that fit the memory for keys "
+        f"and values, question and answer up to {question.max_tokens} of {limits.num_pages * PAGE_TOKENS}; use fewer "
+        "frames, a smaller max_new_tokens, or a larger kv_budget_bytes"
+    )

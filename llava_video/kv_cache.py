@@ -1,0 +1,66 @@
+"""Where keys and values live: one contiguous prefix a clip, and pages for the suffix of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAGE_TOKENS = 32
+
+
+@dataclass(slots=True)
+class PrefixKV:
+    """Keys and values of a clip's prompt prefix, per layer [K, P, E]; exists once however many questions share it."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prefix, P."""
+        return self.keys[0].shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that keys and values of all layers take."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+class SuffixPages:
+    """Keys and values of the tokens that questions and answers add, in pages of `PAGE_TOKENS` tokens.
+
+    A row's pages are reserved when it is admitted, so that a running row never runs out, and nothing is ever
+    concatenated: a step writes one token into each row's last page.
+    """
+
+    def __init__(
+        self, num_pages: int, num_heads: int, head_dim: int, layer_devices: Sequence[torch.device], dtype: torch.dtype
+    ) -> None:
+        shape = (num_heads, num_pages, PAGE_TOKENS, head_dim)
+        # Zeros, not empty memory: masked positions weigh nothing, but nothing times NaN is NaN.
+        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
+        self._values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
+        self.size_bytes = sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Writes keys and values [N, K, E] into `slots` [N], counted in tokens over all pages."""
+        slots = slots.to(self._keys[layer].device)
+        for pool, new in ((self._keys[layer], keys), (self._values[layer], values)):
+            pool.flatten(1, 2)[:, slots] = new.transpose(0, 1)
+
+    def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values [K, R, B * PAGE_TOKENS, E] of rows with page tables [R, B]."""
+        pages = tables.flatten().to(self._keys[layer].device)
+        keys, values = (
+            pool[layer].index_select(1, pages).unflatten(1, tables.shape).flatten(2, 3)
+            for pool in (self._keys, self._values)
+        )
+        return keys, values
+
+
+def bytes_per_token(num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Returns the bytes that one token's keys and values take over all layers."""
+    return 2 * num_layers * num_heads * head_dim * dtype.itemsize

@@ -1,0 +1,79 @@
+"""Runs Qwen2's layers over packed tokens, with the attention left to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llava_video.model_config import LanguageConfig
+
+
+class Attend(Protocol):
+    """Attention of one layer: queries [N, H, E], keys and values [N, K, E] of the new tokens; returns [N, H, E]."""
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor: ...
+
+
+class LanguageModel:
+    """The weights of a `Qwen2ForCausalLM`, run layer by layer over tokens of any number of sequences at once.
+
+    Everything but attention treats tokens alone, so tokens of many rows are packed into one [N, D] without padding.
+    Layers may lie on several devices; hidden states move along.
+    """
+
+    def __init__(self, module: nn.Module, config: LanguageConfig, layer_devices: Sequence[torch.device]) -> None:
+        self._model, self._lm_head = module.model, module.lm_head
+        self._config = config
+        self.layer_devices = list(layer_devices)
+        self.num_ids = self._lm_head.weight.shape[0]
+        self.dtype: torch.dtype = self._lm_head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings are looked up and inputs are wanted."""
+        return self._model.embed_tokens.weight.device
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Looks up embeddings, [N] to [N, D]."""
+        return self._model.embed_tokens(token_ids)
+
+    def forward(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Runs all layers and the final norm over embeddings [N, D] at `positions` [N]."""
+        cos, sin = self._rotary(positions)
+        for index, (layer, device) in enumerate(zip(self._model.layers, self.layer_devices, strict=True)):
+            if hidden.device != device:
+                hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
+            hidden = hidden + self._attention(index, layer, hidden, cos, sin, attend)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return self._model.norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns float32 logits [R, V] of final hidden states [R, D]; V is the tokenizer's length."""
+        return self._lm_head(hidden).float()
+
+    def _attention(
+        self, index: int, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> Tensor:
+        block, normed = layer.self_attn, layer.input_layernorm(hidden)
+        queries, keys, values = (
+            projection(normed).unflatten(-1, (-1, self._config.head_dim))
+            for projection in (block.q_proj, block.k_proj, block.v_proj)
+        )
+        attended = attend(index, _rotate(queries, cos, sin), _rotate(keys, cos, sin), values)
+        return block.o_proj(attended.flatten(1))
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns cosines and sines [N, 1, E] of plain one-dimensional rotary positions (the reference forces them)."""
+        half = torch.arange(0, self._config.head_dim, 2, dtype=torch.float32, device=positions.device)
+        frequencies = 1.0 / (self._config.rope_theta ** (half / self._config.head_dim))
+        angles = positions.float()[:, None] * frequencies
+        angles = torch.cat([angles, angles], dim=-1)[:, None]
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin

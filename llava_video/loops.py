@@ -1,0 +1,86 @@
+"""Tells a completion that goes round in circles from one that is only long.
+
+The 7B model repeats a sentence up to fifty times and then runs into the token limit (LLaVA-NeXT issue 362). Two rules
+on token ids stop it while it generates; one rule on text finds what they let pass. A false alarm cuts a good answer, a
+late one costs some tokens: the thresholds lean towards late.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+CHECK_EVERY = 8
+"""Tokens between two looks: a loop costs at most seven tokens more, and the look an eighth."""
+
+MAX_PERIOD = 256
+"""Longest repeated stretch that is looked for, about ten sentences."""
+
+MIN_COPIED = 48
+"""Tokens that must repeat what stands one period before them; `| --- | --- |` rows and `ha ha ha` stay below."""
+
+NUM_COPIES_SHORT, NUM_COPIES_LONG, LONG_PERIOD = 4, 3, 32
+"""Copies of a stretch that make a loop: four of a sentence, three of a stretch of more than 32 tokens (a paragraph)."""
+
+GRAM, NUM_GRAMS, GRAM_WINDOW = 16, 8, 1024
+"""The last 16 tokens standing eight times among the last 1,024: a sentence that returns with others in between.
+
+Sixteen, because the rows of an honest table or list share a shorter stretch than that before they differ.
+"""
+
+MIN_SENTENCE_WORDS, NUM_SENTENCES = 3, 8
+"""The same sentence of three words or more, numbering apart, eight times in one text."""
+
+
+def is_looping(token_ids: Sequence[int]) -> bool:
+    """Whether the tokens generated so far end in a loop; to be called after each new token.
+
+    Looks only when the number of tokens is a multiple of `CHECK_EVERY`, and then at no more than `GRAM_WINDOW` of
+    them: some microseconds, whatever the length.
+    """
+    if len(token_ids) < MIN_COPIED or len(token_ids) % CHECK_EVERY:
+        return False
+    tail = list(token_ids[-GRAM_WINDOW:])
+    # The gram looked for ends some tokens before the end, more or fewer at each look: a running number inside each copy
+    # of a sentence cannot be hit every time.
+    gram_stop = len(tail) - len(token_ids) // CHECK_EVERY % CHECK_EVERY
+    return _ends_in_copies(tail) or _is_frequent(tail[gram_stop - GRAM : gram_stop], tail)
+
+
+def has_repeated_sentence(text: str) -> bool:
+    """Whether one sentence or line stands in a text `NUM_SENTENCES` times, whatever number leads it."""
+    sentences = (_WORD.findall(sentence.lower()) for sentence in _SENTENCE_END.split(text))
+    counts = Counter(" ".join(words) for words in sentences if len(words) >= MIN_SENTENCE_WORDS)
+    return any(count >= NUM_SENTENCES for count in counts.values())
+
+
+# A leading number ends a "sentence" of its own, so that `12. The man walks.` counts as `The man walks.`
+_SENTENCE_END = re.compile(r"[.!?。！？](?=\s|$)|\n|(?:^|(?<=\s))\d{1,4}[.):](?=\s)")
+_WORD = re.compile(r"\w+")
+
+
+def _ends_in_copies(tail: list[int]) -> bool:
+    newest = len(tail) - 1
+    for period in range(1, min(MAX_PERIOD, newest) + 1):
+        if tail[newest - period] != tail[newest]:
+            continue
+        num_copies = NUM_COPIES_SHORT if period <= LONG_PERIOD else NUM_COPIES_LONG
+        num_copied = max(MIN_COPIED, (num_copies - 1) * period)
+        start = len(tail) - num_copied
+        if start >= period and tail[start:] == tail[start - period : -period]:
+            return True
+    return False
+
+
+def _is_frequent(gram: list[int], tail: list[int]) -> bool:
+    num_grams, start = 0, 0
+    while num_grams < NUM_GRAMS:
+        try:
+            start = tail.index(gram[0], start, len(tail) - GRAM + 1)
+        except ValueError:
+            return False
+        found = tail[start : start + GRAM] == gram
+        num_grams += found
+        start += GRAM if found else 1  # copies do not overlap: a dashed line is not a loop yet
+    return True

@@ -1,0 +1,83 @@
+"""Which devices the model lies on, and how much of their memory keys and values may take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llava_video.engine_config import EngineConfig
+from llava_video.kv_cache import PAGE_TOKENS, SuffixPages, bytes_per_token
+from llava_video.model import LlavaVideoModel
+from llava_video.scheduler import Limits
+
+# Left free on a GPU for activations: a 14k-token prefill of the 7B needs about 3 GB, a tower batch of 64 frames 2 GB.
+_ACTIVATION_BYTES = 8 << 30
+# Questions and answers are short beside a video's 13k tokens; a quarter of the budget holds 100 and more rows.
+_SUFFIX_SHARE = 0.25
+_CPU_SHARE, _CPU_MOST_BYTES = 0.3, 8 << 30
+_VISION_BATCH_FRAMES = {"cuda": 64, "cpu": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the engine allocates and what its scheduler may promise."""
+
+    limits: Limits
+    pages: SuffixPages
+    vision_batch_frames: int
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device that was asked for; `auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but PyTorch {torch.__version__} sees no GPU; use device 'cpu'")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def choose_layer_devices(device_map: str | None, device: torch.device, num_layers: int) -> list[torch.device]:
+    """Returns a device for each language layer: one for all, or equal runs of layers over all visible GPUs."""
+    num_gpus = torch.cuda.device_count() if device_map == "auto" and device.type == "cuda" else 1
+    if num_gpus == 1:
+        return [device] * num_layers
+    return [torch.device("cuda", index * num_gpus // num_layers) for index in range(num_layers)]
+
+
+def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
+    """Divides the memory for keys and values between prefixes and the pages of questions and answers."""
+    language = model.config.language
+    per_token = bytes_per_token(
+        language.num_hidden_layers, language.num_key_value_heads, language.head_dim, model.language.dtype
+    )
+    budget = config.kv_budget_bytes or _free_bytes(model.language.layer_devices)
+    num_pages = max(int(budget * _SUFFIX_SHARE) // per_token // PAGE_TOKENS, 1)
+    pages = SuffixPages(
+        num_pages, language.num_key_value_heads, language.head_dim, model.language.layer_devices, model.language.dtype
+    )
+    limits = Limits(
+        prefix_tokens=int(budget * (1 - _SUFFIX_SHARE)) // per_token, num_pages=num_pages, max_rows=config.max_rows
+    )
+    return MemoryPlan(limits, pages, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
+
+
+def _free_bytes(devices: Sequence[torch.device]) -> int:
+    if devices[0].type == "cpu":
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(int(available * _CPU_SHARE), _CPU_MOST_BYTES)
+    # Layers are spread evenly, so the fullest GPU sets the pace for all.
+    distinct = set(devices)
+    least = min(torch.cuda.mem_get_info(device)[0] for device in distinct)
+    return max(least - _ACTIVATION_BYTES, least // 4) * len(distinct)

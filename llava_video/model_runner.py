@@ -1,0 +1,183 @@
+"""Executes what the scheduler decided: prefills videos, starts questions, decodes one token for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from llava_video.attention import attend_causally, attend_pages, attend_prefix, attend_suffix, merge_attention
+from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages
+from llava_video.model import LlavaVideoModel
+from llava_video.tasks import QuestionTask, VideoTask
+
+
+class ModelRunner:
+    """The model, the pages of all rows, and which ids each row has generated.
+
+    Letters: L prefix tokens, N packed tokens, R rows, V vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: LlavaVideoModel,
+        pages: SuffixPages,
+        max_rows: int,
+        vision_batch_frames: int,
+        attn_implementation: str | None,
+    ) -> None:
+        self.model, self._pages = model, pages
+        self._language = model.language
+        self._vision_batch_frames = vision_batch_frames
+        self._implementation = attn_implementation
+        self._seen = torch.zeros(max_rows, self._language.num_ids, dtype=torch.bool, device=self._head_device)
+
+    @property
+    def _head_device(self) -> torch.device:
+        return self._language.layer_devices[-1]
+
+    @torch.inference_mode()
+    def encode_videos(self, videos: Sequence[VideoTask]) -> list[Tensor]:
+        """Encodes the frames of several clips in shared tower batches; returns video tokens [V, D] of each."""
+        clips = [video.frames for video in videos if video.frames is not None]
+        assert len(clips) == len(videos), "a video is encoded once"
+        frames = [frame for clip in clips for frame in clip]
+        batch = self._vision_batch_frames
+        pooled = torch.cat([self.model.encode_frames(frames[i : i + batch]) for i in range(0, len(frames), batch)])
+        parts = pooled.split([len(clip) for clip in clips])
+        return [self.model.lay_out(part, video.frame_order) for part, video in zip(parts, videos, strict=True)]
+
+    @torch.inference_mode()
+    def prefill(self, video: VideoTask, video_tokens: Tensor | None) -> PrefixKV:
+        """Runs a clip's prefix through the language model and returns its keys and values."""
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+
+        def attend(layer: int, queries: Tensor, new_keys: Tensor, new_values: Tensor) -> Tensor:
+            # Heads first and contiguous: the order in which every later step multiplies them.
+            keys.append(new_keys.transpose(0, 1).contiguous())
+            values.append(new_values.transpose(0, 1).contiguous())
+            return attend_causally(queries, new_keys, new_values, self._implementation)
+
+        embeddings = self.embed_prefix(video, video_tokens)
+        self._language.forward(embeddings, torch.arange(len(embeddings), device=embeddings.device), attend)
+        return PrefixKV(keys, values)
+
+    def embed_prefix(self, video: VideoTask, video_tokens: Tensor | None) -> Tensor:
+        """Returns the embeddings [L, D] of a prefix, with the video tokens in their place."""
+        before, after = (
+            self._language.embed(torch.tensor(ids, dtype=torch.long, device=self.model.device))
+            for ids in (video.text.before_video, video.text.after_video)
+        )
+        return torch.cat([before, after] if video_tokens is None else [before, video_tokens.to(before), after])
+
+    @torch.inference_mode()
+    def start(self, questions: Sequence[QuestionTask]) -> list[int]:
+        """Runs new questions on top of their prefixes and returns the first id of each answer."""
+        lengths = [len(question.token_ids) for question in questions]
+        slots = torch.cat([_slots(question, range(len(question.token_ids))) for question in questions])
+        spans = _spans_by_video(questions, lengths)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self._pages.write(layer, slots, keys, values)
+            own = [
+                attend_suffix(*part) for part in zip(*(t.split(lengths) for t in (queries, keys, values)), strict=True)
+            ]
+            out, lse = (torch.cat(parts) for parts in zip(*own, strict=True))
+            return merge_attention(out, lse, *_attend_prefixes(layer, queries, spans))
+
+        ids = [token_id for question in questions for token_id in question.token_ids]
+        first = [question.video.num_tokens for question in questions]
+        positions = [start + i for start, length in zip(first, lengths, strict=True) for i in range(length)]
+        hidden = self._forward(ids, positions, attend)
+        self._seen[[question.row for question in questions]] = False
+        ends = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
+        return self._choose(hidden[ends], questions)
+
+    @torch.inference_mode()
+    def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
+        """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
+        written = [len(question.token_ids) + len(question.generated) - 1 for question in questions]
+        slots = torch.cat([_slots(question, [position]) for question, position in zip(questions, written, strict=True)])
+        spans = _spans_by_video(questions, [1] * len(questions))
+        groups = _group_by_pages(questions, written)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self._pages.write(layer, slots, keys, values)
+            out, lse = torch.empty_like(queries), queries.new_empty(queries.shape[:2], dtype=torch.float32)
+            for rows, tables, lengths in groups:
+                rows = rows.to(queries.device)
+                own = self._pages.read(layer, tables)
+                out[rows], lse[rows] = attend_pages(queries[rows], *own, lengths.to(queries.device))
+            return merge_attention(out, lse, *_attend_prefixes(layer, queries, spans))
+
+        ids = [question.generated[-1] for question in questions]
+        positions = [
+            question.video.num_tokens + position for question, position in zip(questions, written, strict=True)
+        ]
+        return self._choose(self._forward(ids, positions, attend), questions)
+
+    def _forward(self, ids: list[int], positions: list[int], attend) -> Tensor:  # type: ignore[no-untyped-def]
+        device = self.model.device
+        embedded = self._language.embed(torch.tensor(ids, device=device))
+        return self._language.forward(embedded, torch.tensor(positions, device=device), attend)
+
+    def _choose(self, hidden: Tensor, questions: Sequence[QuestionTask]) -> list[int]:
+        """Picks the likeliest id of each row, with the repetition penalty over the ids it has generated (CTRL, 2019)."""
+        logits = self._language.logits(hidden)  # [R, V]
+        rows = torch.tensor([question.row for question in questions], device=logits.device)
+        if any(question.repetition_penalty != 1.0 for question in questions):
+            penalties = logits.new_tensor([question.repetition_penalty for question in questions])[:, None]
+            penalised = torch.where(logits < 0, logits * penalties, logits / penalties)
+            logits = torch.where(self._seen[rows], penalised, logits)
+        chosen = logits.argmax(dim=-1)
+        self._seen[rows, chosen] = True
+        return chosen.tolist()
+
+
+def _slots(question: QuestionTask, positions: Sequence[int]) -> Tensor:
+    """Returns where suffix tokens of a row lie, counted in tokens over all pages."""
+    return torch.tensor([question.pages[i // PAGE_TOKENS] * PAGE_TOKENS + i % PAGE_TOKENS for i in positions])
+
+
+def _spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
+    """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
+    spans, start = [], 0
+    for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
+        pairs = list(run)
+        stop = start + sum(length for _, length in pairs)
+        spans.append((pairs[0][0].video, start, stop))
+        start = stop
+    return spans
+
+
+def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTask, int, int]]) -> tuple[Tensor, Tensor]:
+    """Attends each video's queries to its prefix: one product a video, however many rows it has."""
+    parts = []
+    for video, start, stop in spans:
+        assert video.prefix is not None, "a question starts after its video is prefilled"
+        parts.append(attend_prefix(queries[start:stop], video.prefix.keys[layer], video.prefix.values[layer]))
+    out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return out, lse
+
+
+def _group_by_pages(questions: Sequence[QuestionTask], written: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Groups rows of like length, so that short answers are not padded to the longest.
+
+    Returns:
+        For each group: rows [R], page tables [R, B] and valid lengths [R].
+    """
+
+    def bucket(index: int) -> int:
+        return (written[index] // PAGE_TOKENS).bit_length()
+
+    groups = []
+    for _, run in groupby(sorted(range(len(questions)), key=bucket), key=bucket):
+        rows = list(run)
+        width = max(written[index] for index in rows) // PAGE_TOKENS + 1
+        tables = [(questions[index].pages + (0,) * width)[:width] for index in rows]
+        lengths = [written[index] + 1 for index in rows]
+        groups.append((torch.tensor(rows), torch.tensor(tables), torch.tensor(lengths)))
+    return groups

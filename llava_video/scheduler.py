@@ -1,0 +1,145 @@
+"""Decides which videos are prefilled and which questions run; knows neither the model nor threads.
+
+A video waits until a question of it waits and its prefix fits the budget of prefix tokens; then it holds that budget
+until it is closed, so that later questions find the prefix. A question waits until its video is prefilled and a row and
+all pages it can come to need are free; so whatever runs can always finish, and nothing deadlocks. Older videos go
+first, and a video or question that does not fit is never overtaken by younger ones of its kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llava_video.kv_cache import PAGE_TOKENS
+from llava_video.tasks import QuestionTask, VideoTask
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What fits at once.
+
+    Attributes:
+        prefix_tokens: tokens of all prefilled prefixes.
+        num_pages: pages for questions and answers.
+        max_rows: questions that run.
+        prefill_tokens: prefix tokens prefilled between two decoding steps, unless one video alone has more.
+    """
+
+    prefix_tokens: int
+    num_pages: int
+    max_rows: int
+    prefill_tokens: int = 16384
+
+
+class Scheduler:
+    """The waiting and running tasks, and what is free."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.videos: list[VideoTask] = []
+        self.running: list[QuestionTask] = []
+        self._used_prefix_tokens = 0
+        self._free_pages = list(range(limits.num_pages))
+        self._free_rows = list(range(limits.max_rows))
+
+    @property
+    def used_prefix_tokens(self) -> int:
+        """Prefix tokens held by prefilled videos."""
+        return self._used_prefix_tokens
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any question waits or runs."""
+        return bool(self.running) or any(video.waiting for video in self.videos)
+
+    def add_video(self, video: VideoTask) -> None:
+        """Queues a video; it is prefilled once a question to it waits."""
+        self.videos.append(video)
+        self.videos.sort(key=lambda task: task.order)
+
+    def add_question(self, question: QuestionTask) -> None:
+        """Queues a question to its video."""
+        question.video.waiting.append(question)
+
+    def close_video(self, video: VideoTask) -> list[QuestionTask]:
+        """Frees a video once its running questions are done; returns the waiting ones, which will never run."""
+        video.is_closed = True
+        dropped, video.waiting = video.waiting, []
+        self._free_if_idle(video)
+        return dropped
+
+    def next_videos(self) -> list[VideoTask]:
+        """Takes the videos to prefill now; their budget is reserved."""
+        chosen: list[VideoTask] = []
+        num_tokens = 0
+        for video in self.videos:
+            if video.prefix is not None or not video.waiting:
+                continue
+            fits_budget = self._used_prefix_tokens + video.num_tokens <= self.limits.prefix_tokens
+            fits_step = not chosen or num_tokens + video.num_tokens <= self.limits.prefill_tokens
+            if not (fits_budget and fits_step):
+                break
+            chosen.append(video)
+            num_tokens += video.num_tokens
+            self._used_prefix_tokens += video.num_tokens
+        return chosen
+
+    def put_back(self, videos: list[VideoTask]) -> None:
+        """Undoes `next_videos` for videos that could not be prefilled after all."""
+        self._used_prefix_tokens -= sum(video.num_tokens for video in videos)
+
+    def next_questions(self) -> list[QuestionTask]:
+        """Takes the questions that start now, with a row and pages each, sorted by video."""
+        chosen: list[QuestionTask] = []
+        for video in self.videos:
+            while video.prefix is not None and video.waiting:
+                question = video.waiting[0]
+                num_pages = num_pages_for(question.max_tokens)
+                if len(self.running) >= self.limits.max_rows or num_pages > len(self._free_pages):
+                    return chosen
+                self._start(question, num_pages)
+                chosen.append(question)
+        return chosen
+
+    def finish(self, question: QuestionTask) -> None:
+        """Takes a question out of the running batch and frees its row and pages."""
+        self.running.remove(question)
+        self._free_rows.append(question.row)
+        self._free_pages.extend(question.pages)
+        question.row, question.pages = -1, ()
+        question.video.num_running -= 1
+        self._free_if_idle(question.video)
+
+    def send_back(self, questions: list[QuestionTask]) -> None:
+        """Returns running questions to the front of the queue, to be answered from their beginning again."""
+        for question in reversed(questions):
+            was_closed, question.video.is_closed = question.video.is_closed, False
+            self.finish(question)
+            question.video.is_closed = was_closed
+            question.generated = []
+            question.video.waiting.insert(0, question)
+
+    def retire_rows(self, max_rows: int) -> None:
+        """Lowers the number of rows that may run at once; running ones stay."""
+        self.limits = replace(self.limits, max_rows=max_rows)
+
+    def _start(self, question: QuestionTask, num_pages: int) -> None:
+        question.video.waiting.pop(0)
+        question.video.num_running += 1
+        question.row = self._free_rows.pop()
+        question.pages = tuple(self._free_pages.pop() for _ in range(num_pages))
+        self.running.append(question)
+        self.running.sort(key=lambda task: task.video.order)
+
+    def _free_if_idle(self, video: VideoTask) -> None:
+        if not video.is_closed or video.num_running or video.waiting or video not in self.videos:
+            return
+        self.videos.remove(video)
+        if video.prefix is not None:
+            self._used_prefix_tokens -= video.num_tokens
+            video.prefix = None
+
+
+def num_pages_for(num_tokens: int) -> int:
+    """Returns how many pages hold that many suffix tokens."""
+    return -(-num_tokens // PAGE_TOKENS)

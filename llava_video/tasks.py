@@ -1,0 +1,72 @@
+"""What the engine has to do: videos to prefill and questions to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llava_video.generation import Completion, GenerationConfig
+from llava_video.kv_cache import PrefixKV
+from llava_video.prompts import VideoPrefix
+
+
+@dataclass(slots=True, eq=False)
+class VideoTask:
+    """One open video, or the system prefix that questions without a video share.
+
+    Attributes:
+        order: position in the queue; older videos go first.
+        clip_id, frames_digest: identity, copied into every completion and checked by the caller.
+        frames: resized unique frames uint8 [U, S, S, 3] until they are encoded, then None.
+        frame_order: [T] index of each frame among the unique ones.
+        num_tokens: tokens of the prefix, video tokens included.
+        prefix: keys and values once prefilled.
+        on_encoded: called once, when the frames are no longer needed.
+    """
+
+    order: int
+    clip_id: str
+    frames_digest: str
+    frames: np.ndarray | None
+    frame_order: np.ndarray
+    text: VideoPrefix
+    num_tokens: int
+    on_encoded: Callable[[], None] | None = None
+    prefix: PrefixKV | None = None
+    waiting: list[QuestionTask] = field(default_factory=list)
+    num_running: int = 0
+    is_closed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class QuestionTask:
+    """One question to one video, and the tokens answered so far.
+
+    Attributes:
+        token_ids: the question's ids, which follow the video's prefix.
+        repetition_penalty: resolved against the checkpoint's own.
+        row: which row of the running batch it has, and its pages of keys and values; unset while it waits.
+        generated: the answer so far.
+    """
+
+    video: VideoTask
+    token_ids: list[int]
+    generation: GenerationConfig
+    repetition_penalty: float
+    future: Future[Completion]
+    row: int = -1
+    pages: tuple[int, ...] = ()
+    generated: list[int] = field(default_factory=list)
+
+    @property
+    def max_tokens(self) -> int:
+        """Suffix tokens that question and answer can come to."""
+        return len(self.token_ids) + self.generation.max_new_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the whole prompt."""
+        return self.video.num_tokens + len(self.token_ids)
