@@ -1,0 +1,90 @@
+"""The settings that recipes are made of, checked when they are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recipes.prompts import check_placeholders
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConfig:
+    """One prompt of a recipe.
+
+    Attributes:
+        id: what the rows call this prompt.
+        prompt: the words, with `{name}` where a text is filled in.
+        max_new_tokens: a completion that needs more is cut off and gets the status `length`.
+    """
+
+    id: str
+    prompt: str
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if not self.id.strip() or not self.prompt.strip():
+            raise ValueError("id and prompt must not be empty")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryConfig:
+    """One rung of the retry ladder: greedy decoding gives another text only under another penalty."""
+
+    repetition_penalty: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionType:
+    """One of the dimensions that questions are asked about."""
+
+    name: str
+    definition: str
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or not self.definition.strip():
+            raise ValueError("a question type needs a name and a definition")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEndedConfig:
+    """The prompt that asks for one question of a type and its answer: `{type}`, `{definition}`."""
+
+    prompt: PromptConfig
+    types: tuple[QuestionType, ...]
+
+    def __post_init__(self) -> None:
+        check_placeholders(self.prompt.prompt, required=("type",), optional=("definition",))
+        if not self.types:
+            raise ValueError("types must name at least one question type")
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleChoiceConfig:
+    """The prompt that asks for three wrong answers (`{question}`, `{answer}`) and the lines that close a question."""
+
+    prompt: PromptConfig
+    closings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_placeholders(self.prompt.prompt, required=("question",), optional=("answer",))
+        if not self.closings or not all(closing.strip() for closing in self.closings):
+            raise ValueError("closings must hold at least one line, and no empty one")
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationConfig:
+    """How a question is asked again (`{question}`), and how well the answers must agree."""
+
+    prompt: PromptConfig
+    min_seen_score: float
+
+    def __post_init__(self) -> None:
+        check_placeholders(self.prompt.prompt, required=("question",))
+        if not 0 <= self.min_seen_score <= 1:
+            raise ValueError(f"min_seen_score must lie between 0 and 1, got {self.min_seen_score}")

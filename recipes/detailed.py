@@ -1,0 +1,62 @@
+"""The `detailed` recipe: a caption, open-ended and multiple-choice questions, and each of them verified.
+
+One question a type as in LLaVA-Video-178K (arXiv 2410.02713, section 3.2), but asked of the frames, not of a caption,
+and asked again afterwards: with the video (does the model stand by it?) and without (does it need the video?).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from recipes.asking import ask_together, ask_with_retries, caption_from
+from recipes.config import MultipleChoiceConfig, OpenEndedConfig, PromptConfig, VerificationConfig
+from recipes.multiple_choice import ask_options, verify_choices
+from recipes.open_ended import ask_open_ended, verify_open_ended
+from recipes.prompts import check_placeholders
+from recipes.recipe import Recipe, RecipeResult, check_ids
+from recipes.video import AskableVideo
+from schemas.records import QAPair, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetailedRecipe(Recipe):
+    """One caption, one open-ended row a question type, and one multiple-choice row for each pair that came out."""
+
+    name: ClassVar[str] = "detailed"
+
+    caption: PromptConfig
+    open_ended: OpenEndedConfig
+    multiple_choice: MultipleChoiceConfig
+    verification: VerificationConfig
+
+    def __post_init__(self) -> None:
+        check_placeholders(self.caption.prompt, required=())
+        prompts = (self.caption, self.open_ended.prompt, self.multiple_choice.prompt, self.verification.prompt)
+        check_ids(prompt.id for prompt in prompts)
+
+    async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
+        """Asks for the caption and all question types at once, then for wrong answers and verification at once."""
+        # Two chains that never wait for each other: the caption is the longest text of all.
+        described, questioned = await ask_together([self._describe(video), self._question(video, clip_id)])
+        return RecipeResult(described.captions, questioned.qa_pairs)
+
+    async def _describe(self, video: AskableVideo) -> RecipeResult:
+        reply = await ask_with_retries(video.ask, self.caption.prompt, self.caption, self)
+        return RecipeResult((caption_from(reply, "clip", 0.0, video.duration_s),), ())
+
+    async def _question(self, video: AskableVideo, clip_id: str) -> RecipeResult:
+        types = self.open_ended.types
+        rows = await ask_together([ask_open_ended(video, one, self.open_ended, self) for one in types])
+        open_ended, choices = await ask_together(
+            [self._verify_open_ended(video, rows), self._ask_choices(video, rows, clip_id)]
+        )
+        return RecipeResult((), (*open_ended, *choices))
+
+    async def _verify_open_ended(self, video: AskableVideo, rows: list[QAPair]) -> list[QAPair]:
+        return await ask_together([verify_open_ended(video, row, self.verification, self) for row in rows])
+
+    async def _ask_choices(self, video: AskableVideo, rows: list[QAPair], clip_id: str) -> list[QAPair]:
+        pairs = [row for row in rows if row.status is Status.OK]
+        choices = await ask_options(video, pairs, clip_id, self.multiple_choice, self)
+        return await verify_choices(video, choices, self.multiple_choice, self.verification, self)

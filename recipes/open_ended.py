@@ -1,0 +1,85 @@
+"""Open-ended questions: one of each type, read from the model's words, then asked again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from recipes.asking import Reply, ask_together, ask_with_retries
+from recipes.config import OpenEndedConfig, QuestionType, VerificationConfig
+from recipes.parsers import ParsedPair, parse_qa_pair, read_pair_status
+from recipes.prompts import fill_prompt
+from recipes.recipe import Recipe
+from recipes.scoring import score_agreement
+from recipes.video import AskableVideo
+from schemas.records import QAPair, Status
+
+
+async def ask_open_ended(video: AskableVideo, kind: QuestionType, config: OpenEndedConfig, recipe: Recipe) -> QAPair:
+    """Asks for one question of a type; the row says why where there is none."""
+    prompt = fill_prompt(config.prompt.prompt, {"type": kind.name, "definition": kind.definition})
+    reply = await ask_with_retries(video.ask, prompt, config.prompt, recipe)
+    pair = None if reply.status is Status.LOOPED else parse_qa_pair(reply.text)
+    status = read_open_ended_status(reply, pair)
+    row = row_from(reply, "open_ended", kind.name, status)
+    if pair is None or status not in (Status.OK, Status.LENGTH):
+        return row
+    return replace(row, question=pair.question, answer=pair.answer)
+
+
+def read_open_ended_status(reply: Reply, pair: ParsedPair | None) -> Status:
+    """What the reply came to: a loop or an empty text as it is, an answer the token limit may have cut as LENGTH."""
+    if reply.status in (Status.LOOPED, Status.EMPTY):
+        return reply.status
+    status = read_pair_status(reply.text, pair)
+    was_cut = reply.status is Status.LENGTH and not (pair is not None and pair.is_closed)
+    return Status.LENGTH if was_cut and status in (Status.OK, Status.UNPARSABLE) else status
+
+
+def row_from(reply: Reply, kind: str, question_type: str, status: Status) -> QAPair:
+    """The row for a reply, without a question and an answer so far."""
+    return QAPair(
+        kind=kind,
+        question_type=question_type,
+        question="",
+        answer="",
+        status=status,
+        completion=reply.text,
+        finish_reason=reply.completion.finish_reason.value,
+        num_prompt_tokens=reply.completion.num_prompt_tokens,
+        num_completion_tokens=len(reply.completion.token_ids),
+        prompt_id=reply.prompt_id,
+        prompt=reply.prompt,
+        attempt=reply.attempt,
+    )
+
+
+async def verify_open_ended(video: AskableVideo, row: QAPair, config: VerificationConfig, recipe: Recipe) -> QAPair:
+    """Adds the answers to the bare question with the video and without it; rows that are not OK stay as they are."""
+    if row.status is not Status.OK:
+        return row
+    seen, blind = await ask_again(video, fill_prompt(config.prompt.prompt, {"question": row.question}), config, recipe)
+    scores = score_agreement(seen, row.answer), score_agreement(blind, row.answer)
+    return add_scores(row, (seen, blind), scores, config)
+
+
+async def ask_again(video: AskableVideo, question: str, config: VerificationConfig, recipe: Recipe) -> tuple[str, str]:
+    """The answers to a question with the video and blind."""
+    seen, blind = await ask_together(
+        [ask_with_retries(ask, question, config.prompt, recipe) for ask in (video.ask, video.ask_text)]
+    )
+    return seen.text, blind.text
+
+
+def add_scores(
+    row: QAPair, answers: tuple[str, str], scores: tuple[float, float], config: VerificationConfig
+) -> QAPair:
+    """The row with the (seen, blind) answers and scores, verified where the seen score reaches the bar."""
+    (seen, blind), (seen_score, blind_score) = answers, scores
+    return replace(
+        row,
+        seen_answer=seen,
+        seen_score=seen_score,
+        blind_answer=blind,
+        blind_score=blind_score,
+        verified=seen_score >= config.min_seen_score,
+    )

@@ -1,0 +1,69 @@
+"""What every recipe is: settings read from YAML, and a flow of questions over one video."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from recipes.config import RetryConfig
+from recipes.video import AskableVideo
+from schemas.records import Caption, QAPair, Status
+
+RETRYABLE = (Status.LOOPED, Status.EMPTY, Status.LENGTH, Status.REFUSED)
+DEFAULT_RETRY_ON = (Status.LOOPED, Status.EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeResult:
+    """All that a recipe has to say about one clip, failed questions included, in the recipe's own order."""
+
+    captions: tuple[Caption, ...]
+    qa_pairs: tuple[QAPair, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(ABC):
+    """A recipe, ready to annotate: picklable, without state.
+
+    `dataclasses.replace(recipe, stop_loops=False)` gives the same recipe without the loop detector.
+
+    Attributes:
+        stop_loops: end a completion that repeats itself, with the status `looped`.
+        retries: the retry ladder: one more try each, in order, for a completion that ended as one of `retry_on`.
+        retry_on: any of `looped`, `empty`, `length`, `refused`.
+    """
+
+    name: ClassVar[str]
+
+    stop_loops: bool
+    retries: tuple[RetryConfig, ...]
+    retry_on: tuple[Status, ...] = DEFAULT_RETRY_ON
+
+    @abstractmethod
+    async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
+        """Asks the recipe's questions about one clip; the same answers give the same result, in any order of arrival.
+
+        Raises:
+            whatever asking raises; questions still open are cancelled first.
+        """
+
+    # Any: plain JSON, as deep as the recipe's own settings.
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that changes what is asked or kept, as plain JSON values: for fingerprints and run.json."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"recipe": self.name, **settings}
+
+
+def check_ids(prompt_ids: Iterable[str]) -> None:
+    """Makes sure that the rows of two prompts can be told apart.
+
+    Raises:
+        ValueError: two prompts of a recipe have the same id.
+    """
+    ids = list(prompt_ids)
+    doubled = sorted({one for one in ids if ids.count(one) > 1})
+    if doubled:
+        raise ValueError(f"prompt ids must differ within a recipe, got {', '.join(doubled)} twice")

@@ -1,0 +1,29 @@
+"""The `seed` recipe: the model card's own prompt and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from recipes.asking import ask_with_retries, caption_from
+from recipes.config import PromptConfig
+from recipes.prompts import check_placeholders
+from recipes.recipe import Recipe, RecipeResult
+from recipes.video import AskableVideo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedRecipe(Recipe):
+    """One caption of the whole clip."""
+
+    name: ClassVar[str] = "seed"
+
+    caption: PromptConfig
+
+    def __post_init__(self) -> None:
+        check_placeholders(self.caption.prompt, required=())
+
+    async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:  # noqa: ARG002 (as every recipe)
+        """Asks for the caption."""
+        reply = await ask_with_retries(video.ask, self.caption.prompt, self.caption, self)
+        return RecipeResult((caption_from(reply, "clip", 0.0, video.duration_s),), ())

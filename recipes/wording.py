@@ -1,0 +1,80 @@
+"""Small facts about a model's wording: spacing, markdown, refusals, and answers that answer nothing."""
+
+from __future__ import annotations
+
+import re
+
+_EMPHASIS = " \t\r\n*_`#>"
+_QUOTES = ('"', "'", "“”", "‘’", "«»")
+
+
+def squeeze(text: str) -> str:
+    """The text on one line: every run of white space is one space."""
+    return " ".join(text.split())
+
+
+def strip_marks(text: str) -> str:
+    """A squeezed text without markdown emphasis around it and without the quotes that enclose all of it."""
+    text = squeeze(text).strip(_EMPHASIS)
+    for quotes in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 2 and text[0] == quotes[0] and text[-1] == quotes[-1] and not set(quotes) & set(inner):
+            return inner.strip(_EMPHASIS)
+    return text
+
+
+def has_content(text: str) -> bool:
+    """Whether a text says anything: not only punctuation, and not a placeholder such as `<question>` or `[...]`."""
+    return bool(re.search(r"\w", text)) and not re.fullmatch(r"\s*(<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\})\s*", text)
+
+
+def is_none(text: str) -> bool:
+    """Whether a text is only a way to write None: `None.`, `**N/A**`, `null`, `[]`."""
+    return bool(_NONE.fullmatch(text)) or bool(re.fullmatch(r"\s*(\[\s*\]|\{\s*\})\s*", text))
+
+
+def says_none(text: str) -> bool:
+    """Whether a whole completion begins with None, explained or not; `None of the men ...` is not one."""
+    return is_none(text) or bool(_NONE_FIRST.match(text))
+
+
+def ends_in_none(text: str) -> bool:
+    """Whether the last word of a completion that holds no question is None."""
+    return "?" not in text and bool(_NONE_LAST.search(text))
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text opens as a refusal: `I'm sorry, but I can't ...`, `As an AI ...`."""
+    return bool(_REFUSAL.match(text.replace("’", "'")))
+
+
+def is_unspecified(answer: str) -> bool:
+    """Whether an answer only says that it is not to be seen.
+
+    LLaVA-Video-178K drops answers that begin with "does not specify", "does not mention", "does not specifically",
+    "does not depict" or "does not show" (arXiv 2410.02713, section 3.2); the subject before them is allowed for.
+    """
+    return bool(_UNSPECIFIED.match(answer.replace("’", "'")))
+
+
+_NONE = re.compile(r"[\W_]*(?:none|null|n/a|not applicable)[\W_]*", re.IGNORECASE)
+_NONE_FIRST = re.compile(r"[\W_]*(?:none|null|n/a|not applicable)[*_`\"')\]]*\s*(?:[.,;:!(\n-]|–|—)", re.IGNORECASE)
+_NONE_LAST = re.compile(r"\b(?:None|null|N/A)[\W_]*\Z")
+_REFUSAL = re.compile(
+    r"[\W_]*(?:unfortunately,? |i apologi[sz]e,? but )?"
+    r"(?:(?:i'm|i am)(?: very| so)? sorry,? (?:but|however|i\b|as an)"
+    r"|sorry,? (?:but )?i\b"
+    r"|(?:i'm|i am) (?:unable|not able)\b"
+    r"|i (?:cannot|can't|can not|could not|couldn't|won't|will not)\b(?! help but)"
+    r"|i (?:don't|do not) (?:have (?:access|the ability)|see (?:a|any|the) (?:video|image|frame)s?)\b"
+    r"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|i apologi[sz]e\b)",
+    re.IGNORECASE,
+)
+_UNSPECIFIED = re.compile(
+    r"[\W_]*(?:(?:the|this|these) )?"
+    r"(?:(?:given |provided )?(?:videos?|clips?|footage|scene|segment|frames?|description|it|they) )?"
+    r"(?:(?:does not|doesn't|do not|don't) (?:specify|specifically|mention|depict|show|provide|indicate)\b"
+    r"|(?:is|are) not (?:specified|mentioned|depicted|shown|indicated)\b)",
+    re.IGNORECASE,
+)
