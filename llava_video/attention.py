@@ -82,8 +82,8 @@ def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, implementatio
         out, _ = attend_suffix(queries, keys, values)
         return out
     groups = queries.shape[1] // num_kv_heads
-    expanded = (t.repeat_interleave(groups, dim=1).transpose(0, 1)[None] for t in (keys, values))
-    out = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], *expanded, is_causal=True)
+    keys, values = (tensor.repeat_interleave(groups, dim=1).transpose(0, 1)[None] for tensor in (keys, values))
+    out = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], keys, values, is_causal=True)
     return out[0].transpose(0, 1)
 
 
@@ -105,7 +105,7 @@ def attend_prefix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor
 
 
 def attend_pages(queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of one query a row [R, H, E] to that row's suffix, keys and values [K, R, S, E], `lengths` [R] valid."""
+    """Attention of one query a row [R, H, E] to the first `lengths` [R] of its suffix, keys and values [K, R, S, E]."""
     grouped = queries.unflatten(1, (len(keys), -1)).transpose(0, 1)  # [K, R, G, E]
     last_visible = (lengths - 1)[None, :, None].expand(grouped.shape[:3])
     out, lse = attend_with_lse(grouped, keys, values, last_visible)

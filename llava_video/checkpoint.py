@@ -100,7 +100,7 @@ def _fetch_uri(uri: str, storage_options: Mapping[str, object]) -> Path:
             partial = target.with_name(f".{target.name}.{os.getpid()}")
             with fs.open(path, "rb") as source, partial.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 24)
-            os.replace(partial, target)
+            partial.replace(target)
     return folder
 
 

@@ -15,7 +15,6 @@ from types import TracebackType
 import numpy as np
 
 from llava_video.checkpoint import Checkpoint, find_checkpoint
-from schemas.digest import digest_frames
 from llava_video.engine_config import EngineConfig
 from llava_video.engine_stats import EngineStats
 from llava_video.engine_thread import EngineThread
@@ -30,6 +29,7 @@ from llava_video.prompts import PromptTokenizer, VideoPrefix
 from llava_video.scheduler import Scheduler
 from llava_video.stop_rule import StopRule, read_generation_defaults
 from llava_video.tasks import QuestionTask, VideoTask
+from schemas.digest import digest_frames
 
 
 class Engine:

@@ -234,7 +234,7 @@ def _release_frames(video: VideoTask) -> None:
 def _describe_size(question: QuestionTask, scheduler: Scheduler) -> str:
     limits = scheduler.limits
     return (
-        f"the clip's prefix has {question.video.num_tokens} tokens of {limits.prefix_tokens} that fit the memory for keys "
-        f"and values, question and answer up to {question.max_tokens} of {limits.num_pages * PAGE_TOKENS}; use fewer "
+        f"the clip's prefix has {question.video.num_tokens} tokens, {limits.prefix_tokens} fit the memory for keys and "
+        f"values, question and answer up to {question.max_tokens} of {limits.num_pages * PAGE_TOKENS}; use fewer "
         "frames, a smaller max_new_tokens, or a larger kv_budget_bytes"
     )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from llava_video.model_config import LanguageConfig
 
-
-class Attend(Protocol):
-    """Attention of one layer: queries [N, H, E], keys and values [N, K, E] of the new tokens; returns [N, H, E]."""
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor: ...
+# Attention of one layer: its index, queries [N, H, E], keys and values [N, K, E] of the new tokens; returns [N, H, E].
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class LanguageModel:

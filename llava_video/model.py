@@ -73,12 +73,13 @@ class LlavaVideoModel:
             return pooled
         return torch.cat([pooled, pool_patches(patches, self.config, 2 * POOL_STRIDE)], dim=1)
 
-    def lay_out(self, pooled: Tensor, frame_order: Sequence[int]) -> Tensor:
+    def lay_out(self, pooled: Tensor, frame_order: np.ndarray) -> Tensor:
         """Puts pooled tokens of unique frames into a clip's order, with newlines: [V, D]."""
-        pooled = pooled[torch.as_tensor(np.asarray(frame_order), device=pooled.device)]
+        pooled = pooled[torch.as_tensor(frame_order, device=pooled.device)]
         if not self.config.add_faster_video:
             return lay_out_video(pooled, self._newline, self.config)
-        assert self._newline is not None and self._faster_token is not None, "checked when the model was loaded"
+        assert self._newline is not None, "checked when the model was loaded"
+        assert self._faster_token is not None, "checked when the model was loaded"
         num_slow = self._num_pooled(POOL_STRIDE)
         slow, fast = pooled[:, :num_slow], pooled[:, num_slow:]
         return lay_out_faster_video(slow, fast, self._newline, self._faster_token, self.config.faster_token_stride)

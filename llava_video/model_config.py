@@ -24,7 +24,7 @@ class TowerConfig:
     """Geometry of the SigLIP tower; the defaults are so400m-patch14-384, which the released checkpoints use.
 
     Attributes:
-        num_hidden_layers: layers of the full tower; the checkpoint holds one fewer, since features leave before the last.
+        num_hidden_layers: layers of the full tower; features leave before the last, which no checkpoint holds.
     """
 
     hidden_size: int = 1152
@@ -178,7 +178,7 @@ def _parse_language(content: Mapping[str, Any]) -> LanguageConfig:
         raise CheckpointError(f"config.json has no {error.args[0]!r}; is this a LLaVA-Video checkpoint?") from None
     if language.hidden_size % language.num_attention_heads:
         raise CheckpointError(
-            f"hidden_size {language.hidden_size} is not a multiple of num_attention_heads {language.num_attention_heads}"
+            f"hidden_size {language.hidden_size} is no multiple of num_attention_heads {language.num_attention_heads}"
         )
     return language
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llava_video.attention import attend_causally, attend_pages, attend_prefix, attend_suffix, merge_attention
 from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages
+from llava_video.language_model import Attend
 from llava_video.model import LlavaVideoModel
 from llava_video.tasks import QuestionTask, VideoTask
 
@@ -55,7 +56,7 @@ class ModelRunner:
         keys: list[Tensor] = []
         values: list[Tensor] = []
 
-        def attend(layer: int, queries: Tensor, new_keys: Tensor, new_values: Tensor) -> Tensor:
+        def attend(_layer: int, queries: Tensor, new_keys: Tensor, new_values: Tensor) -> Tensor:
             # Heads first and contiguous: the order in which every later step multiplies them.
             keys.append(new_keys.transpose(0, 1).contiguous())
             values.append(new_values.transpose(0, 1).contiguous())
@@ -119,13 +120,13 @@ class ModelRunner:
         ]
         return self._choose(self._forward(ids, positions, attend), questions)
 
-    def _forward(self, ids: list[int], positions: list[int], attend) -> Tensor:  # type: ignore[no-untyped-def]
+    def _forward(self, ids: list[int], positions: list[int], attend: Attend) -> Tensor:
         device = self.model.device
         embedded = self._language.embed(torch.tensor(ids, device=device))
         return self._language.forward(embedded, torch.tensor(positions, device=device), attend)
 
     def _choose(self, hidden: Tensor, questions: Sequence[QuestionTask]) -> list[int]:
-        """Picks the likeliest id of each row, with the repetition penalty over the ids it has generated (CTRL, 2019)."""
+        """Picks each row's likeliest id after the repetition penalty over the ids it generated (arXiv 1909.05858)."""
         logits = self._language.logits(hidden)  # [R, V]
         rows = torch.tensor([question.row for question in questions], device=logits.device)
         if any(question.repetition_penalty != 1.0 for question in questions):

@@ -19,7 +19,7 @@ def resize_frames(frames: np.ndarray, image_size: int) -> np.ndarray:
 def normalise_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """Maps uint8 frames [T, S, S, 3] to pixel values [T, 3, S, S] between -1 and 1.
 
-    Equal to the last bit to SigLIP's rescale by 1/255 and normalisation with mean and deviation 0.5, for all 256 values.
+    Bit-equal to SigLIP's rescale by 1/255 and normalisation with mean and deviation 0.5, for all 256 values.
     """
     return ((frames.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).to(dtype)
 
