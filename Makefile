@@ -19,7 +19,7 @@ help:
 	@echo "  make setup        only the virtual environment, .venv"
 	@echo "  make constraints  resolve constraints.txt anew from pyproject.toml"
 	@echo
-	@echo "The first target sets up .venv, about 6 GB on Linux: PyPI's torch there is the CUDA build, 2.5 GB to download."
+	@echo "The first target sets up .venv, 6 GB on Linux: PyPI's torch there is the CUDA build, 2.8 GB to download."
 	@echo "  TORCH=FILE.whl    a PyTorch wheel of your own instead, for example a CPU build"
 	@echo "  TORCH_INDEX=URL   a package index of your own to take PyTorch from, for example one with CPU builds"
 	@echo "  PYTHON=python3.11 the interpreter, 3.10 to 3.12"

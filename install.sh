@@ -88,7 +88,7 @@ install_own_torch() {
 announce_download() {
     if [ "$(uname -s)" != Linux ] || "$VENV/bin/python" -c 'import torch' 2>/dev/null; then return; fi
     cat <<'TEXT'
-Next: PyTorch from PyPI, which on Linux is the CUDA build: about 2.5 GB to download, 5 GB installed (once).
+Next: PyTorch from PyPI, which on Linux is the CUDA build: about 2.8 GB to download, 5 GB installed (once).
 Without a GPU, stop here (Ctrl-C) and give a CPU build: TORCH=/path/to/torch.whl or TORCH_INDEX=URL (make help).
 TEXT
 }
