@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from schemas.records import WorkUnit
 from schemas.tables import TABLES
-from storage.layout import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
+from storage.layout import PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
 from storage.output_store import OutputStore
 from storage.run_journal import RunRecord, add_to_plan, list_done_units, read_run, write_run
 
@@ -81,14 +81,16 @@ def _record_start(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit])
     write_run(store, run)
     add_to_plan(store, units)
     done = set(list_done_units(store))
-    return StartedRun(tuple(unit for unit in units if unit.unit_id not in done), len(units))
+    todo = tuple(unit for unit in units if unit.unit_id not in done)
+    if todo:
+        store.remove(SUCCESS_FILE)  # it spoke of fewer units
+    return StartedRun(todo, len(units))
 
 
 def _remove_run(store: OutputStore) -> None:
     # run.json stays until the new run writes its own: a crash half-way leaves a folder that is still refused.
-    # Only files that this program writes go; the folder may hold others of the user's.
-    for name in (SUCCESS_FILE, CARD_FILE):
-        store.remove(name)
+    # Other files in these folders, and the card with the user's own text, stay.
+    store.remove(SUCCESS_FILE)
     for folder in (*TABLES, PARTS_FOLDER, PLAN_FOLDER):
         for file_name in store.list_files(folder):
             if file_name.endswith(".parquet"):

@@ -112,11 +112,12 @@ def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None
     """Returns a part, or some of its columns.
 
     Raises:
-        ValueError: the file is no Parquet.
+        FileNotFoundError: the unit has no part.
+        ValueError: the file is no Parquet, or lacks a column.
     """
     payload = store.read(part_name(unit_id))
     try:
-        return pq.read_table(io.BytesIO(payload), columns=columns)
+        return pq.ParquetFile(pa.BufferReader(payload)).read(columns=columns, use_threads=False)
     except pa.ArrowInvalid as error:
         address = store.address(part_name(unit_id))
         raise ValueError(f"{address} is damaged ({error}); remove it and start the run again") from error

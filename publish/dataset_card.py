@@ -1,0 +1,133 @@
+"""The dataset card: OUTPUT/README.md, read by people and by `datasets.load_dataset`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from publish.markdown import escape, fence, render_table, shorten
+from publish.published_run import PublishedRun
+from publish.table_counts import TableCounts
+from schemas.tables import TABLE_DESCRIPTIONS, TABLES, describe_tables
+from storage.run_journal import RunRecord
+
+# What the user writes below this line outlives the next publish: the licence above all.
+OWN_TEXT_MARK = "<!-- Everything below this line is yours: publishing again keeps it. -->"
+_OWN_TEXT = """
+## Licence
+
+To fill in: the licence of these annotations, and of the videos they describe. The annotations were written by the
+model named above; its licence may restrict what they are used for.
+"""
+_HOW_TO_READ = (
+    'With `datasets`: `load_dataset("PATH_OF_THIS_FOLDER", "qa")`. With pandas: `read_parquet("qa")`. With polars and '
+    "DuckDB: read `qa/*.parquet`. The columns are described below, and in the metadata of every file."
+)
+_MAX_REASONS = 20
+_MAX_PAIRS = 6
+
+
+def write_card(run: RunRecord, published: PublishedRun, counts: TableCounts, earlier_card: str = "") -> str:
+    """Returns the card as Markdown; the user's own text at the end of an earlier card is kept."""
+    # A page without the mark is all the user's.
+    own_text = earlier_card.rpartition(OWN_TEXT_MARK)[2] or _OWN_TEXT
+    sections = (
+        _write_header(published),
+        "# Video annotations",
+        _write_summary(published, counts),
+        "## Tables",
+        render_table(("table", "rows", "what it holds"), _table_rows(published)),
+        _HOW_TO_READ,
+        *_write_counts(counts),
+        *_write_samples(counts),
+        "## Settings",
+        fence(json.dumps(dict(run.settings), indent=2, ensure_ascii=False, sort_keys=True, default=str)),
+        *_write_prompts(run),
+        "## Columns",
+        describe_tables(),
+        OWN_TEXT_MARK,
+    )
+    return "\n\n".join(sections) + f"\n\n{own_text.strip()}\n"
+
+
+def _write_header(published: PublishedRun) -> str:
+    configs = [line for name in TABLES for line in _write_config(name)]
+    return "\n".join(("---", "license: other", *_write_size(published), "configs:", *configs, "---"))
+
+
+def _write_config(table: str) -> Iterator[str]:
+    yield f"- config_name: {table}"
+    yield f"  data_files: {table}/*.parquet"
+    if table == "captions":
+        yield "  default: true"
+
+
+def _write_size(published: PublishedRun) -> Iterator[str]:
+    num_clips = published.num_annotated
+    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    yield f"size_categories: {json.dumps([next((name for limit, name in limits if num_clips < limit), 'n>1M')])}"
+
+
+def _write_summary(published: PublishedRun, counts: TableCounts) -> str:
+    text = (
+        f"Captions and question-answer pairs of {published.num_annotated:,} clips, written{_write_origin(counts)} "
+        f"with FrameScribe. {published.num_failed:,} clips could not be annotated: see `failures/`."
+    )
+    return text if published.is_complete else f"{_write_warning(published)}\n\n{text}"
+
+
+def _write_origin(counts: TableCounts) -> str:
+    model, revision, recipe = (escape(str(counts.origin.get(name))) for name in ("model", "model_revision", "recipe"))
+    return f" by {model} (revision {revision}, recipe {recipe})" if counts.origin else ""
+
+
+def _write_warning(published: PublishedRun) -> str:
+    return (
+        f"> **Unfinished:** {published.num_units_done:,} of {published.num_units_planned:,} planned units are done. "
+        "Start the same command again to go on."
+    )
+
+
+def _table_rows(published: PublishedRun) -> Iterable[tuple[str, str, str]]:
+    return ((f"`{name}/`", f"{published.num_rows[name]:,}", TABLE_DESCRIPTIONS[name]) for name in TABLES)
+
+
+def _write_counts(counts: TableCounts) -> Iterator[str]:
+    yield "## What became of the questions"
+    statuses = ((name, counts.values[f"{name}.status"]) for name in ("captions", "qa"))
+    yield render_table(
+        ("table", "status", "rows"),
+        ((f"`{name}/`", escape(v), f"{n:,}") for name, c in statuses for v, n in _by_count(c)),
+    )
+    yield f"{counts.num_verified:,} QA pairs are verified: the answer was the same when asked again from the frames."
+    if counts.values["failures.reason"]:
+        reasons = _by_count(counts.values["failures.reason"])[:_MAX_REASONS]
+        yield "## Why clips failed"
+        yield render_table(("reason", "clips"), ((escape(reason), f"{n:,}") for reason, n in reasons))
+
+
+def _by_count(counter: Counter[str]) -> list[tuple[str, int]]:
+    # By name among equals: the card must not depend on the order of counting.
+    return sorted(counter.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def _write_samples(counts: TableCounts) -> Iterator[str]:
+    if not counts.samples["captions"]:
+        return
+    yield "## Sample"
+    for caption in counts.samples["captions"]:
+        yield f"**{escape(str(caption['clip_id']))}**"
+        yield fence(shorten(str(caption["text"]), 1000))
+        pairs = [pair for pair in counts.samples["qa"] if pair["clip_id"] == caption["clip_id"]][:_MAX_PAIRS]
+        if pairs:
+            cells = ([escape(str(pair[name])) for name in ("question_type", "question", "answer")] for pair in pairs)
+            yield render_table(("type", "question", "answer"), cells)
+
+
+def _write_prompts(run: RunRecord) -> Iterator[str]:
+    if run.prompts:
+        yield "## Prompts"
+    for prompt_id in sorted(run.prompts):
+        yield escape(prompt_id)
+        yield fence(run.prompts[prompt_id])

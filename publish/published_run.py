@@ -1,0 +1,41 @@
+"""What a publish found and wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRun:
+    """How far a run is, and what its tables hold.
+
+    Attributes:
+        fingerprint: of the run's settings.
+        num_units_planned, num_units_done: work units, and those among them with a part.
+        missing_units: ids of planned units without a part, sorted.
+        num_rows: table name to rows.
+        num_verified: QA pairs that the second look at the frames confirmed.
+    """
+
+    fingerprint: str
+    num_units_planned: int
+    num_units_done: int
+    missing_units: tuple[str, ...]
+    num_rows: Mapping[str, int]
+    num_verified: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned unit is in the tables."""
+        return not self.missing_units
+
+    @property
+    def num_annotated(self) -> int:
+        """Clips with captions or QA pairs."""
+        return self.num_rows["clips"]
+
+    @property
+    def num_failed(self) -> int:
+        """Clips that could not be annotated."""
+        return self.num_rows["failures"]
