@@ -99,8 +99,8 @@ pip_install() {
     # Nothing outside this folder: neither pip's temporary files nor, unless one is given, its cache.
     local cache=(--no-cache-dir)
     if [ -n "${PIP_CACHE_DIR:-}" ]; then cache=(--cache-dir "$PIP_CACHE_DIR"); fi
-    TMPDIR="$PWD/$VENV/tmp" "$VENV/bin/python" -m pip install --disable-pip-version-check "${cache[@]}" \
-        --constraint "$VENV/tmp/constraints.txt" "$@"
+    TMPDIR="$PWD/$VENV/tmp" "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+        "${cache[@]}" --constraint "$VENV/tmp/constraints.txt" "$@" | sed '/^Requirement already satisfied/d'
 }
 
 # A PyTorch of the user's may be of another release: then ours does not bind it.
