@@ -48,8 +48,9 @@ class WorkUnit:
         shard: URI of the shard; for `FILES` the folder the files were listed from.
         shard_id: the readable name that clip ids of this shard begin with.
         size_bytes: bytes of encoded video in the unit, as far as the planner could know.
-        byte_start, byte_stop: for `TAR`, the byte range of the unit's members.
-        files: for `FILES`, the URIs of the videos, in order.
+        byte_start, byte_stop: the byte range of the unit's members (`TAR`) or lines (`MANIFEST`); both 0 for a
+            compressed tar, which is read as one stream.
+        files: for `FILES`, the URIs of the videos, in order; `clip_ids` are their clip ids.
     """
 
     unit_id: str
@@ -62,6 +63,7 @@ class WorkUnit:
     byte_start: int = 0
     byte_stop: int = 0
     files: tuple[str, ...] = ()
+    clip_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,197 @@
+"""Plans the work: lists every clip once, and cuts the shards into units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from schemas.records import InputKind, WorkUnit
+from shards.clip_ids import hash_id, make_unit_id
+from shards.config import ReadConfig
+from shards.errors import InputError
+from shards.files import index_files
+from shards.indexed_clip import IndexedClip
+from shards.kinds import compression_of
+from shards.listing import find_inputs
+from shards.manifests import index_manifest
+from shards.naming import NamedShard, name_shards
+from shards.parquet import index_parquet
+from shards.store import Store
+from shards.tar import index_tar
+
+_NUM_THREADS = 16  # headers of shards in a store: the time goes into waiting
+_MAX_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class UnitConfig:
+    """How large a work unit is: what is lost when a worker dies, and what one worker takes at a time.
+
+    Attributes:
+        max_clips: 64 clips are half a minute of one GPU for a 7B model, minutes for the 72B.
+        max_bytes: a unit of a tar is one ranged read of so much; a single larger clip is a unit by itself.
+    """
+
+    max_clips: int = 64
+    max_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardPlan:
+    """What remains of a shard's listing once it is cut: its units and 64 bits for each clip id."""
+
+    units: tuple[WorkUnit, ...]
+    id_hashes: np.ndarray  # uint64 [num_clips]
+
+
+def plan_units(
+    inputs: Sequence[str],
+    config: UnitConfig | None = None,
+    storage_options: Mapping[str, Any] | None = None,  # Any: fsspec takes what each store defines
+    read: ReadConfig | None = None,
+) -> tuple[WorkUnit, ...]:
+    """Lists the clips of all inputs and cuts them into units, the same ones in the same order on every machine.
+
+    Args:
+        inputs: files, folders and globs of any kinds, local or any fsspec URI.
+
+    Raises:
+        NoInputFound: an input matches nothing, or nothing that is supported.
+        InputError: shards or manifest lines that cannot be read, and duplicate clip ids, all named.
+        StoreUnavailable, StoreRefused: a store does not answer, or not to us.
+    """
+    store = Store(storage_options or {}, read or ReadConfig())
+    shards = name_shards(find_inputs(store, inputs))
+    plans = _plan_shards(store, shards, config or UnitConfig())
+    _check_unique(store, shards, plans)
+    return tuple(unit for plan in plans for unit in plan.units)
+
+
+def _plan_shards(store: Store, shards: Sequence[NamedShard], config: UnitConfig) -> list[_ShardPlan]:
+    def plan(shard: NamedShard) -> _ShardPlan | InputError:
+        try:
+            return _plan_shard(store, shard, config)
+        except InputError as error:  # collected, so that a thousand shards need not be mended one run at a time
+            return error
+
+    outcomes = _map_in_threads(plan, shards)
+    problems = [str(outcome) for outcome in outcomes if isinstance(outcome, InputError)]
+    if problems:
+        more = len(problems) - _MAX_SHOWN_PROBLEMS
+        shown = problems[:_MAX_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise InputError("\n".join(shown))
+    return [outcome for outcome in outcomes if isinstance(outcome, _ShardPlan)]
+
+
+def _map_in_threads(
+    plan: Callable[[NamedShard], _ShardPlan | InputError], shards: Sequence[NamedShard]
+) -> list[_ShardPlan | InputError]:
+    pool = ThreadPoolExecutor(min(_NUM_THREADS, max(1, len(shards))), thread_name_prefix="plan")
+    try:
+        return list(pool.map(plan, shards))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a store's failure: nothing more is asked of it
+
+
+def _plan_shard(store: Store, shard: NamedShard, config: UnitConfig) -> _ShardPlan:
+    clips = _index(store, shard)
+    slices = _slice_clips(shard, clips, config)
+    units = tuple(_make_unit(shard, clips, start, stop) for start, stop in slices)
+    return _ShardPlan(units, np.fromiter((hash_id(clip.clip_id) for clip in clips), np.uint64, len(clips)))
+
+
+def _index(store: Store, shard: NamedShard) -> list[IndexedClip]:
+    if shard.kind is InputKind.FILES:
+        return index_files(shard)
+    indexers = {InputKind.TAR: index_tar, InputKind.PARQUET: index_parquet, InputKind.MANIFEST: index_manifest}
+    return indexers[shard.kind](store, store.locate(shard.uri), shard.shard_id)
+
+
+def _slice_clips(shard: NamedShard, clips: Sequence[IndexedClip], config: UnitConfig) -> Iterator[tuple[int, int]]:
+    """Yields [start, stop) of each unit; a compressed shard is one stream and so one unit."""
+    if _is_one_stream(shard):
+        yield 0, len(clips)
+        return
+    start, size = 0, 0
+    for number, clip in enumerate(clips):
+        full = number - start >= config.max_clips or size + clip.size_bytes > config.max_bytes
+        same_group = number > 0 and (clips[number - 1].byte_start, clips[number - 1].byte_stop) == (
+            clip.byte_start,
+            clip.byte_stop,
+        )
+        if shard.kind is InputKind.PARQUET and not same_group:
+            full = full or _is_row_group_too_much(clips, start, clip, size, config)
+        if number > start and full and not (shard.kind is InputKind.TAR and same_group):
+            yield start, number
+            start, size = number, 0
+        size += clip.size_bytes
+    yield start, len(clips)
+
+
+def _is_row_group_too_much(
+    clips: Sequence[IndexedClip], start: int, clip: IndexedClip, size: int, config: UnitConfig
+) -> bool:
+    """Whether a unit of Parquet rows ends before this row group: it would be read only in part, and twice."""
+    started_inside = clips[start].byte_start != start
+    num_rows = clip.byte_stop - clip.byte_start
+    fits = clip.byte_stop - start <= config.max_clips and size + num_rows * clip.size_bytes <= config.max_bytes
+    return started_inside or not fits
+
+
+def _is_one_stream(shard: NamedShard) -> bool:
+    return shard.kind is InputKind.TAR and compression_of(shard.uri) is not None
+
+
+def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int, stop: int) -> WorkUnit:
+    sliced = clips[start:stop]
+    has_bytes = shard.kind in (InputKind.TAR, InputKind.MANIFEST) and not _is_one_stream(shard)
+    return WorkUnit(
+        unit_id=make_unit_id(shard.shard_id, start, stop, (clip.content for clip in sliced)),
+        kind=shard.kind,
+        shard=shard.uri,
+        shard_id=shard.shard_id,
+        start=start,
+        stop=stop,
+        size_bytes=sum(clip.size_bytes for clip in sliced),
+        byte_start=sliced[0].byte_start if has_bytes else 0,
+        byte_stop=sliced[-1].byte_stop if has_bytes else 0,
+        files=tuple(file.uri for file in shard.files[start:stop]),
+        clip_ids=shard.clip_ids[start:stop],
+    )
+
+
+def _check_unique(store: Store, shards: Sequence[NamedShard], plans: Sequence[_ShardPlan]) -> None:
+    """Finds duplicate ids by their hashes; only where two are equal are the shards listed again, to name both."""
+    hashes = np.concatenate([plan.id_hashes for plan in plans])
+    ordered = np.sort(hashes)
+    doubled = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(doubled):
+        return
+    suspects = [shard for shard, plan in zip(shards, plans, strict=True) if np.isin(plan.id_hashes, doubled).any()]
+    problems = list(_name_duplicates(store, suspects, set(doubled.tolist())))
+    if problems:
+        more = len(problems) - _MAX_SHOWN_PROBLEMS
+        shown = problems[:_MAX_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise InputError("\n".join(shown))
+
+
+def _name_duplicates(store: Store, shards: Sequence[NamedShard], doubled: set[int]) -> Iterator[str]:
+    first_places: dict[str, str] = {}
+    for shard in shards:
+        for clip in _index(store, shard):
+            if hash_id(clip.clip_id) in doubled and clip.clip_id in first_places:
+                yield (
+                    f"duplicate clip id {clip.clip_id!r}: {first_places[clip.clip_id]} and {clip.where}; "
+                    "rename one, or give the rows of the manifest their own 'clip_id'"
+                )
+            elif hash_id(clip.clip_id) in doubled:
+                first_places[clip.clip_id] = clip.where

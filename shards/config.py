@@ -1,0 +1,31 @@
+"""How clips are read, the same for the planner and for the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig:
+    """How shards and videos are read.
+
+    Attributes:
+        video_column: the Parquet column with the videos; None finds it by its name and type.
+        max_video_bytes: a larger video fails; 2 GiB is an hour of good 1080p, and it has to fit into memory.
+        max_sidecar_bytes: a larger sidecar or manifest line is no metadata; of a sidecar only its size is kept.
+        max_attempts: how often a store is asked before the run stops.
+        backoff_s: the wait before the second attempt; it doubles with each, so the default waits 7.5 s in all.
+    """
+
+    video_column: str | None = None
+    max_video_bytes: int = 2 << 30
+    max_sidecar_bytes: int = 1 << 20
+    max_attempts: int = 5
+    backoff_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("max_video_bytes", "max_sidecar_bytes", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.backoff_s < 0:
+            raise ValueError(f"backoff_s must not be negative, got {self.backoff_s}")

@@ -1,0 +1,37 @@
+"""What can be wrong with the input: of one clip, of a shard, or of the store that holds it."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """The input cannot be annotated as it is: a bad manifest line, a damaged shard, a duplicate clip id."""
+
+
+class NoInputFound(FileNotFoundError):
+    """Nothing to annotate was found where `--input` points."""
+
+
+class StoreUnavailable(OSError):
+    """A store did not answer, or not with what was asked for, after all attempts: the run stops."""
+
+
+class StoreRefused(PermissionError):
+    """A store refused to hand out a file: wrong or missing credentials, or none of our business."""
+
+
+class ShardChanged(RuntimeError):
+    """A shard no longer holds what it held when the work was planned: the run stops."""
+
+
+class VideoUnreadable(Exception):
+    """One video cannot be read; its clip fails and the others go on.
+
+    Attributes:
+        reason: short and groupable, for example `video not found`.
+        message: the details.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message

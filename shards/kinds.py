@@ -1,0 +1,55 @@
+"""Which file names are shards, manifests or videos."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from schemas.records import InputKind
+
+VIDEO_EXTENSIONS = frozenset(
+    (
+        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m2v"),
+        *(".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".ts", ".vob"),
+        *(".webm", ".wmv", ".y4m"),
+    )
+)
+COMPRESSED_TAR_EXTENSIONS = {".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.xz": "xz"}
+MANIFEST_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
+SUPPORTED = ".tar (also .tar.gz, .tar.bz2, .tar.xz), .parquet, .jsonl, .csv, .tsv and video files such as .mp4"
+
+
+def path_of(uri: str) -> str:
+    """Returns the part of a URI that names a file: without the query of an http(s) URL."""
+    if uri.startswith(("http://", "https://")):
+        return urlsplit(uri).path
+    return uri
+
+
+def split_extension(path: str) -> tuple[str, str]:
+    """Splits `dir/name.mp4` into `dir/name` and `.mp4`; compressed tars keep both suffixes together."""
+    folder, slash, name = path.rpartition("/")
+    lowered = name.lower()
+    for extension in COMPRESSED_TAR_EXTENSIONS:
+        if lowered.endswith(extension) and len(name) > len(extension):
+            return folder + slash + name[: -len(extension)], lowered[-len(extension) :]
+    stem, dot, suffix = name.rpartition(".")
+    if not stem:
+        return path, ""
+    return folder + slash + stem, (dot + suffix).lower()
+
+
+def kind_of(uri: str) -> InputKind | None:
+    """Returns how the clips of a file are stored, judged by its extension, or None for any other file."""
+    extension = split_extension(path_of(uri))[1]
+    if extension == ".tar" or extension in COMPRESSED_TAR_EXTENSIONS:
+        return InputKind.TAR
+    if extension == ".parquet":
+        return InputKind.PARQUET
+    if extension in MANIFEST_EXTENSIONS:
+        return InputKind.MANIFEST
+    return InputKind.FILES if extension in VIDEO_EXTENSIONS else None
+
+
+def compression_of(uri: str) -> str | None:
+    """Returns `gz`, `bz2` or `xz` for a compressed tar, None for every other file."""
+    return COMPRESSED_TAR_EXTENSIONS.get(split_extension(path_of(uri))[1])

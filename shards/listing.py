@@ -1,0 +1,122 @@
+"""Finds the shards, manifests and videos that `--input` means: files, folders and globs in any store."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.records import InputKind
+from shards.errors import InputError, NoInputFound
+from shards.kinds import SUPPORTED, kind_of
+from shards.redaction import strip_credentials
+from shards.store import Location, Store, protocol_of
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """One input file.
+
+    Attributes:
+        root: URI of the folder that its ids are relative to: the part of the `--input` before any wildcard.
+        relative: its path below the root, `/` as separator.
+        size: bytes, None where the listing does not say.
+    """
+
+    kind: InputKind
+    uri: str
+    root: str
+    relative: str
+    size: int | None
+
+
+def find_inputs(store: Store, inputs: Iterable[str]) -> list[FoundFile]:
+    """Lists every input once, sorted within each of `inputs`; a file that several of them name is taken once.
+
+    Raises:
+        NoInputFound: one of `inputs` matches nothing.
+        InputError: one of them is of a kind that is not supported.
+    """
+    found: dict[str, FoundFile] = {}
+    for uri in inputs:
+        for file in _find(store, uri):
+            found.setdefault(file.uri, file)
+    if not found:
+        raise NoInputFound("no input given: --input takes files, folders and globs, for example '/data/shards/*.tar'")
+    return list(found.values())
+
+
+def _find(store: Store, uri: str) -> list[FoundFile]:
+    location = store.locate(uri)
+    listed = _list_literal(store, location)
+    if listed is not None:
+        return listed
+    magic = _first_magic(location)
+    if magic is None:
+        raise NoInputFound(f"{strip_credentials(uri)!r} does not exist: --input takes files, folders and globs")
+    root = posixpath.dirname(location.path[:magic])
+    matches = store.ask(f"list {strip_credentials(uri)}", lambda: location.fs.glob(location.path, detail=True))
+    entries = dict(matches)
+    for path in [path for path, entry in matches.items() if entry["type"] == "directory"]:
+        entries.update(_find_below(store, location.sibling(path)))
+    return _take(location, root, entries, f"no video or shard matches {strip_credentials(uri)!r}")
+
+
+def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
+    """Returns what a path without wildcards names, or None if nothing has that very name."""
+    what = f"look for {strip_credentials(location.uri)}"
+    if protocol_of(location.uri) in ("http", "https") and _first_magic(location) is not None:
+        return None  # few web servers answer for a name with a wildcard
+    try:
+        entry = store.ask(what, lambda: location.fs.info(location.path))
+    except FileNotFoundError:
+        return None
+    if entry["type"] == "directory" or (kind_of(location.uri) is None and location.path.endswith("/")):
+        none_there = f"{strip_credentials(location.uri)!r} holds no video and no shard"
+        return _take(location, location.path.rstrip("/"), _find_below(store, location), none_there)
+    if kind_of(location.uri) is None:
+        raise InputError(f"cannot read {strip_credentials(location.uri)!r}: wanted {SUPPORTED}")
+    folder, _, name = _without_query(location.path).rpartition("/")
+    kind = kind_of(location.uri)
+    assert kind is not None
+    return [FoundFile(kind, location.uri, _root_uri(location, folder), name, entry.get("size"))]
+
+
+def _find_below(store: Store, folder: Location) -> dict[str, Mapping[str, Any]]:
+    found = store.ask(f"list {strip_credentials(folder.uri)}", lambda: folder.fs.find(folder.path, detail=True))
+    # A manifest beside its videos would double them; it is read when it is named.
+    return {path: entry for path, entry in found.items() if kind_of(path) is not InputKind.MANIFEST}
+
+
+def _take(location: Location, root: str, entries: Mapping[str, Mapping[str, Any]], none_there: str) -> list[FoundFile]:
+    taken = list(_take_known(location, root, entries))
+    if not taken:
+        seen = sorted(posixpath.basename(path) for path in entries)[:3]
+        raise NoInputFound(f"{none_there}; seen: {', '.join(map(repr, seen)) or 'nothing'}; wanted {SUPPORTED}")
+    return taken
+
+
+def _take_known(location: Location, root: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[FoundFile]:
+    root_uri = _root_uri(location, root)
+    for path in sorted(entries):
+        kind, relative = kind_of(path), path.removeprefix(root).lstrip("/")
+        hidden = any(part.startswith(".") for part in relative.split("/"))
+        if kind is not None and not hidden and entries[path]["type"] != "directory":
+            yield FoundFile(kind, location.sibling(path).uri, root_uri, relative, entries[path].get("size"))
+
+
+def _root_uri(location: Location, path: str) -> str:
+    return location.sibling(path).uri.rstrip("/")
+
+
+def _first_magic(location: Location) -> int | None:
+    # `?` begins the query of a web address, where signatures stand.
+    pattern = r"\*" if location.path.startswith(("http://", "https://")) else r"[*?\[]"
+    matched = re.search(pattern, location.path)
+    return matched.start() if matched else None
+
+
+def _without_query(path: str) -> str:
+    return path.split("?", 1)[0] if path.startswith(("http://", "https://")) else path

@@ -1,0 +1,126 @@
+"""Manifests: JSON Lines, CSV or TSV files whose rows name videos, windows of them, and metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
+from shards.clip_ids import clean_text
+from shards.clip_rows import ClipRow, default_clip_id, parse_row
+from shards.errors import InputError, VideoUnreadable
+from shards.indexed_clip import IndexedClip, check_unit
+from shards.kinds import path_of, split_extension
+from shards.manifest_lines import RawRow, iterate_csv_rows, iterate_json_rows, read_csv_header
+from shards.ranged_file import open_shard
+from shards.redaction import strip_credentials
+from shards.sidecars import dump_metadata
+from shards.store import Location, Store, protocol_of
+from shards.videos import fetch_video, read_videos, resolve_uri
+
+_PLAN_BLOCK_BYTES = 8 << 20
+_MAX_SHOWN_PROBLEMS = 20
+
+
+def index_manifest(store: Store, manifest: Location, shard_id: str) -> list[IndexedClip]:
+    """Checks every row of a manifest and lists their clips; no video is looked at.
+
+    Raises:
+        InputError: with up to 20 rows that cannot be understood, each as `file:line`; or there is no row at all.
+    """
+    name = strip_credentials(manifest.uri)
+    clips: list[IndexedClip] = []
+    problems: list[str] = []
+    protocols = {"file"}
+    for raw in _iterate_rows(store, manifest, 0, store.size(manifest)):
+        try:
+            clips.append(_index_row(raw, shard_id, name))
+            _check_protocol(store, raw, protocols, name)
+        except InputError as error:
+            problems.append(str(error))
+        if len(problems) == _MAX_SHOWN_PROBLEMS:
+            break
+    if problems:
+        raise InputError("\n".join(problems))
+    if not clips:
+        raise InputError(f'{name} has no rows: wanted one a line, such as {{"video": "clips/000.mp4"}}')
+    return clips
+
+
+def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
+    """Yields the clips of a unit's rows in order; a video that is gone or unreadable is a failed clip.
+
+    Raises:
+        ShardChanged: the manifest's lines are not those that were planned; found before the first clip.
+    """
+    manifest = store.locate(unit.shard)
+    rows = list(_iterate_rows(store, manifest, unit.byte_start, unit.byte_stop))
+    name = strip_credentials(unit.shard)
+    check_unit(unit, (raw.content for raw in rows))
+    parsed = (parse_row(raw.values, name) for raw in rows if raw.values is not None)
+    return read_videos(_refer(store, unit, enumerate(parsed, start=unit.start + 1)))
+
+
+def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None) -> Iterator[RawRow]:
+    extension = split_extension(path_of(manifest.uri))[1]
+    name, max_bytes = strip_credentials(manifest.uri), store.config.max_sidecar_bytes
+    with closing(open_shard(store, manifest, stop=stop, start=start, block_bytes=_PLAN_BLOCK_BYTES)) as stream:
+        if extension in (".jsonl", ".ndjson"):
+            yield from iterate_json_rows(stream, name, start, stop, max_bytes)
+            return
+        header = read_csv_header(stream, name, extension, max_bytes) if start == 0 else None
+    if header is None:
+        with closing(open_shard(store, manifest, block_bytes=1 << 16)) as stream:
+            header = read_csv_header(stream, name, extension, max_bytes)
+    with closing(open_shard(store, manifest, stop, max(start, header.stop), _PLAN_BLOCK_BYTES)) as stream:
+        yield from iterate_csv_rows(stream, name, header, max(start, header.stop), stop, max_bytes)
+
+
+def _index_row(raw: RawRow, shard_id: str, name: str) -> IndexedClip:
+    where = f"{name}:{raw.line}"
+    if raw.values is None:
+        raise InputError(f"{where}: {raw.problem}")
+    row = parse_row(raw.values, where)
+    clip_id = row.clip_id or default_clip_id(shard_id, row)
+    return IndexedClip(clip_id, where, raw.content, 0, raw.start, raw.stop)
+
+
+def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> None:
+    """Finds a misspelt protocol, or a store whose client is missing, while nothing has been paid for yet."""
+    video = str((raw.values or {}).get("video"))
+    protocol = protocol_of(video)
+    if protocol in known:
+        return
+    try:
+        store.locate(video)
+    except InputError as error:
+        raise InputError(f"{name}:{raw.line}: {error}") from None
+    known.add(protocol)
+
+
+def _refer(
+    store: Store, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
+) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
+    folder = unit.shard.split("?", 1)[0].rpartition("/")[0] if "://" in unit.shard else str(Path(unit.shard).parent)
+    for number, row in rows:
+        assert row.video is not None
+        ref = ClipRef(
+            clip_id=row.clip_id or default_clip_id(unit.shard_id, row),
+            unit_id=unit.unit_id,
+            source=clean_text(strip_credentials(row.video)),
+            member=f"row {number}",
+            start_s=row.start_s,
+            end_s=row.end_s,
+            metadata=dump_metadata(row.metadata),
+        )
+        yield ref, partial(_fetch, store, row.video, folder)
+
+
+def _fetch(store: Store, video: str, folder: str) -> bytes | Path:
+    try:
+        uri = resolve_uri(video, folder)
+    except ValueError as error:  # a path that no file system can have
+        raise VideoUnreadable("video not found", str(error)) from None
+    return fetch_video(store, uri)

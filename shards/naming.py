@@ -1,0 +1,98 @@
+"""Gives every shard its readable id, unique in the run and the same on every machine."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from schemas.records import InputKind
+from shards.clip_ids import clean_id
+from shards.errors import InputError
+from shards.kinds import split_extension
+from shards.listing import FoundFile
+from shards.redaction import strip_credentials
+
+
+@dataclass(frozen=True, slots=True)
+class NamedShard:
+    """A shard with its id; the single videos of one root folder count as one shard.
+
+    Attributes:
+        files: for `FILES`, the videos in order, with their clip ids in `clip_ids`; empty for every other kind.
+    """
+
+    kind: InputKind
+    uri: str
+    shard_id: str
+    size: int | None = None
+    files: tuple[FoundFile, ...] = ()
+    clip_ids: tuple[str, ...] = ()
+
+
+def name_shards(files: Sequence[FoundFile]) -> list[NamedShard]:
+    """Returns the shards, sorted by id: `<root folder>/<path below it, without extension>`.
+
+    Roots of the same name whose shards would share an id are told apart by the folders above them.
+
+    Raises:
+        InputError: two shards would still share an id.
+    """
+    names = _name_below_root(files)
+    depths = _find_depths(files, names)
+    shards = [
+        NamedShard(file.kind, file.uri, clean_id(f"{_label(file.root, depths[file.root])}/{name}"), file.size)
+        for file, name in zip(files, names, strict=True)
+        if file.kind is not InputKind.FILES
+    ]
+    folders: dict[str, list[tuple[FoundFile, str]]] = defaultdict(list)
+    for file, name in zip(files, names, strict=True):
+        if file.kind is InputKind.FILES:
+            folders[file.root].append((file, name))
+    shards.extend(_name_folder(root, _label(root, depths[root]), named) for root, named in folders.items())
+    return sorted(shards, key=lambda shard: shard.shard_id)
+
+
+def _name_folder(root: str, label: str, named: list[tuple[FoundFile, str]]) -> NamedShard:
+    ordered = sorted(named, key=lambda pair: pair[0].relative)
+    return NamedShard(
+        kind=InputKind.FILES,
+        uri=root,
+        shard_id=clean_id(label),
+        files=tuple(file for file, _ in ordered),
+        clip_ids=tuple(clean_id(f"{label}/{name}") for _, name in ordered),
+    )
+
+
+def _name_below_root(files: Sequence[FoundFile]) -> list[str]:
+    """Returns each file's path below its root without extension, with it where two differ in nothing else."""
+    stems = [(file.root, file.kind is InputKind.FILES, split_extension(file.relative)[0]) for file in files]
+    num_of = Counter(stems)
+    return [file.relative if num_of[stem] > 1 else stem[2] for file, stem in zip(files, stems, strict=True)]
+
+
+def _find_depths(files: Sequence[FoundFile], names: Sequence[str]) -> dict[str, int]:
+    """Returns how many folder names each root's label needs."""
+    depths = {file.root: 1 for file in files}
+    while True:
+        roots_of: dict[str, set[str]] = defaultdict(set)
+        for file, name in zip(files, names, strict=True):
+            label = _label(file.root, depths[file.root])
+            roots_of[label if file.kind is InputKind.FILES else f"{label}/{name}"].add(file.root)
+        clashing = {root for roots in roots_of.values() if len(roots) > 1 for root in roots}
+        growing = {root for root in clashing if depths[root] < len(_parts(root))}
+        if clashing and not growing:
+            shown = " and ".join(repr(strip_credentials(root)) for root in sorted(clashing)[:2])
+            raise InputError(f"{shown} would give the same clip ids: annotate them in two runs, or rename a folder")
+        if not clashing:
+            return depths
+        depths.update({root: depths[root] + 1 for root in growing})
+
+
+def _label(root: str, depth: int) -> str:
+    return "/".join(_parts(root)[-depth:])
+
+
+def _parts(root: str) -> list[str]:
+    scheme, _, rest = strip_credentials(root).rpartition("://")
+    return [part for part in rest.split("/") if part] or [scheme or "root"]

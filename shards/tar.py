@@ -1,0 +1,169 @@
+"""WebDataset tar shards: one clip a video member, with the sidecars under its key as metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from schemas.records import Clip, ClipRef, FailedClip, Stage, WorkUnit
+from shards.clip_ids import clean_id, clean_text
+from shards.decompressed import DecompressedStream
+from shards.errors import InputError
+from shards.indexed_clip import IndexedClip, check_unit
+from shards.kinds import compression_of
+from shards.ranged_file import INDEX_BLOCK_BYTES, READ_BLOCK_BYTES, ByteStream, open_shard
+from shards.redaction import strip_credentials
+from shards.sidecars import dump_metadata, merge_sidecars
+from shards.store import Location, Store
+from shards.tar_groups import TarGroup, clip_key, group_members, is_sidecar, is_video, key_of, normal_name, sidecars_of
+from shards.tar_headers import TarMember, iterate_members
+
+
+def index_tar(store: Store, shard: Location, shard_id: str) -> list[IndexedClip]:
+    """Lists the clips of a tar shard by its headers; only a compressed shard is read whole.
+
+    Raises:
+        InputError: the shard is damaged, holds no video, or a sidecar lies apart from its video.
+    """
+    name = strip_credentials(shard.uri)
+    stream, stop = _open_whole(store, shard, INDEX_BLOCK_BYTES)
+    clips: list[IndexedClip] = []
+    apart: dict[str, str] = {}
+    keys: set[str] = set()
+    with closing(stream):
+        for group in group_members(iterate_members(stream, name, 0, stop)):
+            clips.extend(_index_group(group, shard_id, name))
+            keys.update([group.key] if group.videos else [])
+            apart.update({} if group.videos else {group.key: group.sidecars[0].name})
+    _check_sidecars(name, keys, apart)
+    if not clips:
+        raise InputError(f"{name} holds no video: wanted members such as 000.mp4 with 000.json beside them")
+    return clips
+
+
+def read_tar(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
+    """Yields the clips of a unit in the shard's order, from one ranged read or one stream.
+
+    Raises:
+        ShardChanged: the shard does not hold there what was planned; found before the first clip is yielded, or
+            at the end of the unit where only reading it all can tell.
+        InputError, StoreUnavailable: the shard is damaged, or the store does not answer.
+    """
+    shard = store.locate(unit.shard)
+    contents: list[str] = []
+    for group, kept in _read_groups(store, shard, unit):
+        for video in group.videos:
+            contents.append(_content_of(unit.shard_id, video))
+            yield _make_clip(store, unit, group, video, kept)
+    check_unit(unit, contents)
+
+
+def _open_whole(store: Store, shard: Location, block_bytes: int) -> tuple[ByteStream, int | None]:
+    """Opens a shard from its beginning; with the byte it ends at, None for a compressed one."""
+    compression = compression_of(shard.uri)
+    size = store.size(shard)
+    if compression is None:
+        return open_shard(store, shard, stop=size, block_bytes=block_bytes), size
+    compressed = open_shard(store, shard, stop=size, block_bytes=8 << 20)
+    return DecompressedStream(compressed, compression, size or 1 << 30, strip_credentials(shard.uri)), None
+
+
+def _index_group(group: TarGroup, shard_id: str, shard: str) -> Iterator[IndexedClip]:
+    for video in group.videos:
+        yield IndexedClip(
+            clip_id=_clip_id(shard_id, video),
+            where=f"{shard}: {clean_text(normal_name(video.name))}",
+            content=_content_of(shard_id, video),
+            size_bytes=video.size,
+            byte_start=group.byte_start,
+            byte_stop=group.byte_stop,
+        )
+
+
+def _check_sidecars(shard: str, keys: set[str], apart: dict[str, str]) -> None:
+    separated = sorted(name for key, name in apart.items() if key in keys)
+    if separated:
+        raise InputError(
+            f"{shard}: sidecar {clean_text(separated[0])!r} lies apart from its video ({len(separated)} such); members "
+            "of one key belong side by side: pack the shard again with `tar --sort=name`"
+        )
+
+
+def _clip_id(shard_id: str, video: TarMember) -> str:
+    return clean_id(f"{shard_id}/{clip_key(video.name)}")
+
+
+def _content_of(shard_id: str, video: TarMember) -> str:
+    return f"{_clip_id(shard_id, video)} {video.size}"
+
+
+def _read_groups(store: Store, shard: Location, unit: WorkUnit) -> Iterator[tuple[TarGroup, dict[int, bytes]]]:
+    """Yields each group with the content of its members, by their `data_start`; oversized members are left out."""
+    name = strip_credentials(shard.uri)
+    stop: int | None = unit.byte_stop
+    if stop:
+        stream = open_shard(store, shard, stop, unit.byte_start, READ_BLOCK_BYTES)
+    else:
+        stream, stop = _open_whole(store, shard, READ_BLOCK_BYTES)
+    kept: dict[int, bytes] = {}
+    with closing(stream):
+        if 0 < unit.byte_stop - unit.byte_start <= READ_BLOCK_BYTES:  # one block: looking ahead costs no second read
+            _check_headers(stream, unit)
+        members = iterate_members(stream, name, unit.byte_start, stop)
+        for group in group_members(_keep_contents(store, stream, members, kept)):
+            yield group, kept
+            for member in (*group.videos, *group.sidecars):
+                kept.pop(member.data_start, None)
+
+
+def _check_headers(stream: ByteStream, unit: WorkUnit) -> None:
+    groups = group_members(iterate_members(stream, unit.shard_id, unit.byte_start, unit.byte_stop))
+    try:
+        contents = [_content_of(unit.shard_id, video) for group in groups for video in group.videos]
+    except InputError:  # no header where there was one
+        contents = []
+    check_unit(unit, contents)
+
+
+def _keep_contents(
+    store: Store, stream: ByteStream, members: Iterator[TarMember], kept: dict[int, bytes]
+) -> Iterator[TarMember]:
+    for member in members:
+        limit = store.config.max_video_bytes if is_video(member) else store.config.max_sidecar_bytes
+        if (is_video(member) or is_sidecar(member)) and member.size <= limit and member.unusual is None:
+            stream.seek(member.data_start)
+            kept[member.data_start] = stream.read(member.size)
+            if len(kept[member.data_start]) < member.size:
+                raise InputError(f"a shard ends inside of {clean_text(member.name)!r}: it is truncated; copy it again")
+        yield member
+
+
+def _make_clip(
+    store: Store, unit: WorkUnit, group: TarGroup, video: TarMember, kept: dict[int, bytes]
+) -> Clip | FailedClip:
+    ref = ClipRef(
+        clip_id=_clip_id(unit.shard_id, video),
+        unit_id=unit.unit_id,
+        source=strip_credentials(unit.shard),
+        member=clean_text(normal_name(video.name)),
+        metadata=_read_metadata(video, group, kept),
+    )
+    if video.unusual is not None:
+        return FailedClip(ref, Stage.READ, "not a regular file", f"the member is a {video.unusual}: not followed")
+    if video.size == 0:
+        return FailedClip(ref, Stage.READ, "empty file", "the member has 0 bytes")
+    if video.data_start not in kept:
+        message = f"{video.size} bytes, over the limit of {store.config.max_video_bytes} (max_video_bytes)"
+        return FailedClip(ref, Stage.READ, "video too large", message)
+    return Clip(ref, kept[video.data_start])
+
+
+def _read_metadata(video: TarMember, group: TarGroup, kept: dict[int, bytes]) -> str:
+    contents: dict[str, bytes] = {}
+    for sidecar in sidecars_of(video, group):
+        extension = normal_name(sidecar.name).rpartition("/")[2].partition(".")[2]
+        if clip_key(sidecar.name) == clip_key(video.name) != key_of(video.name):
+            extension = extension.rpartition(".")[2]
+        too_large = f"[left out: {sidecar.size} bytes, over the limit for sidecars]".encode()
+        contents[clean_text(extension)] = kept.get(sidecar.data_start, too_large)
+    return dump_metadata(merge_sidecars(contents))

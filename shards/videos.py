@@ -1,0 +1,95 @@
+"""Fetches single video files: of a folder, or named by a row of a manifest or a Parquet shard."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from schemas.records import Clip, ClipRef, FailedClip, Stage
+from shards.errors import InputError, StoreRefused, VideoUnreadable
+from shards.store import Location, Store, local_path, protocol_of
+
+
+def resolve_uri(video: str, folder: str) -> str:
+    """Returns the URI of a video that a shard in `folder` names, relative to that folder or in full.
+
+    Raises:
+        VideoUnreadable: a shard in a remote store names a file of this machine.
+    """
+    remote = protocol_of(folder) != "file"
+    if protocol_of(video) == "file":
+        if remote and video.startswith(("/", "file:", "local:", "~")):
+            raise VideoUnreadable("local path in a remote shard", f"{video!r} would be a file of this machine")
+        return join_uri(folder, video if remote else video.removeprefix("file://").removeprefix("local://"))
+    return video
+
+
+def join_uri(folder: str, relative: str) -> str:
+    """Joins a folder's URI and a path relative to it; `..` is resolved but never leaves the store's host or bucket."""
+    scheme, separator, rest = folder.rpartition("://")
+    if not separator:
+        return posixpath.normpath(posixpath.join(folder, relative))
+    host, _, path = rest.partition("/")
+    joined = posixpath.normpath(posixpath.join("/", path, relative))
+    return f"{scheme}://{host}/{joined.lstrip('/')}"
+
+
+def fetch_video(store: Store, uri: str) -> bytes | Path:
+    """Returns the path of a local video, the bytes of any other.
+
+    Raises:
+        VideoUnreadable: this one file is missing, is empty or too large, or may not be read.
+        StoreUnavailable: the store does not answer.
+    """
+    try:
+        location = store.locate(uri)
+        size = store.size(location)
+        _check_size(store, size)
+        if location.is_local:
+            store.ask(f"open {uri}", lambda: local_path(location).open("rb").close())
+            return local_path(location)
+        video = _fetch_bytes(store, location, size)
+    except FileNotFoundError as error:
+        raise VideoUnreadable("video not found", str(error)) from None
+    except StoreRefused as error:
+        raise VideoUnreadable("permission denied", str(error)) from None
+    except InputError as error:
+        raise VideoUnreadable("video not found", str(error)) from None
+    _check_size(store, len(video))
+    return video
+
+
+def read_videos(
+    fetches: Iterator[tuple[ClipRef, Callable[[], bytes | Path]]],
+) -> Iterator[Clip | FailedClip]:
+    """Yields a clip for each reference whose video can be fetched, a failed clip for each other.
+
+    Raises:
+        StoreRefused: not one of several videos of the unit may be read: the credentials are wrong, not the videos.
+    """
+    refused: list[str] = []
+    num_clips = 0
+    for ref, fetch in fetches:
+        num_clips += 1
+        try:
+            yield Clip(ref, fetch())
+        except VideoUnreadable as error:
+            refused.extend([error.message] if error.reason == "permission denied" else [])
+            yield FailedClip(ref, Stage.READ, error.reason, error.message)
+    if num_clips > 1 and len(refused) == num_clips:
+        raise StoreRefused(f"none of the {num_clips} videos of a unit may be read; the first: {refused[0]}")
+
+
+def _fetch_bytes(store: Store, location: Location, size: int | None) -> bytes:
+    if size is None:
+        return store.read_start(location, store.config.max_video_bytes + 1)
+    return store.read_file(location)
+
+
+def _check_size(store: Store, size: int | None) -> None:
+    if size == 0:
+        raise VideoUnreadable("empty file", "the file has 0 bytes")
+    if size is not None and size > store.config.max_video_bytes:
+        message = f"{size} bytes, over the limit of {store.config.max_video_bytes} (max_video_bytes)"
+        raise VideoUnreadable("video too large", message)

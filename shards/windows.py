@@ -1,0 +1,45 @@
+"""Cuts long videos into windows, each a clip of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from schemas.records import Clip
+from shards.clip_ids import window_suffix
+
+MIN_WINDOW_S = 1.0  # a shorter rest holds nothing worth a caption of its own
+
+
+def split_clip(clip: Clip, duration_s: float, split_s: float) -> list[Clip]:
+    """Returns the windows of a clip, `split_s` long each; a rest shorter than a second goes to the window before it.
+
+    `duration_s` is that of the whole video; a clip that is itself a window is cut within its bounds. A clip that needs
+    no cut, or whose length is not known, comes back as it is.
+    """
+    start_s = clip.ref.start_s or 0.0
+    end_s = duration_s if clip.ref.end_s is None else min(clip.ref.end_s, duration_s)
+    length_s = end_s - start_s
+    num_windows = _count_windows(length_s, split_s)
+    if num_windows <= 1:
+        return [clip]
+    starts_s = [start_s + number * split_s for number in range(num_windows)]
+    return [
+        _cut(clip, window_start_s, window_end_s)
+        for window_start_s, window_end_s in zip(starts_s, [*starts_s[1:], end_s], strict=True)
+    ]
+
+
+def _count_windows(length_s: float, split_s: float) -> int:
+    if split_s <= 0:
+        raise ValueError(f"split_s must be positive, got {split_s}")
+    if not math.isfinite(length_s) or length_s <= 0:
+        return 1
+    whole, rest_s = divmod(length_s, split_s)
+    return int(whole) + (rest_s >= min(MIN_WINDOW_S, split_s / 2))
+
+
+def _cut(clip: Clip, start_s: float, end_s: float) -> Clip:
+    whole_id = clip.ref.clip_id.removesuffix(window_suffix(clip.ref.start_s, clip.ref.end_s))
+    clip_id = whole_id + window_suffix(start_s, end_s)
+    return replace(clip, ref=replace(clip.ref, clip_id=clip_id, start_s=start_s, end_s=end_s))
