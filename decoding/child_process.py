@@ -1,0 +1,144 @@
+"""The parent's handle on one decoder process: starts it, asks it, watches it, kills it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from decoding.wire import ConnectionClosed, Json, receive_message, send_message
+
+_START_DEADLINE_S = 120.0
+_WATCH_INTERVAL_S = 0.05
+# The only variables a decoder gets: where programs and libraries lie, never a credential.
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+class ChildFailed(Exception):
+    """A decoder process that had to be killed, or died, over a request.
+
+    Attributes:
+        reason: short and for people.
+        message: the details.
+        decoder: the decoder that was at work, as far as the process told.
+    """
+
+    def __init__(self, reason: str, message: str, decoder: str | None) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+        self.decoder = decoder
+
+
+class ChildProcess:
+    """One running decoder process. Used by one thread, the one that made it: Linux ends the process with it."""
+
+    def __init__(self, memory_limit_bytes: int, extra_arguments: Sequence[str] = ()) -> None:
+        """Starts the process and waits until it is ready.
+
+        Raises:
+            RuntimeError: it does not start; nothing can be decoded on this machine.
+        """
+        self._memory_limit_bytes = memory_limit_bytes
+        self._log = tempfile.TemporaryFile()
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "decoding.child", "--connection", str(theirs.fileno()),
+                    "--parent", str(os.getpid()), "--memory-limit-bytes", str(memory_limit_bytes), *extra_arguments,
+                ],
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
+                env=_scrubbed_environment(), cwd="/", start_new_session=True,
+            )  # fmt: skip
+        self.num_served = 0
+        self._await_ready()
+
+    def ask(
+        self, request: Mapping[str, Json], descriptors: Sequence[int], deadline_s: float, decord_deadline_s: float
+    ) -> dict[str, Json]:
+        """Returns the process's reply to one request.
+
+        Raises:
+            ChildFailed: it died, passed its deadline or its memory limit. It is dead then.
+        """
+        started_s = time.monotonic()
+        decoder = None
+        self.num_served += 1
+        try:
+            send_message(self._connection, request, descriptors)
+            while True:
+                allowed_s = decord_deadline_s if decoder == "decord" else deadline_s
+                self._watch(started_s + allowed_s, allowed_s, decoder)
+                reply, _ = receive_message(self._connection)
+                if "using" not in reply:
+                    return reply
+                decoder = str(reply["using"])
+        except ConnectionClosed:
+            raise self._explain_death(decoder) from None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory the process holds now; 0 once it is gone."""
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def signal_kill(self) -> None:
+        """Ends the process from another thread; the one that waits for it sees it die."""
+        self._process.kill()
+
+    def kill(self) -> None:
+        """Ends the process at once and frees what belongs to it."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        self._log.close()
+
+    def _watch(self, stop_s: float, allowed_s: float, decoder: str | None) -> None:
+        """Waits until the process says something, within its limits."""
+        while not select.select([self._connection], [], [], _WATCH_INTERVAL_S)[0]:
+            if time.monotonic() > stop_s:
+                self.kill()
+                raise ChildFailed("deadline exceeded", f"not decoded within {allowed_s:g} s", decoder)
+            if self.resident_bytes > self._memory_limit_bytes:
+                self.kill()
+                raise ChildFailed(
+                    "memory limit exceeded", f"decoding took more than {self._memory_limit_bytes} bytes", decoder
+                )
+
+    def _await_ready(self) -> None:
+        try:
+            self._watch(time.monotonic() + _START_DEADLINE_S, _START_DEADLINE_S, None)
+            receive_message(self._connection)
+        except ConnectionClosed:
+            raise RuntimeError(f"a decoder process does not start: {self._explain_death(None).message}") from None
+        except ChildFailed as error:
+            raise RuntimeError(f"a decoder process does not start: {error.message}") from None
+
+    def _explain_death(self, decoder: str | None) -> ChildFailed:
+        self._process.kill()
+        code = self._process.wait()
+        self._log.seek(0)
+        last_words = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
+        self.kill()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return ChildFailed("decoder crashed", f"the decoder process died of {how}: {''.join(last_words)}"[:2000], decoder)
+
+
+def _scrubbed_environment() -> dict[str, str]:
+    # The one place below the command line that reads the environment: to hand as little as possible of it on.
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    package_root = str(Path(__file__).resolve().parent.parent)
+    roots = dict.fromkeys([package_root, *(entry for entry in sys.path if os.path.isabs(entry))])
+    return kept | {"PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,0 +1,56 @@
+"""Which frames of a clip the model sees, and what decoding them may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DECODERS = ("auto", "decord", "pyav")
+TIME_BASES = ("pts", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """Which frames of a clip the model sees, and what decoding them may cost.
+
+    Attributes:
+        max_frames: frames a clip; with `fps` the most frames a clip.
+        fps: frames a second of the clip; None for `max_frames` frames spread evenly, as the model card does.
+        time_base: `pts` for true presentation times, `seed` for the model card's arithmetic (index over mean rate).
+        decoder: `auto` takes decord where it is known to be exact and PyAV elsewhere.
+        image_size: width and height in pixels that every frame is resized to; the aspect ratio is not kept.
+        deadline_s: seconds of wall time a clip may take; its decoder is killed after that.
+        memory_limit_bytes: resident memory a decoder process may reach before it is killed.
+        min_decoded_share: least share of a damaged clip's frames that must decode for it to be annotated.
+        max_pixels: largest width x height of a video; beyond it one frame alone would exhaust the memory limit.
+    """
+
+    max_frames: int = 64
+    fps: float | None = None
+    time_base: str = "pts"
+    decoder: str = "auto"
+    image_size: int = 384
+    deadline_s: float = 300.0
+    memory_limit_bytes: int = 4 << 30
+    min_decoded_share: float = 0.9
+    max_pixels: int = 8192 * 8192
+
+    def __post_init__(self) -> None:
+        _check_choice("decoder", self.decoder, DECODERS)
+        _check_choice("time_base", self.time_base, TIME_BASES)
+        for name in ("max_frames", "image_size", "deadline_s", "memory_limit_bytes", "max_pixels"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise ValueError(f"fps must be a positive number of frames a second, got {self.fps}")
+        if not 0 <= self.min_decoded_share <= 1:
+            raise ValueError(f"min_decoded_share must lie between 0 and 1, got {self.min_decoded_share}")
+
+    @property
+    def frames_bytes(self) -> int:
+        """The most bytes that the sampled frames of one clip take: uint8 [max_frames, S, S, 3]."""
+        return self.max_frames * self.image_size * self.image_size * 3
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,99 @@
+"""Opens a video so that FFmpeg reads that one file, in a container we allow, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import av
+import av.container
+import av.error
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from decoding.boxes import has_encrypted_video
+from decoding.errors import UndecodableClip
+from decoding.ffmpeg_log import LogLine, ffmpeg_log
+
+# Demuxers that read one file and follow no reference in it: no HLS, DASH, concat, image sequences or playlists.
+ALLOWED_CONTAINERS = (
+    "mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "obu", "ivf", "ogg",
+    "asf", "gif", "mxf", "dv", "nut", "rm", "yuv4mpegpipe",
+)  # fmt: skip
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(ALLOWED_CONTAINERS)}
+
+# Text that FFmpeg would take for a list of further files. Refused by name for the sake of the reason; the
+# allow-list above would refuse it too.
+_PLAYLIST_MARKS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smil", b"<smoothstreamingmedia", b"<asx", b"<playlist")
+
+
+def open_container(path: str, said: list[LogLine] | None = None) -> av.container.InputContainer:
+    """Opens the video file at a local `path`; what FFmpeg says of it goes to the end of `said`.
+
+    Raises:
+        UndecodableClip: it is empty, not a video, of a container that is not allowed, or cut before its index.
+    """
+    _refuse_playlists(path)
+    with ffmpeg_log() as logs:
+        try:
+            # `file:` keeps a name such as `concat:a|b` from being read as a protocol.
+            container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        except av.error.FFmpegError as error:
+            raise _explain_open_error(error, logs) from error
+    if said is not None:
+        said.extend(logs)
+    return container
+
+
+def pick_video_stream(container: av.container.InputContainer, path: str, max_pixels: int) -> VideoStream:
+    """Returns the first video stream that is no cover picture and that may be decoded.
+
+    Raises:
+        UndecodableClip: there is none, or it is encrypted, too large, or of a codec this FFmpeg lacks.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise _explain_no_video(container)
+    stream = streams[0]
+    if "enc_key_id" in stream.metadata or has_encrypted_video(Path(path)):
+        raise UndecodableClip("encrypted", "the video stream is encrypted, and no key is known")
+    if stream.codec_context is None:
+        raise UndecodableClip("codec not supported", f"PyAV {av.__version__} has no decoder for this video stream")
+    check_dimensions(stream.codec_context.width, stream.codec_context.height, max_pixels)
+    stream.codec_context.thread_count = 1  # the pool's processes are the parallelism
+    return stream
+
+
+def check_dimensions(width_px: int, height_px: int, max_pixels: int) -> None:
+    """Raises UndecodableClip for a picture of more than `max_pixels`."""
+    if width_px * height_px > max_pixels:
+        raise UndecodableClip(
+            f"dimensions {width_px}x{height_px} over the limit",
+            f"a frame has {width_px * height_px} pixels, the limit is {max_pixels}",
+        )
+
+
+def _refuse_playlists(path: str) -> None:
+    if os.path.getsize(path) == 0:
+        raise UndecodableClip("empty file", "the video has 0 bytes")
+    with open(path, "rb") as file:
+        head = file.read(1024).lower()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(_PLAYLIST_MARKS) or (text.startswith(b"<?xml") and any(m in text for m in _PLAYLIST_MARKS)):
+        raise UndecodableClip("playlist, not a video", f"the file starts with {bytes(text[:24])!r}: it names other files")
+
+
+def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine]) -> UndecodableClip:
+    said = "; ".join(dict.fromkeys(line.strip() for _, _, line in logs)) or str(error.strerror)
+    if "not on whitelist" in said:
+        return UndecodableClip("container not allowed", f"allowed are {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {said}")
+    if "moov atom not found" in said:
+        return UndecodableClip("truncated before its index", "the file ends before its moov box, without which no frame is found")
+    return UndecodableClip("not a readable video", f"FFmpeg: {said}")
+
+
+def _explain_no_video(container: av.container.InputContainer) -> UndecodableClip:
+    kinds = [s.type for s in container.streams]
+    if "video" in kinds:
+        return UndecodableClip("cover picture only", "the only video stream is an attached picture")
+    return UndecodableClip("no video stream", f"the streams are: {', '.join(kinds) or 'none'}")

@@ -1,0 +1,144 @@
+"""One decode of a video from its start, keeping the pictures of the frames that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import av.container
+import av.error
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from decoding.config import SamplingConfig
+from decoding.containers import check_dimensions, open_container, pick_video_stream
+from decoding.ffmpeg_log import ffmpeg_log
+from decoding.pictures import FrameResizer, upright_size
+
+# Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
+_SKIPPABLE_CODECS = ("h264", "hevc")
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures of wanted frames, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
+
+    by_key: dict[int, np.ndarray]
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What a decode of every frame gave.
+
+    Attributes:
+        good: (place in the decoder's output, presentation timestamp) of each faithful frame, in output order.
+        num_bad: packets that did not decode and frames the decoder calls corrupt.
+    """
+
+    good: list[tuple[int, int | None]] = field(default_factory=list)
+    num_bad: int = 0
+
+
+def decode_announced(path: str, wanted: Mapping[int, int], config: SamplingConfig) -> Pictures | None:
+    """Decodes the frames whose presentation timestamps are the keys of `wanted`, under its values.
+
+    Returns None at the first sign that the file does not keep to its timeline: an error, a corrupt frame, a frame
+    that never comes.
+    """
+    keep = _Keeper(config)
+    container, stream = _open(path, config)
+    with container, ffmpeg_log():
+        try:
+            for frame in _decode_skipping(container, stream, wanted):
+                if frame.is_corrupt:
+                    return None
+                if frame.pts in wanted:
+                    keep.add(wanted[frame.pts], frame)
+                if len(keep.by_key) == len(wanted):
+                    return keep.pictures()
+        except av.error.FFmpegError:
+            return None
+    return None
+
+
+def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[Census, Pictures]:
+    """Decodes every frame, over errors, and keeps those whose place in the decoder's output is wanted."""
+    keep = _Keeper(config)
+    good: list[tuple[int, int | None]] = []
+    num_bad = ordinal = 0
+    container, stream = _open(path, config)
+    with container, ffmpeg_log():
+        for frames in _decode_over_errors(container, stream):
+            num_bad += frames is None
+            for frame in frames or ():
+                if frame.is_corrupt:
+                    num_bad += 1
+                else:
+                    good.append((ordinal, frame.pts))
+                    if ordinal in wanted:
+                        keep.add(ordinal, frame)
+                ordinal += 1
+    return Census(good, num_bad), keep.pictures()
+
+
+class _Keeper:
+    """Resizes each wanted frame at once: 64 full frames side by side would take several hundred megabytes."""
+
+    def __init__(self, config: SamplingConfig) -> None:
+        self._max_pixels = config.max_pixels
+        self._resizer = FrameResizer(config.image_size)
+        self._size_px = (0, 0)
+        self.by_key: dict[int, np.ndarray] = {}
+
+    def add(self, key: int, frame: VideoFrame) -> None:
+        check_dimensions(frame.width, frame.height, self._max_pixels)
+        if not self.by_key:
+            self._size_px = upright_size(frame)
+        self.by_key[key] = self._resizer.resize(frame)
+
+    def pictures(self) -> Pictures:
+        return Pictures(self.by_key, *self._size_px)
+
+
+def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContainer, VideoStream]:
+    container = open_container(path)
+    return container, pick_video_stream(container, path, config.max_pixels)
+
+
+def _decode_skipping(
+    container: av.container.InputContainer, stream: VideoStream, wanted: Container[int]
+) -> Iterator[VideoFrame]:
+    """Decodes in order; frames that are neither wanted nor referred to by others are left out where FFmpeg can."""
+    context = stream.codec_context
+    can_skip = context.name in _SKIPPABLE_CODECS
+    for packet in container.demux(stream):
+        if can_skip:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
+def _decode_over_errors(
+    container: av.container.InputContainer, stream: VideoStream
+) -> Iterator[list[VideoFrame] | None]:
+    """Yields the frames that each packet gives, or None for a packet that does not decode."""
+    for packet in _packets_to_first_error(container, stream):
+        try:
+            yield stream.decode(packet)
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError:
+            yield None
+
+
+def _packets_to_first_error(
+    container: av.container.InputContainer, stream: VideoStream
+) -> Iterator[av.Packet | None]:
+    """Yields the packets that can be read, then None, which makes the decoder hand out what it holds back."""
+    try:
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except av.error.FFmpegError:
+        pass  # the timeline knows the error already
+    yield None

@@ -1,0 +1,22 @@
+"""Catches what FFmpeg says of a file: often the only sign that the file is cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av.logging
+
+LogLine = tuple[int, str, str]  # level, FFmpeg component, text
+
+
+@contextmanager
+def ffmpeg_log() -> Iterator[list[LogLine]]:
+    """Collects FFmpeg's warnings and errors of this thread while the context lasts."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.WARNING)
+    try:
+        with av.logging.Capture() as lines:
+            yield lines
+    finally:
+        av.logging.set_level(level)

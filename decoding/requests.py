@@ -1,0 +1,102 @@
+"""Puts a clip to a decoder process and makes a record of what comes back, whatever it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from decoding import shared_memory
+from decoding.child_process import ChildFailed
+from decoding.config import SamplingConfig
+from decoding.errors import UndecodableClip
+from decoding.seat import Seat
+from decoding.wire import Json
+from schemas.records import Clip, FailedClip, SampledClip, Sampling, Stage
+
+
+def sample_clip(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip | FailedClip:
+    """Samples one clip; a video that cannot be decoded, or harms its decoder, becomes a FailedClip."""
+    try:
+        return _sample(seat, clip, config)
+    except ChildFailed as error:
+        if error.decoder != "decord" or config.decoder != "auto":
+            return FailedClip(clip.ref, Stage.DECODE, error.reason, error.message)
+        warning = f"decord failed: {error.reason}"
+    except UndecodableClip as error:
+        return FailedClip(clip.ref, Stage.DECODE, error.reason, error.message)
+    return _warn(sample_clip(seat, clip, dataclasses.replace(config, decoder="pyav")), warning)
+
+
+def probe_duration_s(seat: Seat, video: bytes | Path, config: SamplingConfig) -> float:
+    """Returns the seconds from a video's first frame to the end of its last.
+
+    Raises:
+        UndecodableClip: that cannot be told.
+    """
+    try:
+        with _lend(video) as (path, descriptors):
+            return float(_ask(seat, {"task": "probe", "path": path}, descriptors, config)["duration_s"])
+    except ChildFailed as error:
+        raise UndecodableClip(error.reason, error.message) from error
+
+
+def _sample(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip:
+    with ExitStack() as stack:
+        frames_memory = shared_memory.allocate(config.frames_bytes)
+        stack.callback(os.close, frames_memory)
+        path, descriptors = stack.enter_context(_lend(clip.video))
+        request = {"task": "sample", "path": path, "start_s": clip.ref.start_s, "end_s": clip.ref.end_s}
+        reply = _ask(seat, request, [frames_memory, *descriptors], config)
+        shape = (len(reply["frame_indices"]), config.image_size, config.image_size, 3)
+        frames = shared_memory.map_frames(frames_memory, shape)
+    return SampledClip(clip.ref, _read_sampling(reply), frames)
+
+
+def _ask(seat: Seat, request: dict[str, Json], descriptors: list[int], config: SamplingConfig) -> dict[str, Any]:
+    reply = seat.ask(request | {"config": dataclasses.asdict(config)}, descriptors)
+    if "reason" in reply:
+        raise UndecodableClip(str(reply["reason"]), str(reply["message"]))
+    return reply
+
+
+@contextmanager
+def _lend(video: bytes | Path) -> Iterator[tuple[str | None, list[int]]]:
+    """Yields the path of a video file, or None and the descriptor of memory that holds the video."""
+    if isinstance(video, Path):
+        yield _check_file(video), []
+        return
+    descriptor = shared_memory.store(video)
+    try:
+        yield None, [descriptor]
+    finally:
+        os.close(descriptor)
+
+
+def _check_file(path: Path) -> str:
+    """Pipes and devices never end, and opening one may block: only regular files are read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UndecodableClip("file cannot be read", f"{path.name}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise UndecodableClip("not a regular file", f"{path.name} is a pipe, a device or a folder")
+    return str(path.resolve())
+
+
+def _read_sampling(reply: dict[str, Any]) -> Sampling:
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in reply.items()}
+    return Sampling(**{name: value for name, value in values.items() if name in names})
+
+
+def _warn(result: SampledClip | FailedClip, warning: str) -> SampledClip | FailedClip:
+    """Adds a warning to what the row says of the decoder."""
+    if isinstance(result, FailedClip):
+        return dataclasses.replace(result, message=f"{result.message}; {warning}")
+    decoder = f"{result.sampling.decoder}; {warning}"
+    return dataclasses.replace(result, sampling=dataclasses.replace(result.sampling, decoder=decoder))
