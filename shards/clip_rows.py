@@ -79,7 +79,7 @@ def default_clip_id(shard_id: str, row: ClipRow) -> str:
     """Returns the id of a row without one: shard, path of the video without extension, and its window."""
     assert row.video is not None
     video = strip_credentials(row.video)
-    scheme, separator, rest = video.rpartition("://")
+    _, separator, rest = video.rpartition("://")
     path = re.sub(r"^(\.{1,2}/)+", "", rest if separator else video)
     return clean_id(f"{shard_id}/{split_extension(path)[0].strip('/')}{window_suffix(row.start_s, row.end_s)}")
 

@@ -63,7 +63,7 @@ class Store:
     """
 
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec takes what each store defines
-    config: ReadConfig = ReadConfig()
+    config: ReadConfig = field(default_factory=ReadConfig)
 
     def locate(self, uri: str) -> Location:
         """Finds the file system of a URI.

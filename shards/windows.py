@@ -8,6 +8,7 @@ from dataclasses import replace
 from schemas.records import Clip
 from shards.clip_ids import window_suffix
 
+_MAX_WINDOWS = 20_000  # a file that says it is years long is lying; decoding it says so
 MIN_WINDOW_S = 1.0  # a shorter rest holds nothing worth a caption of its own
 
 
@@ -36,7 +37,8 @@ def _count_windows(length_s: float, split_s: float) -> int:
     if not math.isfinite(length_s) or length_s <= 0:
         return 1
     whole, rest_s = divmod(length_s, split_s)
-    return int(whole) + (rest_s >= min(MIN_WINDOW_S, split_s / 2))
+    num_windows = int(whole) + (rest_s >= min(MIN_WINDOW_S, split_s / 2))
+    return num_windows if num_windows <= _MAX_WINDOWS else 1
 
 
 def _cut(clip: Clip, start_s: float, end_s: float) -> Clip:
