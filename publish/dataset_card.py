@@ -52,8 +52,11 @@ def write_card(run: RunRecord, published: PublishedRun, counts: TableCounts, ear
 
 
 def _write_header(published: PublishedRun) -> str:
-    configs = [line for name in TABLES for line in _write_config(name)]
-    return "\n".join(("---", "license: other", *_write_size(published), "configs:", *configs, "---"))
+    # `datasets` cannot load a table without rows, so such a table is not offered to it.
+    configs = [line for name in TABLES if published.num_rows[name] for line in _write_config(name)]
+    return "\n".join(
+        ("---", "license: other", *_write_size(published), *(["configs:"] if configs else []), *configs, "---")
+    )
 
 
 def _write_config(table: str) -> Iterator[str]:

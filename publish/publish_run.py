@@ -23,7 +23,8 @@ from storage.run_journal import RunRecord, list_done_units, read_plan, read_run
 def publish(output: str, storage_options: StorageOptions | None = None) -> PublishedRun:
     """Rebuilds the published tables and the card from the parts that are committed.
 
-    Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and only when every planned unit has its part.
+    Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and
+    only when every planned unit has its part.
 
     Raises:
         FileNotFoundError: no run was started in this folder.

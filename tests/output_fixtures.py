@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import uuid
 
-from schemas.records import Caption, ClipAnnotation, ClipRef, FailedClip, QAPair, Sampling, Stage, Status, UnitEnd
+from schemas.part_rows import build_part
+from schemas.records import (
+    Caption,
+    ClipAnnotation,
+    ClipRef,
+    FailedClip,
+    InputKind,
+    QAPair,
+    Sampling,
+    Stage,
+    Status,
+    UnitEnd,
+    WorkUnit,
+)
 from schemas.run_columns import RunColumns
-from storage.run_journal import RunRecord
+from storage.output_store import open_output
+from storage.run_journal import RunRecord, write_part
 
 RUN = RunColumns(
     recipe="detailed",
@@ -104,3 +118,16 @@ def make_unit(unit_id: str, clip_ids: list[str]) -> list[ClipAnnotation | Failed
 def memory_output() -> str:
     """Returns an output in memory that nobody else uses."""
     return f"memory://{uuid.uuid4().hex}"
+
+
+def make_units(*unit_ids: str) -> list[WorkUnit]:
+    """Returns one unit of three clips an id, one after the other in one shard."""
+    return [
+        WorkUnit(unit_id, InputKind.TAR, "s3://bucket/shards/000.tar", "000", 3 * n, 3 * n + 3, 1000)
+        for n, unit_id in enumerate(unit_ids)
+    ]
+
+
+def commit(output: str, unit_id: str, outcomes: list[ClipAnnotation | FailedClip]) -> None:
+    """Commits a part as the pipeline does."""
+    write_part(open_output(output), unit_id, build_part(unit_id, outcomes, RUN))

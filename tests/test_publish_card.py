@@ -1,0 +1,100 @@
+"""The dataset card says what is in the tables, and nothing in it can break out of its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.run_folder import start_run
+from publish.dataset_card import OWN_TEXT_MARK
+from publish.markdown import escape, fence, plain_text
+from publish.publish_run import publish
+from schemas.tables import TABLES
+from storage.output_store import open_output
+from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
+
+
+def publish_card(output: Path, outcomes, run=RUN_RECORD) -> str:
+    start_run(open_output(str(output)), run, make_units("one"))
+    commit(str(output), "one", outcomes)
+    publish(str(output))
+    return (output / "README.md").read_text()
+
+
+def test_the_header_declares_every_table(tmp_path):
+    header = yaml.safe_load(publish_card(tmp_path, [make_annotation("a"), make_failed("b")]).split("---\n")[1])
+    assert [config["config_name"] for config in header["configs"]] == list(TABLES)
+    assert [config["config_name"] for config in header["configs"] if config.get("default")] == ["captions"]
+
+
+def test_the_card_says_what_was_counted_and_who_wrote_it(tmp_path):
+    card = publish_card(tmp_path, [make_annotation("a"), make_failed("b")])
+    assert "of 1 clips, written by lmms-lab/LLaVA-Video-7B-Qwen2 (revision abc123, recipe detailed)" in card
+    assert "| `qa/` | ok | 2 |" in card
+    assert "2 QA pairs are verified" in card
+    assert "| no video stream | 1 |" in card
+    assert "Please describe this video in detail." in card
+    assert "A red ball rolls." in card
+
+
+def test_a_finished_run_is_not_called_unfinished(tmp_path):
+    assert "Unfinished" not in publish_card(tmp_path, [make_annotation("a")])
+
+
+def test_markup_in_a_clip_id_stays_text(tmp_path):
+    card = publish_card(tmp_path, [make_annotation("<img src=x>|[a](http://b)")])
+    assert r"**&lt;img src=x&gt;\|\[a\]\(http\://b\)**" in card
+    assert "<img" not in card
+
+
+def test_a_caption_cannot_end_its_block(tmp_path):
+    annotation = replace(make_annotation("a"), captions=(make_caption("```\n# Not a heading\n````"),))
+    card = publish_card(tmp_path, [annotation])
+    assert "`````text\n```\n# Not a heading\n````\n`````" in card
+
+
+def test_what_the_user_wrote_below_the_mark_is_kept(tmp_path):
+    card = publish_card(tmp_path, [make_annotation("a")])
+    (tmp_path / "README.md").write_text(card.partition(OWN_TEXT_MARK)[0] + OWN_TEXT_MARK + "\n\nCC BY 4.0\n")
+    again = publish_card(tmp_path, [make_annotation("a"), make_annotation("b")])
+    assert again.endswith(OWN_TEXT_MARK + "\n\nCC BY 4.0\n")
+    assert "of 2 clips" in again
+
+
+def test_a_page_that_was_there_before_is_kept_below_the_card(tmp_path):
+    (tmp_path / "README.md").write_text("# My videos\n")
+    assert publish_card(tmp_path, [make_annotation("a")]).endswith(OWN_TEXT_MARK + "\n\n# My videos\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a\nb\x1b[31m", r"a b \[31m"),
+        ("x | y", r"x \| y"),
+        ("www.example.com", r"www\.example.com"),
+        ("me@example.com", r"me\@example.com"),
+        ("1. one", r"1\. one"),
+        ("- dash", r"\- dash"),
+        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
+        ("a\u202eb\u200bc", "a b c"),
+    ],
+)
+def test_markup_is_escaped(text, escaped):
+    assert escape(text) == escaped
+
+
+@given(st.text())
+def test_no_text_keeps_a_control_character_or_a_second_line(text):
+    assert all(letter.isprintable() for letter in plain_text(text))
+
+
+@given(st.text(alphabet="`~a\n \r\x0b"))
+def test_no_text_ends_its_code_block(text):
+    first, *lines, last = fence(text).split("\n")
+    assert first == f"{last}text"
+    assert not any(line.strip().startswith(last) for line in lines)

@@ -1,0 +1,193 @@
+"""Atomic writes to disks and stores, retried while an error may pass."""
+
+from __future__ import annotations
+
+import errno
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from storage.local_files import remove_leftovers, scratch_folder
+from storage.output_store import OutputStore, open_output
+from storage.retries import RetryPolicy, StoreError, may_pass, redact_credentials, retry_passing_errors
+from tests.output_fixtures import memory_output
+
+PATIENT = RetryPolicy(max_tries=4, sleep=lambda delay_s: None)
+NO_ROOM = """
+import resource, sys
+from storage.output_store import open_output
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+open_output(sys.argv[1]).put("table/a", b"x" * 2000)
+"""
+ENDLESS_WRITER = """
+import itertools, sys
+from storage.output_store import open_output
+from storage.run_journal import write_part
+from schemas.part_rows import build_part
+from tests.output_fixtures import RUN, make_annotation
+store, part = open_output(sys.argv[1]), build_part("one", [make_annotation("a")], RUN)
+print("started", flush=True)
+for number in itertools.count():
+    write_part(store, f"unit-{number}", part)
+"""
+
+
+class RefusingStore(MemoryFileSystem):
+    """Refuses the first writes with the errors it is given."""
+
+    cachable = False
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if self.errors:
+            raise self.errors.pop(0)
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+
+class ForeignError(Exception):
+    """What a store's own library raises, with the status of the answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path):
+    return open_output({"local": str(tmp_path / "out"), "memory": memory_output()}[request.param])
+
+
+def test_what_is_put_is_read_and_listed(store):
+    store.put("folder/b", b"2")
+    store.put("folder/a", b"1")
+    assert (store.list_files("folder"), store.read("folder/a")) == (["a", "b"], b"1")
+
+
+def test_what_is_put_again_is_replaced(store):
+    store.put("a", b"old")
+    store.put("a", b"new")
+    assert store.read("a") == b"new"
+
+
+def test_a_file_from_the_scratch_folder_is_put_and_the_folder_goes(store):
+    with store.scratch_folder() as scratch:
+        (scratch / "table").write_bytes(b"rows")
+        store.put_file("folder/table", scratch / "table")
+    assert store.read("folder/table") == b"rows"
+    assert not scratch.exists()
+
+
+def test_what_is_not_there_is_listed_as_nothing_removed_in_peace_and_not_read(store):
+    assert store.list_files("folder") == []
+    store.remove("folder/a")
+    with pytest.raises(FileNotFoundError, match="folder/a is not there"):
+        store.read("folder/a")
+
+
+def test_hidden_files_and_folders_are_not_listed(tmp_path):
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    (tmp_path / "folder/.hidden").write_bytes(b"")
+    assert open_output(str(tmp_path)).list_files("folder") == []
+
+
+def test_a_passing_error_is_tried_again():
+    file_system = RefusingStore(ConnectionResetError("reset"), TimeoutError("late"))
+    store = OutputStore(file_system, "/refusing-once", PATIENT)
+    store.put("a", b"1")
+    assert store.read("a") == b"1"
+
+
+def test_a_store_that_goes_on_refusing_stops_the_run_with_what_to_do():
+    store = OutputStore(RefusingStore(*[OSError(errno.EIO, "busy")] * 9), "/refusing", PATIENT)
+    with pytest.raises(StoreError, match=r"cannot write .*/a: still refused after 4 tries \(OSError.*busy\).*are kept"):
+        store.put("a", b"1")
+
+
+def test_a_refused_permission_is_not_tried_again():
+    file_system = RefusingStore(PermissionError("signature does not match"), PermissionError("again"))
+    with pytest.raises(StoreError, match=r"signature does not match.*permissions"):
+        OutputStore(file_system, "/forbidden", PATIENT).put("a", b"1")
+    assert len(file_system.errors) == 1
+
+
+def test_pauses_grow_and_are_bounded():
+    pauses = []
+    policy = RetryPolicy(max_tries=6, first_delay_s=1.0, max_delay_s=4.0, sleep=pauses.append)
+
+    def fail() -> None:
+        raise TimeoutError
+
+    with pytest.raises(StoreError):
+        retry_passing_errors("read a", fail, policy)
+    assert [most / 2 <= pause <= most for pause, most in zip(pauses, (1, 2, 4, 4, 4), strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(("status", "passes"), [(500, True), (503, True), (429, True), (403, False), (404, False)])
+def test_an_answer_of_a_store_is_judged_by_its_status(status, passes):
+    assert may_pass(ForeignError(status)) is passes
+
+
+def test_a_credential_in_an_error_is_not_repeated():
+    secret = "https://user:hunter2@host/a/b.parquet?X-Signature=hunter2&Expires=1"
+    store = OutputStore(RefusingStore(PermissionError(f"no access to {secret}")), "/x", PATIENT)
+    with pytest.raises(StoreError) as refused:
+        store.put("a", b"1")
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert redact_credentials(secret) == "https://host/a/b.parquet?..."
+
+
+def test_an_unknown_kind_of_store_is_refused_with_what_to_write():
+    with pytest.raises(StoreError, match="takes a local path or an fsspec URI"):
+        open_output("nosuchstore://bucket/folder")
+
+
+def test_a_full_disk_is_a_clear_stop_that_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "no room left" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.05])
+def test_a_killed_writer_leaves_whole_parts_only_and_its_leftovers_go(tmp_path, delay_s):
+    writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "started\n"
+    time.sleep(delay_s)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    store = open_output(str(tmp_path))
+    names = store.list_files("_framescribe/parts")
+    assert {pq.read_table(io.BytesIO(store.read(f"_framescribe/parts/{name}"))).num_rows for name in names} <= {1}
+    store.remove_leftovers()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == names
+
+
+def test_leftovers_stay_while_another_writer_is_at_work(tmp_path):
+    leftover = tmp_path / f".a.{'0' * 32}.tmp"
+    leftover.write_bytes(b"half")
+    lock_folder = tmp_path / "_framescribe"
+    lock_folder.mkdir()
+    with scratch_folder(lock_folder) as scratch:
+        remove_leftovers(tmp_path, lock_folder)
+        assert leftover.exists()
+        assert scratch.exists()
+    remove_leftovers(tmp_path, lock_folder)
+    assert not leftover.exists()
+
+
+def test_the_scratch_folder_of_a_killed_publish_is_removed(tmp_path):
+    killed = tmp_path / "_framescribe/.framescribe-scratch-abc"
+    Path(killed).mkdir(parents=True)
+    (killed / "table").write_bytes(b"half")
+    remove_leftovers(tmp_path, tmp_path / "_framescribe")
+    assert not killed.exists()
