@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -16,6 +17,12 @@ from decoding.seat import Seat
 from schemas.records import Clip, FailedClip, SampledClip
 
 _Task = Callable[[Seat], None]
+
+
+class SamplingFuture(Future["SampledClip | FailedClip"]):
+    """A clip under way; `decode_s` is the time its decoder took, in seconds, once it is done."""
+
+    decode_s: float = 0.0
 
 
 class DecoderPool:
@@ -39,9 +46,9 @@ class DecoderPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, clip: Clip) -> Future[SampledClip | FailedClip]:
+    def submit(self, clip: Clip) -> SamplingFuture:
         """Samples a clip; whatever is wrong with its video comes back as a FailedClip."""
-        future: Future[SampledClip | FailedClip] = Future()
+        future = SamplingFuture()
         self._tasks.put(partial(_sample_into, future, clip, self._config))
         return future
 
@@ -70,13 +77,17 @@ class DecoderPool:
         seat.leave()
 
 
-def _sample_into(future: Future[SampledClip | FailedClip], clip: Clip, config: SamplingConfig, seat: Seat) -> None:
+def _sample_into(future: SamplingFuture, clip: Clip, config: SamplingConfig, seat: Seat) -> None:
     if not future.set_running_or_notify_cancel():
         return
+    started_s = time.monotonic()
     try:
-        future.set_result(requests.sample_clip(seat, clip, config))
+        result = requests.sample_clip(seat, clip, config)
     except (RuntimeError, OSError) as error:  # no process, no memory for frames: the machine's fault, not the clip's
         future.set_exception(error)
+    else:
+        future.decode_s = time.monotonic() - started_s
+        future.set_result(result)
 
 
 def _probe_into(future: Future[float], video: bytes | Path, config: SamplingConfig, seat: Seat) -> None:
