@@ -56,7 +56,7 @@ def has_repeated_sentence(text: str) -> bool:
 
 
 # A leading number ends a "sentence" of its own, so that `12. The man walks.` counts as `The man walks.`
-_SENTENCE_END = re.compile(r"[.!?。！？](?=\s|$)|\n|(?:^|(?<=\s))\d{1,4}[.):](?=\s)")
+_SENTENCE_END = re.compile(r"[.!?。！？](?=\s|$)|\n|(?:^|(?<=[.!?]\s))\d{1,4}[.):](?=\s)", re.MULTILINE)
 _WORD = re.compile(r"\w+")
 
 

@@ -1,4 +1,4 @@
-"""The `levels` recipe: the three-level recurrent captions of LLaVA-Video-178K (arXiv 2410.02713, section 3.1).
+"""The `levels` recipe: the three-level recurrent captions of LLaVA-Video-178K (arXiv 2410.02713, section 3).
 
 Level 1 describes each segment from its frames, knowing what was said before; level 2 sums up the video so far, from
 texts alone, every few segments; level 3 describes the whole video from the last summary and the level-1 texts after it.

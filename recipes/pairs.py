@@ -77,6 +77,7 @@ _LABEL = re.compile(
 _CLOSING = {
     quote: re.compile(rf"(?<!\\){quote}(?=\s*(?:,\s*[\"'\{{\[]|,?\s*[\}}\]]|,?\s*\n|,?\s*\Z))") for quote in "\"'"
 }
+_MAX_QUESTION_CHARS = 600  # of a question without a label: keeps the reading of any text linear
 _OPTION_B = re.compile(r"^[^\w\n]{0,8}B\s?[:.)]", re.MULTILINE)
 _ESCAPE = re.compile(r"\\([\"'\\/nrt])")
 
@@ -138,7 +139,7 @@ def _read_bare(text: str, label: _Label) -> _Value:
 
 def _read_line(text: str, label: _Label) -> _Value:
     stop = label.line_limit
-    start = label.end + len(text[label.end : stop]) - len(text[label.end : stop].lstrip(" \t\r\n*_`#>"))
+    start = label.end + len(text[label.end : stop]) - len(text[label.end : stop].lstrip())
     line_stop = text.find("\n", start, stop)
     line = text[start : line_stop if line_stop >= 0 else stop]
     if label.is_question and "?" not in line and "?" in text[start:stop]:
@@ -151,7 +152,8 @@ def _read_line(text: str, label: _Label) -> _Value:
 
 def _read_unlabelled_question(text: str, answer: _Label) -> _Value | None:
     """The line before the answer label, if it is a question: `1. What is red? Answer: The ball.`"""
-    line = text[: answer.start].rstrip(" \t\r\n*_`#>-").rpartition("\n")[2]
+    start = max(0, answer.start - _MAX_QUESTION_CHARS)
+    line = text[start : answer.start].rstrip(" \t\r\n*_`#>-").rpartition("\n")[2]
     line = strip_marks(re.sub(r"^\W*\d{1,3}[.)]\s+|^\s*[-*•]\s+", "", line))
     if not line.endswith("?") or not has_content(line):
         return None

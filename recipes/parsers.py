@@ -14,7 +14,6 @@ from recipes.wording import (
     is_refusal,
     is_unspecified,
     says_none,
-    squeeze,
     strip_marks,
 )
 from schemas.records import Status
@@ -64,7 +63,6 @@ def parse_letter(text: str, options: Sequence[str] = ()) -> str | None:
 
     None where it names several letters as its answer, or none.
     """
-    text = squeeze(text)
     for pattern in (_LETTER_FIRST, _LETTER_STATED, _LETTER_IN_BRACKETS):
         letters = {next(filter(None, found.groups())).upper() for found in pattern.finditer(text)}
         if letters:
@@ -80,7 +78,8 @@ def _letter_of_option(text: str, options: Sequence[str]) -> str | None:
 
 # "A man walks." begins with an article: a letter is one only before punctuation or alone.
 _LETTER_FIRST = re.compile(
-    r"^[\W_]*(?:[Oo]ption\s+)?(?:([A-D])(?=[.):,*_\]\"']|\s*$)(?!\s?(?:or|and|[,/&])\s?[A-D]\b)|([a-d])[\W_]*$)"
+    r"^[\W_]*(?:[Oo]ption\s+)?(?:([A-D])(?=[.):,*_\]\"']|\s*\n|\s*$)(?![\W_]{0,4}(?:or|and|[,/&])[\W_]{1,4}[A-D]\b)"
+    r"|([a-d])[\W_]*$)"
 )
 _LETTER_STATED = re.compile(
     r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*:?\s*(?:option\s+)?"

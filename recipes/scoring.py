@@ -19,7 +19,7 @@ def normalise_answer(text: str) -> str:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Token F1 of two answers, 0 to 1 (Rajpurkar et al. 2016, SQuAD, section 6.1).
+    """Token F1 of two answers, 0 to 1 (Rajpurkar et al. 2016, SQuAD: arXiv 1606.05250).
 
     Two texts without any token left after normalisation do not agree: there is nothing to agree on.
     """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-_EMPHASIS = " \t\r\n*_`#>"
-_QUOTES = ('"', "'", "“”", "‘’", "«»")
+_EMPHASIS = ("**", "__", "*", "_", "`")
+_LONE_MARKS = re.compile(r"(?:(?:^|(?<=\s))[*_`#>]+\s*)+$")
+_QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"))
 
 
 def squeeze(text: str) -> str:
@@ -14,13 +15,21 @@ def squeeze(text: str) -> str:
 
 
 def strip_marks(text: str) -> str:
-    """A squeezed text without markdown emphasis around it and without the quotes that enclose all of it."""
-    text = squeeze(text).strip(_EMPHASIS)
-    for quotes in _QUOTES:
-        inner = text[1:-1]
-        if len(text) > 2 and text[0] == quotes[0] and text[-1] == quotes[-1] and not set(quotes) & set(inner):
-            return inner.strip(_EMPHASIS)
-    return text
+    """A squeezed text without the markdown emphasis and the quotes that enclose it, or that lost their other half."""
+    text = _LONE_MARKS.sub("", squeeze(text).lstrip("#> ")).strip()
+    for mark in _EMPHASIS:
+        if text.count(mark) % 2:
+            text = text.removeprefix(mark) if text.startswith(mark) else text.removesuffix(mark)
+        text = _unwrap(text, mark, mark)
+    for opening, closing in _QUOTES:
+        text = _unwrap(text, opening, closing)
+    return text.strip()
+
+
+def _unwrap(text: str, opening: str, closing: str) -> str:
+    inner = text[len(opening) : -len(closing)]
+    is_wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
+    return inner if is_wrapped and opening not in inner and closing not in inner else text
 
 
 def has_content(text: str) -> bool:
@@ -52,7 +61,7 @@ def is_unspecified(answer: str) -> bool:
     """Whether an answer only says that it is not to be seen.
 
     LLaVA-Video-178K drops answers that begin with "does not specify", "does not mention", "does not specifically",
-    "does not depict" or "does not show" (arXiv 2410.02713, section 3.2); the subject before them is allowed for.
+    "does not depict" or "does not show" (arXiv 2410.02713, section 3); the subject before them is allowed for.
     """
     return bool(_UNSPECIFIED.match(answer.replace("’", "'")))
 

@@ -1,0 +1,213 @@
+"""The detailed recipe: which questions follow which answers, and what the rows say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from llava_video.generation import FinishReason
+from recipes import load_recipe, parse_recipe
+from recipes.multiple_choice import spread_letters
+from schemas.records import Status
+from tests.recipes_fixtures import DETAILED_YAML, FakeVideo, completed
+
+RECIPE = parse_recipe(DETAILED_YAML, "my.yaml")
+SCRIPT = {
+    "Describe": "Two red balls roll slowly.",
+    "Ask Count": "Question: How many balls are there?\nAnswer: Two balls.",
+    "Ask Speed": "None",
+    "Ask Colour": "**Question:** Which colour are the balls?\n**Answer:** Red.",
+    "Wrong for How many": "One ball\nThree balls\nFour balls.",
+    "Wrong for Which": "1. Blue\n2. Green\n3. Yellow",
+    "How many balls are there? Be": "There are two balls.",
+    "Which colour are the balls? Be": "Blue.",
+    "How many balls are there?\nA.": "Two balls",
+    "Which colour are the balls?\nA.": "The answer is (Z).",
+}
+BLIND = {"How many balls are there? Be": "Two.", "Which colour are the balls?\nA.": "Red"}
+
+
+def annotate(changes=None, clip_id="clip", recipe=RECIPE):
+    video = FakeVideo({**SCRIPT, **(changes or {})}, BLIND)
+    return asyncio.run(recipe.annotate(video, clip_id)), video
+
+
+def rows_of(result, kind):
+    return [row for row in result.qa_pairs if row.kind == kind]
+
+
+def test_there_is_one_caption_one_row_a_type_and_one_choice_for_each_pair():
+    result, _ = annotate()
+
+    assert [caption.text for caption in result.captions] == ["Two red balls roll slowly."]
+    assert [(row.question_type, row.status) for row in rows_of(result, "open_ended")] == [
+        ("Count", Status.OK),
+        ("Speed", Status.NOT_APPLICABLE),
+        ("Colour", Status.OK),
+    ]
+    assert [row.question_type for row in rows_of(result, "multiple_choice")] == ["Count", "Colour"]
+
+
+def test_independent_questions_are_asked_at_the_same_time():
+    _, video = annotate()
+
+    assert video.most_at_once >= 6  # four verifications and two requests for wrong answers
+
+
+def test_a_pair_holds_the_models_words_and_where_they_came_from():
+    row = rows_of(annotate()[0], "open_ended")[2]
+
+    assert (row.question, row.answer) == ("Which colour are the balls?", "Red.")
+    assert row.completion == SCRIPT["Ask Colour"]
+    assert (row.prompt_id, row.prompt) == ("open", "Ask Colour: which colour.")
+
+
+def test_a_type_that_does_not_apply_keeps_its_row_without_a_pair_and_without_scores():
+    row = rows_of(annotate()[0], "open_ended")[1]
+
+    assert (row.question, row.answer, row.completion) == ("", "", "None")
+    assert (row.seen_score, row.blind_score, row.verified) == (None, None, None)
+
+
+def test_an_answer_is_verified_by_asking_again_with_the_video_and_blind():
+    count, _, colour = rows_of(annotate()[0], "open_ended")
+
+    assert (count.seen_answer, count.seen_score) == ("There are two balls.", pytest.approx(2 * 2 / 6))
+    assert (count.blind_answer, count.blind_score) == ("Two.", pytest.approx(2 * 1 / 3))
+    assert count.verified is True
+    assert (colour.seen_answer, colour.seen_score, colour.verified) == ("Blue.", 0.0, False)
+
+
+def test_a_choice_has_the_answer_under_its_letter_and_three_wrong_options():
+    count, colour = rows_of(annotate()[0], "multiple_choice")
+
+    assert (count.question, count.answer) == ("How many balls are there?", "Two balls")
+    assert sorted(count.options) == ["Four balls", "One ball", "Three balls", "Two balls"]
+    assert count.options["ABCD".index(count.answer_letter)] == "Two balls"
+    assert colour.options["ABCD".index(colour.answer_letter)] == "Red"
+    assert (count.prompt_id, count.completion) == ("choice", SCRIPT["Wrong for How many"])
+
+
+def test_a_choice_is_asked_as_in_llava_video_178k_with_the_closing_lines_in_turn():
+    result, video = annotate()
+    count, colour = rows_of(result, "multiple_choice")
+    asked = [asked.question for asked in video.asked if "\nA. " in asked.question and asked.window]
+
+    a, b, c, d = count.options
+    assert asked[0] == f"How many balls are there?\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nOnly the letter."
+    a, b, c, d = colour.options
+    assert asked[1] == f"Which colour are the balls?\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nLetter and option."
+
+
+def test_a_choice_is_verified_by_its_letter():
+    count, colour = rows_of(annotate()[0], "multiple_choice")
+
+    assert (count.seen_answer, count.seen_score, count.verified) == ("Two balls", 1.0, True)
+    assert (colour.seen_answer, colour.seen_score, colour.verified) == ("The answer is (Z).", 0.0, False)
+    assert (count.blind_score, colour.blind_score) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("wrong", ["One ball\nTwo balls.\nthe two balls\nThree balls", "One ball", "-\n-\n-"])
+def test_fewer_than_three_different_wrong_answers_leave_an_unparsable_row(wrong):
+    count, colour = rows_of(annotate({"Wrong for How many": wrong})[0], "multiple_choice")
+
+    assert (count.status, count.question, count.options, count.answer_letter) == (Status.UNPARSABLE, "", (), None)
+    assert count.completion == wrong
+    assert colour.status is Status.OK
+
+
+def test_a_wrong_answer_that_the_token_limit_may_have_cut_is_not_an_option():
+    cut = completed("One ball\nThree balls\nFo", FinishReason.LENGTH)
+
+    count, _ = rows_of(annotate({"Wrong for How many": cut})[0], "multiple_choice")
+
+    assert (count.status, count.finish_reason) == (Status.LENGTH, "length")
+
+
+@pytest.mark.parametrize(
+    ("completion", "status", "pair"),
+    [
+        ("", Status.EMPTY, ("", "")),
+        ("The balls roll.", Status.UNPARSABLE, ("", "")),
+        ("I'm sorry, but I can't watch videos.", Status.REFUSED, ("", "")),
+        ("Question: Who?\nAnswer: The video does not specify who.", Status.UNSPECIFIED, ("", "")),
+        ("Question: Who?\nAnswer: None", Status.NOT_APPLICABLE, ("", "")),
+        (completed("Question: Who?\nAnswer: A ma", FinishReason.LENGTH), Status.LENGTH, ("Who?", "A ma")),
+        (completed("Question: Who", FinishReason.LENGTH), Status.LENGTH, ("", "")),
+        (completed("Question: Who?\nAnswer: Ann.\nQues", FinishReason.LENGTH), Status.OK, ("Who?", "Ann.")),
+        (completed("Question: Who?\nAnswer: Ann Ann Ann", FinishReason.LOOPED), Status.LOOPED, ("", "")),
+    ],
+)
+def test_what_is_not_a_whole_pair_becomes_a_row_with_its_status(completion, status, pair):
+    row = rows_of(annotate({"Ask Speed": completion})[0], "open_ended")[1]
+
+    assert (row.status, (row.question, row.answer)) == (status, pair)
+
+
+def test_a_looped_question_is_asked_again_with_the_rungs_penalty():
+    answers = iter([completed("a a a", FinishReason.LOOPED), "Question: How fast?\nAnswer: Slowly."])
+
+    result, video = annotate({"Ask Speed": lambda question: next(answers)})
+
+    assert (rows_of(result, "open_ended")[1].attempt, rows_of(result, "open_ended")[1].status) == (2, Status.OK)
+    assert [a.generation.repetition_penalty for a in video.asked if "Ask Speed" in a.question] == [None, 1.15]
+
+
+def test_text_of_the_model_never_fills_a_placeholder():
+    tricky = "Question: What is {answer} {type}?\nAnswer: {question} {0.__class__}"
+
+    _, video = annotate({"Ask Speed": tricky})
+
+    asked = [asked.question for asked in video.asked]
+    assert "Wrong for What is {answer} {type}? not {question} {0.__class__}" in asked
+    assert "What is {answer} {type}? Be brief." in asked
+
+
+def test_the_same_answers_give_the_same_rows_and_another_clip_other_letters():
+    letters = {
+        clip_id: tuple(row.answer_letter for row in rows_of(annotate(clip_id=clip_id)[0], "multiple_choice"))
+        for clip_id in ("one", "two", "three", "four", "five")
+    }
+
+    assert annotate(clip_id="one")[0] == annotate(clip_id="one")[0]
+    assert len(set(letters.values())) > 1
+
+
+@pytest.mark.parametrize("num_questions", [0, 1, 5, 16])
+def test_the_letters_of_a_clip_are_in_balance(num_questions):
+    counts = Counter(dict.fromkeys("ABCD", 0))
+    counts.update(spread_letters("clip", num_questions))
+
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_over_many_clips_each_letter_comes_first_about_equally_often():
+    first = Counter(spread_letters(f"shard-{number}/clip", 1)[0] for number in range(2000))
+
+    assert set(first) == set("ABCD")
+    assert max(first.values()) < 600  # 500 expected, standard deviation 19
+
+
+def test_an_engine_error_stops_the_recipe_and_cancels_the_questions_still_open():
+    def fail(question):
+        raise ConnectionError("the engine is gone")
+
+    with pytest.raises(ConnectionError):
+        annotate({"Ask Count": fail})
+
+
+def test_the_shipped_recipe_asks_each_type_for_its_own_pair():
+    video = FakeVideo({"Write one question": "Question: What is it?\nAnswer: A ball.", "Write three": "Cat\nDog\nCow"})
+    recipe = replace(load_recipe("detailed"), retries=())
+
+    result = asyncio.run(recipe.annotate(video, "clip"))
+
+    assert Counter((row.kind, row.status) for row in result.qa_pairs) == {
+        ("open_ended", Status.OK): 16,
+        ("multiple_choice", Status.OK): 16,
+    }
+    assert Counter(row.answer_letter for row in rows_of(result, "multiple_choice")) == dict.fromkeys("ABCD", 4)
+    assert len(video.asked) == 1 + 16 + 16 * (1 + 2 + 2)

@@ -1,0 +1,159 @@
+"""Recipes are read from YAML strictly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import recipes
+from recipes import SHIPPED, RecipeError, load_recipe, parse_recipe
+from schemas.records import Status
+from tests.recipes_fixtures import DETAILED_YAML, FakeVideo
+
+RECIPES = Path(recipes.__file__).parent
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_loads_and_names_its_flow(name):
+    recipe = load_recipe(name)
+
+    assert recipe.name == name
+    assert recipe.stop_loops
+
+
+def test_the_seed_recipe_asks_the_model_cards_prompt_with_its_limit():
+    recipe = load_recipe("seed")
+
+    assert recipe.caption.prompt == "Please describe this video in detail."
+    assert recipe.caption.max_new_tokens == 4096
+
+
+def test_the_detailed_recipe_asks_the_16_types_of_llava_video_178k():
+    recipe = load_recipe("detailed")
+
+    assert len(recipe.open_ended.types) == 16
+    assert recipe.open_ended.types[10].name == "Non-Existent Actions with Existent Scene Depictions"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_settings_of_a_recipe_are_plain_json_and_a_recipe_can_be_sent_to_workers(name):
+    recipe = load_recipe(name)
+
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_a_changed_prompt_changes_the_settings_and_what_is_asked(tmp_path):
+    copy = tmp_path / "my.yaml"
+    shipped = (RECIPES / "seed.yaml").read_text()
+    copy.write_text(shipped.replace("Please describe this video in detail.", "What do you see?"))
+    video = FakeVideo({})
+
+    recipe = load_recipe(copy)
+    asyncio.run(recipe.annotate(video, "clip"))
+
+    assert recipe.to_dict() != load_recipe("seed").to_dict()
+    assert [asked.question for asked in video.asked] == ["What do you see?"]
+
+
+def test_the_loop_detector_can_be_switched_off():
+    recipe = replace(load_recipe("seed"), stop_loops=False)
+    video = FakeVideo({})
+
+    asyncio.run(recipe.annotate(video, "clip"))
+
+    assert not video.asked[0].generation.stop_loops
+    assert recipe.to_dict()["stop_loops"] is False
+
+
+def test_a_recipe_says_which_endings_are_tried_again():
+    recipe = parse_recipe(DETAILED_YAML + "retry_on: [length, refused]\n", "my.yaml")
+
+    assert recipe.retry_on == (Status.LENGTH, Status.REFUSED)
+    assert parse_recipe(DETAILED_YAML, "my.yaml").retry_on == (Status.LOOPED, Status.EMPTY)
+
+
+def test_braces_that_name_nothing_stay_in_a_prompt():
+    text = DETAILED_YAML.replace("Describe this.", "'Reply as {\"caption\": ...}.'")
+
+    assert parse_recipe(text, "my.yaml").caption.prompt == 'Reply as {"caption": ...}.'
+
+
+def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
+    with pytest.raises(FileNotFoundError, match="'detailled': wanted one of seed, detailed, levels, or the path"):
+        load_recipe("detailled")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("stop_loops: true", "stop_lops: true", "line 21: stop_lops: unknown key; allowed here: recipe, caption,"),
+        ("id: open\n", "id: open\n  temperature: 1\n", "open_ended.temperature: unknown key; allowed here: id, prompt"),
+        ("stop_loops: true\n", "", "missing key 'stop_loops'"),
+        ("max_new_tokens: 40", "max_new_tokens: '40'", "open_ended.max_new_tokens: wanted a whole number, got '40'"),
+        ("max_new_tokens: 40", "max_new_tokens: 0", "max_new_tokens must be at least 1, got 0"),
+        ("max_new_tokens: 40", "max_new_tokens: 40.5", "open_ended.max_new_tokens: wanted a whole number, got '40.5'"),
+        ("stop_loops: true", "stop_loops: 1", "stop_loops: wanted true or false, got '1'"),
+        ("prompt: Describe this.", "prompt: 12", "caption.prompt: wanted text, got '12'; put quotes"),
+        ("prompt: Describe this.", "prompt: ''", "id and prompt must not be empty"),
+        ("Describe this.", "'Describe {this}.'", "{this} cannot be filled in; this prompt may hold none"),
+        ("{type}: {definition}", "{type}: {answer}", "{answer} cannot be filled in; this prompt may hold {definition}"),
+        ("Ask {type}: {definition}", "Ask.", "the prompt must hold {type}"),
+        ("{question} Be brief.", "Be brief.", "the prompt must hold {question}"),
+        ("min_seen_score: 0.5", "min_seen_score: 1.5", "min_seen_score must lie between 0 and 1, got 1.5"),
+        ("min_seen_score: 0.5", "min_seen_score: .nan", "wanted a number, got '.nan'"),
+        ("[{repetition_penalty: 1.15}]", "[{repetition_penalty: 0}]", "repetition_penalty must be positive, got 0"),
+        ("[{repetition_penalty: 1.15}]", "[1.15]", "retries: wanted a mapping, got '1.15'"),
+        ("[{repetition_penalty: 1.15}]", "1.15", "retries: wanted a list, got '1.15'"),
+        (
+            "[{repetition_penalty: 1.15}]",
+            "[{penalty: 1}]",
+            "retries[0].penalty: unknown key; allowed here: repetition_p",
+        ),
+        ("[Only the letter., Letter and option.]", "[]", "closings must hold at least one line"),
+        ("Count: how many.", "Count: 3", "open_ended.types.Count: wanted text, got '3'"),
+        ("Count: how many.", "Speed: how many.", "keys must be plain words, each given once"),
+        ("id: choice", "id: open", "prompt ids must differ within a recipe, got open twice"),
+        ("recipe: detailed", "recipe: detail", "recipe: unknown flow 'detail'; wanted one of seed, detailed, levels"),
+        ("recipe: detailed", "recipe: [", "not valid YAML"),
+        (
+            "stop_loops: true",
+            "stop_loops: true\nretry_on: [ok]",
+            "retry_on: got 'ok'; wanted any of looped, empty, len",
+        ),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused_with_file_key_and_what_is_allowed(old, new, message):
+    assert old in DETAILED_YAML
+
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe(DETAILED_YAML.replace(old, new, 1), "my.yaml")
+
+    assert str(refused.value).startswith("my.yaml")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"- seed\n",
+        b"\xff\xfe",
+        b"recipe: !!python/object/apply:os.system ['true']\n",
+        b"[" * 1000,
+        b"recipe: seed\n" + b"#" * 1_000_001,
+        b"&a [*a]",
+        b"recipe: seed\ncaption: &c {<<: *c, id: x}\n",
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(content, tmp_path):
+    path = tmp_path / "other.yaml"
+    path.write_bytes(content)
+
+    with pytest.raises(RecipeError, match=r"other\.yaml"):
+        load_recipe(path)
