@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from fnmatch import fnmatch
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -18,7 +20,7 @@ else:
     import tomli as tomllib
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PROJECT = PYPROJECT["project"]
+PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 EXTRAS = PROJECT["optional-dependencies"]
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 
@@ -54,8 +56,20 @@ def distributions(modules: set[str]) -> set[str]:
     return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in third_party}
 
 
+def shipped(file: Path) -> bool:
+    package, *inside = file.relative_to(ROOT).parts
+    patterns = SETUPTOOLS["package-data"].get(package, [])
+    return any(fnmatch("/".join(inside), pattern) for pattern in patterns)
+
+
+def test_every_data_file_of_the_source_is_packaged():
+    files = (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.*") if "__pycache__" not in file.parts)
+    data = [file for file in files if file.is_file() and file.suffix != ".py" and "runs" not in file.parts]
+    assert [file for file in data if not shipped(file)] == []
+
+
 def test_every_folder_of_the_source_is_packaged():
-    packaged = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packaged = SETUPTOOLS["packages"]["find"]["include"]
     assert sorted(packaged) == [f"{folder}*" for folder in FOLDERS]
 
 
