@@ -32,8 +32,8 @@ def clean_text(raw: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns seconds plainly, to the microsecond: `30`, `2.5`."""
-    return f"{seconds:.6f}".rstrip("0").rstrip(".")
+    """Returns seconds plainly, to the millisecond: `30`, `2.5`."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
 def window_suffix(start_s: float | None, end_s: float | None) -> str:

@@ -15,6 +15,7 @@ VIDEO_EXTENSIONS = frozenset(
 )
 COMPRESSED_TAR_EXTENSIONS = {".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.xz": "xz"}
 MANIFEST_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
+_COMPRESSED = tuple(COMPRESSED_TAR_EXTENSIONS)
 SUPPORTED = ".tar (also .tar.gz, .tar.bz2, .tar.xz), .parquet, .jsonl, .csv, .tsv and video files such as .mp4"
 
 
@@ -29,9 +30,9 @@ def split_extension(path: str) -> tuple[str, str]:
     """Splits `dir/name.mp4` into `dir/name` and `.mp4`; compressed tars keep both suffixes together."""
     folder, slash, name = path.rpartition("/")
     lowered = name.lower()
-    for extension in COMPRESSED_TAR_EXTENSIONS:
-        if lowered.endswith(extension) and len(name) > len(extension):
-            return folder + slash + name[: -len(extension)], lowered[-len(extension) :]
+    if lowered.endswith(_COMPRESSED):
+        extension = next(extension for extension in _COMPRESSED if lowered.endswith(extension))
+        return folder + slash + name[: -len(extension)], extension
     stem, dot, suffix = name.rpartition(".")
     if not stem:
         return path, ""

@@ -70,10 +70,11 @@ def _open_whole(store: Store, shard: Location, block_bytes: int) -> tuple[ByteSt
 
 def _index_group(group: TarGroup, shard_id: str, shard: str) -> Iterator[IndexedClip]:
     for video in group.videos:
+        clip_id = _clip_id(shard_id, video)
         yield IndexedClip(
-            clip_id=_clip_id(shard_id, video),
+            clip_id=clip_id,
             where=f"{shard}: {clean_text(normal_name(video.name))}",
-            content=_content_of(shard_id, video),
+            content=f"{clip_id} {video.size}",
             size_bytes=video.size,
             byte_start=group.byte_start,
             byte_stop=group.byte_stop,

@@ -15,6 +15,7 @@ from shards.ranged_file import ByteStream
 
 BLOCK_BYTES = 512
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
+_NO_OCTAL = re.compile(rb"[89]")
 _MAX_EXTENSION_BYTES = 1 << 20  # long names and PAX records; the longest real path has 4 KiB
 _MAX_EXTENSIONS = 16  # extension headers before one member
 _MAX_ZERO_BLOCKS = 2048  # of padding that is searched for an archive that was appended with `cat`
@@ -128,8 +129,7 @@ def _find_damage(block: bytes) -> str | None:
         return f"only {len(block)} bytes left"
     recorded = _parse_number(block[148:156])
     summed = block[:148] + b" " * 8 + block[156:]
-    signed = sum(byte - 256 if byte > 127 else byte for byte in summed)
-    if recorded not in (sum(summed), signed):
+    if recorded != sum(summed) and recorded != sum(byte - 256 if byte > 127 else byte for byte in summed):
         return "wrong checksum"
     size = _parse_number(block[124:136])
     if block[156] not in _WITHOUT_DATA and (size is None or size > _MAX_SIZE_BYTES):
@@ -144,7 +144,7 @@ def _parse_number(raw: bytes) -> int | None:
     text = raw.split(b"\0", 1)[0].strip()
     if not text:
         return 0
-    return int(text, 8) if re.fullmatch(rb"[0-7]+", text) else None
+    return int(text, 8) if text.isdigit() and not _NO_OCTAL.search(text) else None
 
 
 def _decode(raw: bytes) -> str:

@@ -37,7 +37,7 @@ class PoolProbe:
 class ReadClips(beam.DoFn):
     """Yields a `Clip` or `FailedClip` for each clip of a `WorkUnit`, one by one, and then one `UnitEnd`.
 
-    A shard or store that cannot be read raises (see `shards.read_unit`): its unit then has no end, and is not committed.
+    A shard that cannot be read raises (see `shards.read_unit`): its unit has no end then, so it is never committed.
 
     Args:
         storage_options: for fsspec, needed in the worker.
