@@ -100,7 +100,8 @@ pip_install() {
     local cache=(--no-cache-dir)
     if [ -n "${PIP_CACHE_DIR:-}" ]; then cache=(--cache-dir "$PIP_CACHE_DIR"); fi
     TMPDIR="$PWD/$VENV/tmp" "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-        "${cache[@]}" --constraint "$VENV/tmp/constraints.txt" "$@" | sed '/^Requirement already satisfied/d'
+        "${cache[@]}" --constraint "$VENV/tmp/constraints.txt" "$@" |
+        { grep --line-buffered -v '^Requirement already satisfied' || true; }
 }
 
 # A PyTorch of the user's may be of another release: then ours does not bind it.
