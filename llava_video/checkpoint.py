@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import fsspec
 from llava_video.errors import CheckpointError
 
 # What the original layout consists of; nothing else is fetched, least of all code or pickles.
-_WANTED_FILES = ("*.json", "*.safetensors", "merges.txt")
+WHOLE_CHECKPOINT = ("*.json", "*.safetensors", "merges.txt")
+# Enough to plan a run with, on a machine that will not load the model.
+CONFIGURATION = ("config.json",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +56,36 @@ class Checkpoint:
 
 
 def find_checkpoint(
-    model: str, revision: str | None = None, storage_options: Mapping[str, object] | None = None
+    model: str,
+    revision: str | None = None,
+    storage_options: Mapping[str, object] | None = None,
+    files: Sequence[str] = WHOLE_CHECKPOINT,
 ) -> Checkpoint:
     """Brings a checkpoint to local disk: a folder as it is, an fsspec URI or a hub id through a cache.
+
+    Args:
+        files: patterns of the files to bring; the revision is the same whatever they are.
 
     Raises:
         CheckpointError: nothing was found under that name.
     """
     if Path(model).is_dir():
-        return Checkpoint(model, Path(model), _digest_files(Path(model)))
+        return Checkpoint(model, Path(model), _digest_files(fsspec.filesystem("file"), model))
     if "://" in model:
-        folder = _fetch_uri(model, storage_options or {})
-        return Checkpoint(_without_credentials(model), folder, _digest_files(folder))
+        fs, root = fsspec.core.url_to_fs(model, **(storage_options or {}))
+        folder = _fetch_uri(fs, root, _without_credentials(model), files)
+        return Checkpoint(_without_credentials(model), folder, _digest_files(fs, root))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CheckpointError(f"no folder {model!r}; wanted a folder, a URI such as s3://bucket/model, or a hub id")
-    return _fetch_from_hub(model, revision)
+    return _fetch_from_hub(model, revision, files)
 
 
-def _fetch_from_hub(model: str, revision: str | None) -> Checkpoint:
+def _fetch_from_hub(model: str, revision: str | None, files: Sequence[str]) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(_WANTED_FILES)))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"cannot fetch {model!r} from the Hugging Face hub: {error}. Check the name and the network, or pass a "
@@ -85,14 +94,13 @@ def _fetch_from_hub(model: str, revision: str | None) -> Checkpoint:
     return Checkpoint(model, folder, folder.name)  # a snapshot's folder is named by its commit
 
 
-def _fetch_uri(uri: str, storage_options: Mapping[str, object]) -> Path:
+def _fetch_uri(fs: fsspec.AbstractFileSystem, root: str, name: str, files: Sequence[str]) -> Path:
     """Copies the wanted files below the user's cache folder once; later calls find them by size."""
-    fs, root = fsspec.core.url_to_fs(uri, **storage_options)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "framescribe" / "models"
-    folder = cache / hashlib.sha256(_without_credentials(uri).encode()).hexdigest()[:16]
-    remote = {path: fs.size(path) for pattern in _WANTED_FILES for path in fs.glob(f"{root.rstrip('/')}/{pattern}")}
+    folder = cache / hashlib.sha256(name.encode()).hexdigest()[:16]
+    remote = {path: fs.size(path) for pattern in files for path in fs.glob(f"{root.rstrip('/')}/{pattern}")}
     if not remote:
-        raise CheckpointError(f"no checkpoint files at {_without_credentials(uri)!r}; wanted *.json and *.safetensors")
+        raise CheckpointError(f"no checkpoint files at {name!r}; wanted *.json and *.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
     for path, size_bytes in remote.items():
         target = folder / Path(path).name
@@ -104,16 +112,15 @@ def _fetch_uri(uri: str, storage_options: Mapping[str, object]) -> Path:
     return folder
 
 
-def _digest_files(folder: Path) -> str:
+def _digest_files(fs: fsspec.AbstractFileSystem, root: str) -> str:
     """Returns 16 hex digits over names, sizes and the first and last MiB of the configuration and weight files."""
     digest, edge = hashlib.sha256(), 1 << 20
-    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
-        size_bytes = path.stat().st_size
-        digest.update(f"{path.name}:{size_bytes}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(edge))
-            file.seek(max(0, size_bytes - edge))
-            digest.update(file.read(edge))
+    folder = root.rstrip("/")
+    for path in sorted([*fs.glob(f"{folder}/config.json"), *fs.glob(f"{folder}/*.safetensors")]):
+        size_bytes = fs.size(path)
+        digest.update(f"{Path(path).name}:{size_bytes}\n".encode())
+        digest.update(fs.cat_file(path, start=0, end=min(edge, size_bytes)))
+        digest.update(fs.cat_file(path, start=max(0, size_bytes - edge), end=size_bytes))
     return digest.hexdigest()[:16]
 
 

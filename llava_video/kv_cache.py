@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 PAGE_TOKENS = 32
+_FIRST_PAGES = 64
 
 
 @dataclass(slots=True)
@@ -33,17 +34,34 @@ class SuffixPages:
     """Keys and values of the tokens that questions and answers add, in pages of `PAGE_TOKENS` tokens.
 
     A row's pages are reserved when it is admitted, so that a running row never runs out, and nothing is ever
-    concatenated: a step writes one token into each row's last page.
+    concatenated: a step writes one token into each row's last page. On a GPU all pages are taken from the start; on a
+    CPU they grow with their use, by doubling.
     """
 
     def __init__(
         self, num_pages: int, num_heads: int, head_dim: int, layer_devices: Sequence[torch.device], dtype: torch.dtype
     ) -> None:
-        shape = (num_heads, num_pages, PAGE_TOKENS, head_dim)
+        self._num_pages = num_pages
+        held = num_pages if layer_devices[0].type == "cuda" else min(num_pages, _FIRST_PAGES)
+        shape = (num_heads, held, PAGE_TOKENS, head_dim)
         # Zeros, not empty memory: masked positions weigh nothing, but nothing times NaN is NaN.
         self._keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
         self._values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
-        self.size_bytes = sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that all pages take."""
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    def hold(self, page: int) -> None:
+        """Makes sure that a page exists."""
+        held = self._keys[0].shape[1]
+        if page < held:
+            return
+        more = min(max(page + 1, 2 * held), self._num_pages) - held
+        for pools in (self._keys, self._values):
+            for layer, pool in enumerate(pools):
+                pools[layer] = torch.cat([pool, pool.new_zeros(pool.shape[0], more, *pool.shape[2:])], dim=1)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Writes keys and values [N, K, E] into `slots` [N], counted in tokens over all pages."""

@@ -122,7 +122,7 @@ def load_model(
             nn.Linear(config.tower.hidden_size, config.language.hidden_size),
             nn.GELU(),
             nn.Linear(config.language.hidden_size, config.language.hidden_size),
-        )
+        ).requires_grad_(False)
         language = _build_language(config.language)
     names = dict(_names_on_disk(tower, projector, language, config))
 

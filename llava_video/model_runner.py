@@ -77,6 +77,7 @@ class ModelRunner:
     @torch.inference_mode()
     def start(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Runs new questions on top of their prefixes and returns the first id of each answer."""
+        self._pages.hold(max(max(question.pages) for question in questions))
         lengths = [len(question.token_ids) for question in questions]
         slots = torch.cat([_slots(question, range(len(question.token_ids))) for question in questions])
         spans = _spans_by_video(questions, lengths)

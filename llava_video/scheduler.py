@@ -39,7 +39,7 @@ class Scheduler:
         self.videos: list[VideoTask] = []
         self.running: list[QuestionTask] = []
         self._used_prefix_tokens = 0
-        self._free_pages = list(range(limits.num_pages))
+        self._free_pages = list(range(limits.num_pages))[::-1]  # low pages first
         self._free_rows = list(range(limits.max_rows))
 
     @property
