@@ -11,7 +11,7 @@ from schemas.records import WorkUnit
 from schemas.tables import TABLES
 from storage.layout import PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
 from storage.output_store import OutputStore
-from storage.run_journal import RunRecord, add_to_plan, list_done_units, read_run, write_run
+from storage.run_journal import RunRecord, add_to_plan, list_done_units, read_plan, read_run, write_run
 
 _SHOWN_CHARACTERS = 80
 _NOT_SET = "(not set)"
@@ -23,10 +23,18 @@ class OtherRunError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StartedRun:
-    """What a start found: `todo` are the planned units without a part, in the planner's order."""
+    """What a start found.
+
+    Attributes:
+        todo: the planned units without a part, in the planner's order.
+        num_planned: units of this start's plan.
+        num_outdated: parts of earlier starts that count no more, because their shard was cut into other units since:
+            its contents changed, or the size of units did. Their clips are done again.
+    """
 
     todo: tuple[WorkUnit, ...]
     num_planned: int
+    num_outdated: int = 0
 
     @property
     def num_done(self) -> int:
@@ -37,7 +45,7 @@ class StartedRun:
 def start_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
     """Records a run and its planned units, clears up after a killed one and finds what is still to do.
 
-    Units that an earlier start planned stay planned, so a rerun may come with more inputs.
+    Shards that an earlier start planned stay planned, so a rerun may come with more inputs, or with new ones only.
 
     Raises:
         OtherRunError: the folder holds parts of other settings; nothing was changed.
@@ -84,7 +92,8 @@ def _record_start(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit])
     todo = tuple(unit for unit in units if unit.unit_id not in done)
     if todo:
         store.remove(SUCCESS_FILE)  # it spoke of fewer units
-    return StartedRun(todo, len(units))
+    num_outdated = len(done - {unit.unit_id for unit in read_plan(store)})
+    return StartedRun(todo, len(units), num_outdated)
 
 
 def _remove_run(store: OutputStore) -> None:

@@ -21,7 +21,7 @@ from storage.run_journal import RunRecord, list_done_units, read_plan, read_run
 
 
 def publish(output: str, storage_options: StorageOptions | None = None) -> PublishedRun:
-    """Rebuilds the published tables and the card from the parts that are committed.
+    """Rebuilds the published tables and the card from the parts of the planned units.
 
     Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and
     only when every planned unit has its part.
@@ -36,13 +36,23 @@ def publish(output: str, storage_options: StorageOptions | None = None) -> Publi
     if run is None:
         raise FileNotFoundError(f"no run in {store.address('')}: `annotate` starts one, `publish` builds its tables")
     store.remove_leftovers()
-    done = list_done_units(store)
+    planned = {unit.unit_id for unit in read_plan(store)}
+    committed = set(list_done_units(store))
+    done = sorted(planned & committed)
     with store.scratch_folder() as scratch:
         paths, counts = _build_tables(store, done, run, scratch)
         # Before the first table is replaced: until the end the folder is not to be taken for a finished one.
         store.remove(SUCCESS_FILE)
         _replace_tables(store, paths)
-    published = _summarise(store, run, done, counts)
+    published = PublishedRun(
+        fingerprint=run.fingerprint,
+        num_units_planned=len(planned),
+        num_units_done=len(done),
+        num_parts_outdated=len(committed - planned),
+        missing_units=tuple(sorted(planned - committed)),
+        num_rows={name: counts.rows[name] for name in TABLES},
+        num_verified=counts.num_verified,
+    )
     store.put(CARD_FILE, write_card(run, published, counts, _read_text(store, CARD_FILE)).encode())
     if published.is_complete:
         store.put(SUCCESS_FILE, _write_success(published, paths))
@@ -74,18 +84,6 @@ def _replace_tables(store: OutputStore, paths: dict[str, list[Path]]) -> None:
         for name in store.list_files(table):
             if is_table_file(table, name) and name not in fresh:
                 store.remove(f"{table}/{name}")
-
-
-def _summarise(store: OutputStore, run: RunRecord, done: Sequence[str], counts: TableCounts) -> PublishedRun:
-    planned = {unit.unit_id for unit in read_plan(store)}
-    return PublishedRun(
-        fingerprint=run.fingerprint,
-        num_units_planned=len(planned),
-        num_units_done=len(planned & set(done)),
-        missing_units=tuple(sorted(planned - set(done))),
-        num_rows={name: counts.rows[name] for name in TABLES},
-        num_verified=counts.num_verified,
-    )
 
 
 def _write_success(published: PublishedRun, paths: dict[str, list[Path]]) -> bytes:

@@ -13,6 +13,7 @@ class PublishedRun:
     Attributes:
         fingerprint: of the run's settings.
         num_units_planned, num_units_done: work units, and those among them with a part.
+        num_parts_outdated: parts that are in no table, because their shard was cut into other units since.
         missing_units: ids of planned units without a part, sorted.
         num_rows: table name to rows.
         num_verified: QA pairs that the second look at the frames confirmed.
@@ -21,6 +22,7 @@ class PublishedRun:
     fingerprint: str
     num_units_planned: int
     num_units_done: int
+    num_parts_outdated: int
     missing_units: tuple[str, ...]
     num_rows: Mapping[str, int]
     num_verified: int

@@ -5,12 +5,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from schemas.tables import PART_SCHEMA
+
+# Clips that are dealt out at a time: handling a few rows costs as much as handling hundreds.
+_CLIPS_AT_A_TIME = 5_000
 
 
 def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: Path) -> Iterator[pa.Table]:
@@ -25,14 +28,32 @@ def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: 
         with pa.ipc.open_stream(path) as reader:
             rows = reader.read_all()
         path.unlink()
-        yield rows.combine_chunks().sort_by("clip_id")
+        yield _sort(rows)
 
 
 def _deal_out(parts: Iterable[pa.Table], slice_starts: Sequence[str], paths: Sequence[Path]) -> None:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with ExitStack() as open_files:
         writers = [open_files.enter_context(pa.ipc.new_stream(path, PART_SCHEMA, options=options)) for path in paths]
-        for part in parts:
-            numbers = np.array([bisect.bisect_right(slice_starts, clip) - 1 for clip in part["clip_id"].to_pylist()])
-            for number in np.unique(numbers):
-                writers[number].write_table(part.filter(pa.array(numbers == number)).replace_schema_metadata(None))
+        for clips in _gather(parts):
+            ids = clips["clip_id"].to_pylist()
+            bounds = [*(bisect.bisect_left(ids, start) for start in slice_starts), len(ids)]
+            for writer, (start, stop) in zip(writers, pairwise(bounds), strict=True):
+                if start < stop:
+                    writer.write_table(clips.slice(start, stop - start))
+
+
+def _gather(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yields the rows of several parts at a time, sorted by clip id."""
+    waiting: list[pa.Table] = []
+    for part in parts:
+        waiting.append(part.replace_schema_metadata(None))
+        if sum(gathered.num_rows for gathered in waiting) >= _CLIPS_AT_A_TIME:
+            yield _sort(pa.concat_tables(waiting))
+            waiting = []
+    if waiting:
+        yield _sort(pa.concat_tables(waiting))
+
+
+def _sort(clips: pa.Table) -> pa.Table:
+    return clips.combine_chunks().sort_by("clip_id").combine_chunks()

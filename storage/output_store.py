@@ -15,7 +15,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage.layout import JOURNAL_FOLDER
 from storage.local_files import move_file, remove_leftovers, scratch_folder, write_file
-from storage.retries import Result, RetryPolicy, StoreError, redact_credentials, retry_passing_errors
+from storage.redaction import redact, secrets_of, strip_credentials
+from storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors
 
 StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec file system takes
 
@@ -23,15 +24,29 @@ StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec 
 def open_output(output: str, storage_options: StorageOptions | None = None) -> OutputStore:
     """Opens an output folder by its path or fsspec URI; it need not exist yet.
 
+    Args:
+        storage_options: for the output's file system, or one dictionary a protocol: `{"s3": {"anon": false}}`.
+
     Raises:
         StoreError: no such kind of store, or its package is not installed.
     """
+    options = storage_options or {}
     try:
-        file_system, root = fsspec.core.url_to_fs(output, **(storage_options or {}))
+        file_system, root = fsspec.core.url_to_fs(output, **_select_options(output, options))
     except (ValueError, ImportError) as error:
-        reason = redact_credentials(f"cannot open the output {output!r}: {error}")
+        reason = redact(f"cannot open the output {output!r}: {error}", secrets_of(options))
         raise StoreError(f"{reason}. It takes a local path or an fsspec URI such as s3://bucket/folder") from None
-    return OutputStore(file_system, root)
+    return OutputStore(file_system, root, secrets=secrets_of(options))
+
+
+def _select_options(output: str, options: StorageOptions) -> StorageOptions:
+    protocol = fsspec.utils.get_protocol(output)
+    if protocol in ("file", "local"):
+        return {}
+    is_by_protocol = all(isinstance(value, Mapping) for value in options.values())
+    if is_by_protocol and options.keys() <= set(fsspec.available_protocols()):
+        return options.get(protocol, {})
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class OutputStore:
     file_system: fsspec.AbstractFileSystem
     root: str
     retries: RetryPolicy = field(default_factory=RetryPolicy)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def put(self, name: str, payload: bytes) -> None:
         """Writes an object, in place of an older one of this name."""
@@ -93,13 +109,13 @@ class OutputStore:
 
     def address(self, name: str) -> str:
         """Returns the full address of an object for people to read, without credentials."""
-        return redact_credentials(str(self.file_system.unstrip_protocol(self._path(name)))).removeprefix("file://")
+        return strip_credentials(str(self.file_system.unstrip_protocol(self._path(name)))).removeprefix("file://")
 
     def _path(self, name: str) -> str:
         return posixpath.join(self.root, name)
 
     def _retry(self, verb: str, name: str, operation: Callable[[], Result]) -> Result:
-        return retry_passing_errors(f"{verb} {self.address(name)}", operation, self.retries)
+        return retry_passing_errors(f"{verb} {self.address(name)}", operation, self.retries, self.secrets)
 
     def _put(self, name: str, payload: bytes) -> None:
         if self.local_path is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
+
+from storage.redaction import redact
 
 Result = TypeVar("Result")
 
@@ -27,8 +28,9 @@ _FOREIGN_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
     ("gcsfs.retry", "HttpError"),
-    ("google.auth.exceptions", "TransportError"),
-    ("httpx", "TransportError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("httpx", "HTTPError"),
+    ("huggingface_hub.errors", "HfHubHTTPError"),
 )
 
 
@@ -56,14 +58,17 @@ class RetryPolicy:
             raise ValueError(f"max_tries must be at least 1, got {self.max_tries}")
 
 
-def retry_passing_errors(action: str, operation: Callable[[], Result], policy: RetryPolicy) -> Result:
+def retry_passing_errors(
+    action: str, operation: Callable[[], Result], policy: RetryPolicy, secrets: Iterable[str] = ()
+) -> Result:
     """Returns what `operation` returns, asked again with growing pauses while its errors may pass.
 
     Args:
         action: what is tried, for messages: `write out/_SUCCESS`.
+        secrets: texts that no message may repeat; nor does one repeat the credentials inside a URL.
 
     Raises:
-        StoreError: out of room, not permitted, or still refused after the last try. Credentials are not repeated.
+        StoreError: out of room, not permitted, or still refused after the last try.
     """
     for num_tries in range(1, policy.max_tries + 1):
         try:
@@ -71,7 +76,7 @@ def retry_passing_errors(action: str, operation: Callable[[], Result], policy: R
         except _store_errors() as error:
             if not may_pass(error) or num_tries == policy.max_tries:
                 # Not chained: the store's own message may repeat a signed URL.
-                raise StoreError(_explain(action, error, num_tries)) from None
+                raise StoreError(redact(_explain(action, error, num_tries), secrets)) from None
         policy.sleep(_delay_s(policy, num_tries))
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -85,12 +90,6 @@ def may_pass(error: BaseException) -> bool:
         return False
     code = error.errno if isinstance(error, OSError) else None
     return code not in _OUT_OF_ROOM | _PERMANENT_CODES
-
-
-def redact_credentials(text: str) -> str:
-    """Returns the text without the user part and without the query of any URL in it."""
-    without_user = re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
-    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", without_user)
 
 
 def _store_errors() -> tuple[type[BaseException], ...]:
@@ -108,7 +107,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _explain(action: str, error: BaseException, num_tries: int) -> str:
-    cause = redact_credentials(f"{type(error).__name__}: {error}")
+    cause = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
         return f"cannot {action}: no room left ({cause}). Free some space, then start the same command again to resume."
     if not may_pass(error):

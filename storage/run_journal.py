@@ -80,19 +80,29 @@ def read_run(store: OutputStore) -> RunRecord | None:
 
 
 def add_to_plan(store: OutputStore, units: Iterable[WorkUnit]) -> None:
-    """Records planned units; what earlier starts planned stays planned."""
+    """Records the units of a start; shards that earlier starts planned and this one does not name stay planned."""
     planned = sorted((_plan(unit) for unit in units), key=lambda unit: unit.unit_id)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(unit) for unit in planned], schema=_PLAN_SCHEMA), buffer)
-    # One file a plan, named by what it plans: jobs started at once neither race nor repeat each other.
-    name = hashlib.sha256(_to_json([asdict(unit) for unit in planned])).hexdigest()[:16]
-    store.put(f"{PLAN_FOLDER}/{name}.parquet", buffer.getvalue())
+    digest = hashlib.sha256(_to_json([asdict(unit) for unit in planned])).hexdigest()[:16]
+    names = store.list_files(PLAN_FOLDER)
+    # One file a start, never one that is changed: jobs started at once cannot lose each other's units.
+    if not names or digest not in names[-1]:
+        number = int(names[-1].partition("-")[0]) + 1 if names else 0
+        store.put(f"{PLAN_FOLDER}/{number:06d}-{digest}.parquet", _plan_to_parquet(planned))
 
 
 def read_plan(store: OutputStore) -> list[PlannedUnit]:
-    """Returns all planned units in the order of their ids, each once."""
-    units = {unit.unit_id: unit for name in store.list_files(PLAN_FOLDER) for unit in _read_plan_file(store, name)}
-    return [units[unit_id] for unit_id in sorted(units)]
+    """Returns the planned units in the order of their ids: of each shard, those of the newest start that named it.
+
+    A shard that changed between two starts, such as a folder with one more video, is cut anew; the
+    units of its older listing are no longer planned.
+    """
+    newest: dict[str, list[PlannedUnit]] = {}
+    for name in store.list_files(PLAN_FOLDER):
+        of_start: dict[str, list[PlannedUnit]] = {}
+        for unit in _read_plan_file(store, name):
+            of_start.setdefault(unit.shard_id, []).append(unit)
+        newest.update(of_start)
+    return sorted((unit for units in newest.values() for unit in units), key=lambda unit: unit.unit_id)
 
 
 def list_done_units(store: OutputStore) -> list[str]:
@@ -125,6 +135,12 @@ def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None
 
 def _plan(unit: WorkUnit) -> PlannedUnit:
     return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes)
+
+
+def _plan_to_parquet(planned: Iterable[PlannedUnit]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(unit) for unit in planned], schema=_PLAN_SCHEMA), buffer)
+    return buffer.getvalue()
 
 
 def _read_plan_file(store: OutputStore, name: str) -> list[PlannedUnit]:

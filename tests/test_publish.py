@@ -175,6 +175,14 @@ def test_an_unfinished_run_publishes_what_is_there_without_a_mark(output):
     assert pq.read_table(f"{output}/clips").num_rows == 4
 
 
+def test_a_shard_that_was_cut_anew_is_published_in_its_newest_form(output):
+    start_run(open_output(output), RUN_RECORD, make_units("one", "two-longer"))
+    commit(output, "two-longer", [make_annotation(clip, "two-longer") for clip in ("a", "c", "e", "g")])
+    published = publish(output)
+    assert (published.num_units_done, published.num_parts_outdated, published.is_complete) == (2, 1, True)
+    assert pq.read_table(f"{output}/clips")["clip_id"].to_pylist() == ["a", "b", "c", "d", "e", "g"]
+
+
 def test_a_run_that_has_only_been_planned_publishes_empty_tables(tmp_path):
     start_run(open_output(str(tmp_path)), RUN_RECORD, make_units("one"))
     assert set(publish(str(tmp_path)).num_rows.values()) == {0}
@@ -198,13 +206,14 @@ def test_a_new_publish_removes_the_files_of_an_older_one_and_nothing_else(output
 
 
 def test_a_clip_in_two_parts_is_an_error_that_names_both(output):
+    start_run(open_output(output), RUN_RECORD, [replace(make_units("one-again")[0], shard_id="001")])
     commit(output, "one-again", [make_annotation("b", "one-again")])
     with pytest.raises(DoubledClipError, match=r"'b' is in the parts of two units, 'one' and 'one-again'"):
         publish(output)
 
 
 def test_a_part_of_other_settings_is_an_error_that_names_it(output):
-    start_run(open_output(output), RUN_RECORD, make_units("three"))
+    start_run(open_output(output), RUN_RECORD, make_units("one", "two", "three"))
     other = build_part("three", [make_annotation("z", "three")], replace(RUN, fingerprint="beef"))
     pq.write_table(other, f"{output}/_framescribe/parts/three.parquet")
     with pytest.raises(ValueError, match=r"three.parquet was made with the settings 'beef'"):

@@ -48,6 +48,31 @@ def test_a_rerun_with_more_inputs_adds_to_the_plan(output):
     assert [unit.unit_id for unit in read_plan(store)] == ["one", "two"]
 
 
+def test_a_rerun_with_other_shards_only_keeps_the_plan_of_the_first(output):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    start_run(store, RUN_RECORD, [replace(make_units("two")[0], shard_id="001")])
+    assert [unit.unit_id for unit in read_plan(store)] == ["one", "two"]
+
+
+def test_a_shard_that_changed_is_planned_anew_and_its_old_parts_are_outdated(output):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one", "two"))
+    commit(output, "one", [make_annotation("a", "one")])
+    commit(output, "two", [make_annotation("b", "two")])
+    started = start_run(store, RUN_RECORD, make_units("one", "two-longer"))
+    assert ([unit.unit_id for unit in started.todo], started.num_outdated) == (["two-longer"], 1)
+    assert [unit.unit_id for unit in read_plan(store)] == ["one", "two-longer"]
+    assert start_run(store, RUN_RECORD, make_units("one", "two")).todo == ()
+
+
+def test_the_same_start_again_adds_no_plan(output):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    start_run(store, RUN_RECORD, make_units("one"))
+    assert len(store.list_files("_framescribe/plan")) == 1
+
+
 def test_more_to_do_takes_the_mark_of_success_away(output):
     store = open_output(output)
     start_run(store, RUN_RECORD, make_units("one"))
