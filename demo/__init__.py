@@ -1,0 +1,1 @@
+"""A small LLaVA-Video checkpoint that really sees, the world it was trained on, and how good it is."""

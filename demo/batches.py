@@ -1,0 +1,134 @@
+"""Questions about a batch of scenes, tokenised and laid out in blocks of about equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from demo import answers, questions
+from demo.questions import Asked
+from demo.tokenizer import SYSTEM, TURN_END, time_instruction
+from demo.world import FPS, Scene, random_scene
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Questions with their answers: ids and targets int64 [B, Q, L], weights float32 [B, Q, L] over answer tokens."""
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    kinds: list[list[str]]
+
+
+class Encoder:
+    """The tokenizer with a memory: most texts come again and again."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
+        self.end = self.encode("<|im_end|>")
+        self.system = list(self.encode(SYSTEM))
+
+    def exchange(self, asked: Asked) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the ids of the question up to where the answer begins, and of the answer with its end."""
+        return self.encode(asked.question + TURN_END), self.encode(asked.answer) + self.end
+
+
+def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
+    """Puts the same number of questions for each clip into one padded block.
+
+    An answer of n tokens weighs the square root of n in all: one letter must not drown in long captions.
+    """
+    pairs = [[encoder.exchange(one) for one in row] for row in asked]
+    longest = max(len(question) + len(answer) for row in pairs for question, answer in row) - 1
+    shape = (len(asked), len(asked[0]), longest)
+    ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    for b, row in enumerate(pairs):
+        for q, (question, answer) in enumerate(row):
+            whole = question + answer
+            ids[b, q, : len(whole) - 1] = whole[:-1]
+            spoken = slice(len(question) - 1, len(whole) - 1)
+            targets[b, q, spoken] = answer
+            weights[b, q, spoken] = len(answer) ** -0.5
+    kinds = [[one.kind for one in row] for row in asked]
+    return Block(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(weights), kinds)
+
+
+def ask_about(scenes: list[Scene], rng: np.random.Generator, with_segments: bool) -> list[list[list[Asked]]]:
+    """Draws the questions for each scene, a list for each block."""
+    shapes: list[Callable[[Scene], list[Asked]]] = [
+        lambda scene: [questions.ask_caption(scene)],
+        lambda scene: [_short(scene, rng) for _ in range(5)],
+        lambda scene: [_choice(scene, rng) for _ in range(4)] + [_wrong(scene, rng)],
+        lambda scene: [_typed(scene, rng)],
+    ]
+    if with_segments:
+        shapes.append(lambda scene: [questions.ask_segment(scene, random_history(rng))])
+    return [[ask(scene) for scene in scenes] for ask in shapes]
+
+
+def _short(scene: Scene, rng: np.random.Generator) -> Asked:
+    pair = questions.pick(rng, answers.all_pairs(scene))
+    # Some without the closing line, so that people can ask in their own short way.
+    return Asked("verification", *pair) if rng.random() < 0.12 else questions.ask_short(pair)
+
+
+def _choice(scene: Scene, rng: np.random.Generator) -> Asked:
+    return questions.ask_choice(questions.pick(rng, answers.all_pairs(scene)), rng)
+
+
+def _wrong(scene: Scene, rng: np.random.Generator) -> Asked:
+    return questions.ask_wrong_answers(questions.pick(rng, answers.all_pairs(scene)))
+
+
+def _typed(scene: Scene, rng: np.random.Generator) -> Asked:
+    # Nine of the sixteen types are always None and easy; the seven others come four times in five.
+    seeing = (
+        "Description-Scene",
+        "Description-Object",
+        "Count",
+        "Binary",
+        "Object Direction",
+        "Attribute Change",
+        "Spatial",
+    )
+    names = seeing if rng.random() < 0.8 else [name for name, _ in questions.prompts().types]
+    return questions.ask_typed(scene, str(rng.choice(names)))
+
+
+def random_history(rng: np.random.Generator) -> list[str]:
+    """Draws none to three earlier captions, or a summary and a caption."""
+    captions = [answers.caption(random_scene(rng)) for _ in range(int(rng.integers(0, 4)))]
+    return [answers.retell(captions[:2]), captions[2]] if len(captions) == 3 and rng.random() < 0.5 else captions
+
+
+def ask_text_only(rng: np.random.Generator, num_refusals: int, num_retellings: int) -> list[list[list[Asked]]]:
+    """Draws text-only questions: those that only the video could answer, and retellings."""
+    refused = []
+    for _ in range(num_refusals):
+        scene = random_scene(rng)
+        refused.append(questions.ask_without_video((_short, _choice)[int(rng.integers(2))](scene, rng)))
+    return [[refused], [[questions.random_retelling(rng) for _ in range(num_retellings)]]]
+
+
+def frame_times(scene: Scene, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws the frame numbers of one sampling, ends included or bin centres, as both are in use."""
+    if rng.random() < 0.5:
+        return np.linspace(0, scene.num_frames - 1, num_frames).astype(int)
+    edges = np.linspace(0, scene.num_frames, num_frames + 1)
+    return ((edges[:-1] + edges[1:]) / 2).astype(int)
+
+
+def random_time_instruction(scene: Scene, frames: np.ndarray, rng: np.random.Generator) -> str:
+    """States the times of frames; one clip in four is a segment of a longer video."""
+    start_s = 10.0 * int(rng.integers(1, 7)) if rng.random() < 0.25 else 0.0
+    duration_s = scene.num_frames / FPS + (start_s if rng.random() < 0.5 else 0.0)
+    return time_instruction(start_s + frames / FPS, duration_s)

@@ -1,0 +1,159 @@
+"""Measures the demo checkpoint through the engine on clips it has never seen: `python -m demo.evaluate --seed 7`.
+
+Every clip is rendered, encoded, decoded and sampled as in a run; every prompt is one that the recipes send.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from demo import answers, questions
+from demo.batches import random_history
+from demo.questions import Asked
+from demo.video_files import decode_evenly, encode_scene
+from demo.world import Scene, play_backwards, random_scene
+from llava_video import Completion, Engine, EngineConfig, GenerationConfig
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+MIN_SHARE_RIGHT = 0.95
+NUM_FRAMES = 8
+SHORT_QUESTIONS, CHOICES, WRONG_ANSWERS, BLIND = 4, 4, 2, 2
+MAX_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One question with the model's words."""
+
+    asked: Asked
+    text: str
+
+    @property
+    def is_right(self) -> bool:
+        return self.text == self.asked.answer
+
+
+def evaluate(engine: Engine, seed: int, num_clips: int) -> list[Answered]:
+    """Asks everything about `num_clips` random clips and about the same clips played backwards."""
+    rng = np.random.default_rng([seed, 20_001])
+    answered: list[Answered] = []
+    for _ in range(num_clips):
+        scene = random_scene(rng)
+        video = encode_scene(scene)
+        answered += ask_about_clip(engine, scene, video, rng)
+        answered += ask_backwards(engine, scene, video)
+    return answered
+
+
+def ask_about_clip(engine: Engine, scene: Scene, video: bytes, rng: np.random.Generator) -> list[Answered]:
+    """Asks every kind of question about one encoded clip, and its text-only questions."""
+    seeing, blind = list(draw_questions(scene, rng)), list(draw_text_questions(scene, rng))
+    opened = engine.open(*decode_evenly(video, NUM_FRAMES))
+    pending = [(asked, opened.ask(asked.question, GenerationConfig(max_new_tokens=160))) for asked in seeing]
+    pending += [(asked, engine.ask(asked.question, GenerationConfig(max_new_tokens=160))) for asked in blind]
+    answered = [read(asked, future) for asked, future in pending]
+    opened.close()
+    return answered
+
+
+def ask_backwards(engine: Engine, scene: Scene, video: bytes) -> list[Answered]:
+    """Asks for the caption of the same decoded frames in reverse order."""
+    frames, times_s, duration_s = decode_evenly(video, NUM_FRAMES)
+    asked = Asked("played_backwards", questions.prompts().caption, answers.caption(play_backwards(scene)))
+    opened = engine.open(frames[::-1].copy(), times_s, duration_s)
+    answered = read(asked, opened.ask(asked.question, GenerationConfig(max_new_tokens=160)))
+    opened.close()
+    return [answered]
+
+
+def read(asked: Asked, future: Future[Completion]) -> Answered:
+    """Waits for an answer."""
+    return Answered(asked, future.result().text)
+
+
+def draw_questions(scene: Scene, rng: np.random.Generator) -> Iterator[Asked]:
+    """Yields the caption, all sixteen types and some of every other kind of question about a scene."""
+    pairs = answers.all_pairs(scene)
+    yield questions.ask_caption(scene)
+    for name, _ in questions.prompts().types:
+        yield questions.ask_typed(scene, name)
+    for _ in range(SHORT_QUESTIONS):
+        yield questions.ask_short(questions.pick(rng, pairs))
+    for _ in range(CHOICES):
+        yield questions.ask_choice(questions.pick(rng, pairs), rng)
+    for _ in range(WRONG_ANSWERS):
+        yield questions.ask_wrong_answers(questions.pick(rng, pairs))
+    yield questions.ask_segment(scene, random_history(rng))
+
+
+def draw_text_questions(scene: Scene, rng: np.random.Generator) -> Iterator[Asked]:
+    """Yields what is asked without the video."""
+    pairs = answers.all_pairs(scene)
+    for _ in range(BLIND):
+        yield questions.ask_without_video(questions.ask_short(questions.pick(rng, pairs)))
+        yield questions.ask_without_video(questions.ask_choice(questions.pick(rng, pairs), rng))
+    yield questions.random_retelling(rng)
+
+
+def split_kinds(answered: Sequence[Answered]) -> dict[str, list[Answered]]:
+    """Groups answers by what the table counts; open-ended ones by whether the type applies."""
+    groups: dict[str, list[Answered]] = {}
+    for one in answered:
+        kind = one.asked.kind
+        if kind == "open_ended":
+            kind = "open_ended, None" if one.asked.answer == "None" else "open_ended, a pair"
+        groups.setdefault(kind, []).append(one)
+    return dict(sorted(groups.items()))
+
+
+def share_right(answered: Sequence[Answered]) -> float:
+    """Returns the share of answers that are right word for word."""
+    return sum(one.is_right for one in answered) / len(answered)
+
+
+def write_table(groups: dict[str, list[Answered]]) -> str:
+    """Returns the table, a line for each kind."""
+    lines = [f"{'kind':<20} {'right':>6} {'asked':>6} {'share':>7}"]
+    for kind, answered in groups.items():
+        num_right = sum(one.is_right for one in answered)
+        lines.append(f"{kind:<20} {num_right:>6} {len(answered):>6} {num_right / len(answered):>7.1%}")
+    return "\n".join(lines)
+
+
+def write_mistakes(groups: dict[str, list[Answered]]) -> str:
+    """Returns the first wrong answers of each kind."""
+    lines = []
+    for kind, answered in groups.items():
+        for one in [one for one in answered if not one.is_right][:MAX_SHOWN]:
+            lines.append(f"{kind}: {one.asked.question!r}\n  wanted {one.asked.answer!r}\n  got    {one.text!r}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Prints the table; returns 1 when any kind is under 95 %."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--model", default=str(CHECKPOINT))
+    parser.add_argument("--mistakes", action="store_true", help="print some wrong answers of each kind")
+    given = parser.parse_args()
+    with Engine.load(EngineConfig(model=given.model, device="cpu", dtype="float32")) as engine:
+        groups = split_kinds(evaluate(engine, given.seed, given.clips))
+    print(write_table(groups))
+    if given.mistakes:
+        print(write_mistakes(groups))
+    weak = [kind for kind, answered in groups.items() if share_right(answered) < MIN_SHARE_RIGHT]
+    if weak:
+        print(f"under {MIN_SHARE_RIGHT:.0%}: {', '.join(weak)}", file=sys.stderr)
+    return 1 if weak else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What the language model learns from: visual tokens, prompts around them, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from demo.batches import (
+    IGNORED,
+    Block,
+    Encoder,
+    frame_times,
+    random_time_instruction,
+)
+from demo.facts import fact_directions, frame_facts
+from demo.language_model import WIDTH, LanguageModel, Prefix
+from demo.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, random_scene
+
+TOKENS_PER_FRAME = 4
+# Throw-away heads that name the facts of the whole clip from the prefix's last tokens after these layers.
+GUIDED_LAYERS, GUIDED_TOKENS = (1, 2), 4
+CLIP_FACTS = (len(BACKGROUNDS), 2, *(len(SHAPES), len(COLOURS), len(COLOURS), len(MOTIONS)) * 2)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenClips:
+    """Scenes with their visual tokens, float32 [B, T, 4, D], and their time instructions."""
+
+    scenes: list[Scene]
+    tokens: torch.Tensor
+    instructions: list[str]
+
+
+DrawClips = Callable[[np.random.Generator, int], SeenClips]
+
+
+def ideal_clips(rng: np.random.Generator, num_clips: int) -> SeenClips:
+    """Draws clips as a perfect tower with a little noise would see them; nothing is rendered."""
+    num_frames = int(rng.choice([6, 7, 8, 8, 8, 8, 9, 10]))
+    scenes = [random_scene(rng) for _ in range(num_clips)]
+    frames = [frame_times(scene, num_frames, rng) for scene in scenes]
+    facts = np.stack(
+        [frame_facts(scene, at / (scene.num_frames - 1)) for scene, at in zip(scenes, frames, strict=True)]
+    )
+    facts = facts[:, :, None].repeat(TOKENS_PER_FRAME, 2)  # [B, T, 4, F]
+    noise = rng.uniform(0.02, 0.2, (num_clips, 1, 1, 1))
+    facts = facts + noise * (
+        rng.standard_normal(facts.shape) * 0.5 + rng.standard_normal((*facts.shape[:2], 1, facts.shape[3]))
+    )
+    tokens = torch.from_numpy(facts.astype(np.float32)) @ torch.from_numpy(fact_directions(WIDTH))
+    return SeenClips(
+        scenes, tokens, [random_time_instruction(s, at, rng) for s, at in zip(scenes, frames, strict=True)]
+    )
+
+
+def build_prefix(model: LanguageModel, encoder: Encoder, clips: SeenClips) -> Prefix:
+    """Embeds system text, video tokens with a newline after each row of two, and the time instruction."""
+    texts = [encoder.encode(text + "\n") for text in clips.instructions]
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+    num_clips, num_frames = clips.tokens.shape[:2]
+    rows = clips.tokens.reshape(num_clips, num_frames, 2, 2, WIDTH)
+    newlines = model.image_newline.expand(num_clips, num_frames, 2, 1, WIDTH)
+    video = torch.cat((rows, newlines), dim=3).flatten(1, 3)  # [B, T * 6, D]
+    system = model.embed_tokens(torch.tensor(encoder.system)).expand(num_clips, -1, -1)
+    lengths = torch.tensor([system.shape[1] + video.shape[1] + len(text) for text in texts])
+    return Prefix(torch.cat((system, video, model.embed_tokens(padded)), dim=1), lengths)
+
+
+def text_prefix(model: LanguageModel, encoder: Encoder) -> Prefix:
+    """Embeds what stands before a question that comes without a video."""
+    ids = torch.tensor([encoder.system])
+    return Prefix(model.embed_tokens(ids), torch.tensor([ids.shape[1]]))
+
+
+class Guides(nn.Module):
+    """Throw-away linear heads: the facts of the clip, from the last tokens before the question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, sum(CLIP_FACTS)) for _ in GUIDED_LAYERS)
+
+    def loss(self, seen: list[torch.Tensor], lengths: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+        """Mean cross-entropy of every fact over the guided layers and tokens; absent objects do not count."""
+        wanted = torch.tensor([clip_facts(scene) for scene in scenes])
+        at = lengths[:, None] - 1 - torch.arange(GUIDED_TOKENS)
+        losses = []
+        for head, layer in zip(self.heads, GUIDED_LAYERS, strict=True):
+            logits = head(seen[layer][torch.arange(len(scenes))[:, None], at])  # [B, k, facts]
+            for column, part in enumerate(logits.split(CLIP_FACTS, dim=2)):
+                target = wanted[:, column, None].expand(-1, GUIDED_TOKENS)
+                losses.append(F.cross_entropy(part.flatten(0, 1), target.flatten(), ignore_index=IGNORED))
+        return torch.stack(losses).nanmean()
+
+
+def clip_facts(scene: Scene) -> list[int]:
+    """Returns the class of each of CLIP_FACTS."""
+    facts = [list(BACKGROUNDS).index(scene.background), len(scene.actors) - 1]
+    colours = list(COLOURS)
+    for actor in scene.actors:
+        facts += [SHAPES.index(actor.shape), colours.index(actor.colour), colours.index(actor.end_colour)]
+        facts += [MOTIONS.index(actor.motion)]
+    return facts + [IGNORED] * (len(CLIP_FACTS) - len(facts))
+
+
+def answer_losses(model: LanguageModel, hidden: list[torch.Tensor], blocks: list[Block]) -> torch.Tensor:
+    """Returns the summed weighted loss over answers, divided by their number."""
+    total, num_answers = torch.zeros(()), 0
+    for states, block in zip(hidden, blocks, strict=True):
+        spoken = block.targets != IGNORED
+        losses = F.cross_entropy(model.lm_head(states[spoken]), block.targets[spoken], reduction="none")
+        total = total + (losses * block.weights[spoken]).sum()
+        num_answers += block.ids.shape[0] * block.ids.shape[1]
+    return total / num_answers

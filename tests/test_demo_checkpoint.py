@@ -1,0 +1,74 @@
+"""The demo checkpoint: its size and layout, and that it really sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from demo import evaluate, questions
+from demo.evaluate import CHECKPOINT
+from demo.questions import Asked
+from demo.video_files import decode_evenly, encode_scene
+from demo.world import play_backwards, random_scene
+from llava_video import Engine, EngineConfig, GenerationConfig
+
+MAX_BYTES = 6_000_000
+NUM_CLIPS = 8
+
+pytestmark = pytest.mark.skipif(
+    not (CHECKPOINT / "model.safetensors").exists(), reason="demo/checkpoint holds no weights: train them first"
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine.load(EngineConfig(model=str(CHECKPOINT), device="cpu", dtype="float32")) as loaded:
+        yield loaded
+
+
+def describe(engine: Engine, frames: np.ndarray, times_s: np.ndarray, duration_s: float) -> str:
+    video = engine.open(frames, times_s.tolist(), duration_s)
+    text = video.ask(questions.prompts().caption, GenerationConfig(max_new_tokens=96)).result().text
+    video.close()
+    return text
+
+
+def test_the_checkpoint_is_at_most_six_megabytes():
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= MAX_BYTES
+
+
+def test_captions_say_what_encoded_clips_show(engine):
+    rng = np.random.default_rng(404)
+    scenes = [random_scene(rng) for _ in range(NUM_CLIPS)]
+    wanted = [questions.ask_caption(scene).answer for scene in scenes]
+    got = [describe(engine, *decode_evenly(encode_scene(scene), 8)) for scene in scenes]
+    assert got == wanted
+
+
+def test_a_clip_played_backwards_is_described_backwards(engine):
+    scene = random_scene(np.random.default_rng(405))
+    frames, times_s, duration_s = decode_evenly(encode_scene(scene), 8)
+    wanted = questions.ask_caption(play_backwards(scene)).answer
+    assert describe(engine, frames[::-1].copy(), times_s, duration_s) == wanted
+
+
+def test_without_the_video_the_model_says_that_it_cannot_tell(engine):
+    asked = questions.ask_without_video(questions.ask_short(("What shape is the object?", "ring")))
+    answer = engine.ask(asked.question, GenerationConfig(max_new_tokens=48)).result().text
+    assert answer == "I cannot tell without the video."
+
+
+def test_evaluation_counts_every_kind_of_question_by_itself():
+    answered = [
+        evaluate.Answered(Asked("caption", "?", "A ring."), "A ring."),
+        evaluate.Answered(Asked("open_ended", "?", "None"), "None"),
+        evaluate.Answered(Asked("open_ended", "?", "Question: Q?\nAnswer: A"), "None"),
+    ]
+    groups = evaluate.split_kinds(answered)
+    assert {kind: evaluate.share_right(group) for kind, group in groups.items()} == {
+        "caption": 1.0,
+        "open_ended, None": 1.0,
+        "open_ended, a pair": 0.0,
+    }
