@@ -7,6 +7,7 @@ import random
 import apache_beam as beam
 import pytest
 from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
@@ -116,6 +117,14 @@ def test_few_clips_are_no_reason_to_stop():
 
 def test_a_share_that_is_just_allowed_is_no_reason_to_stop():
     check_failed_share(num_failed=10, num_clips=100, max_failed_share=0.1)
+
+
+def test_a_bundle_that_is_executed_twice_commits_its_units_once(tmp_path):
+    twice = PipelineOptions(["--runner=FnApiRunner", "--direct_runner_bundle_repeat=1"])
+    with TestPipeline(options=twice) as pipeline:
+        elements = pipeline | beam.Create([make_unit("one", ["a", "b", "c"])]) | beam.FlatMap(list)
+        assert_that(elements | beam.ParDo(CommitParts(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)]))
+    assert read_part(open_output(str(tmp_path)), "one").num_rows == 3
 
 
 def test_in_a_pipeline_parts_and_clips_are_counted(tmp_path):

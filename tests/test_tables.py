@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -15,6 +16,7 @@ from schemas.run_columns import RunColumns
 from schemas.tables import PART_SCHEMA, TABLES, describe_tables, field_description
 from tests.output_fixtures import RUN, make_annotation, make_caption, make_failed, make_pair, make_ref
 
+README = Path(__file__).parent.parent / "README.md"
 CARRIED_BY_EVERY_ROW = {"clip_id", "source", "member", "start_s", "end_s"} | {
     field.name for field in fields(RunColumns)
 }
@@ -101,6 +103,11 @@ def test_the_readme_table_has_a_line_for_every_column_of_every_table():
 def test_the_readme_table_is_printed_by_running_the_module():
     printed = subprocess.run([sys.executable, "-m", "schemas.tables"], capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == describe_tables()
+
+
+@pytest.mark.skipif(not README.exists(), reason="there is no README yet")
+def test_the_readme_has_the_tables_of_the_schemas():
+    assert describe_tables() in README.read_text(), "paste what `python -m schemas.tables` prints into README.md"
 
 
 def test_types_are_written_in_words():
