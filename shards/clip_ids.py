@@ -6,11 +6,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 
+from shards.unprintable import clean_text
+
 MAX_ID_CHARS = 240
 _MAX_SLUG_CHARS = 60
-# Control characters, terminal escapes, line separators and the marks that reorder text on a screen; surrogates stand
-# for bytes that are no UTF-8 and cannot be written to a table.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def clean_id(raw: str) -> str:
@@ -19,16 +18,11 @@ def clean_id(raw: str) -> str:
     Ids come from data and are never used as paths. An id that had to be altered ends in a hash of the original, so
     that two different ids never become one.
     """
-    cleaned = _UNPRINTABLE.sub("_", raw).strip()
+    cleaned = clean_text(raw).strip()
     cleaned = "/".join("__" if part == ".." else part for part in cleaned.split("/") if part not in ("", "."))
     if cleaned and cleaned == raw and len(cleaned) <= MAX_ID_CHARS:
         return cleaned
     return f"{cleaned[: MAX_ID_CHARS - 13] or 'clip'}-{_hash(raw)[:12]}"
-
-
-def clean_text(raw: str) -> str:
-    """Returns a name from the data, fit to be shown: unprintable characters become `_`."""
-    return _UNPRINTABLE.sub("_", raw)
 
 
 def format_seconds(seconds: float) -> str:

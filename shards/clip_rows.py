@@ -100,5 +100,4 @@ def _parse_seconds(values: Mapping[str, object], name: str, where: str) -> float
 def _show(value: object) -> str:
     if value is None:
         return "missing"
-    shown = strip_credentials(value) if isinstance(value, str) else repr(value)
-    return ascii(shown[:80])
+    return ascii(strip_credentials(value)[:80]) if isinstance(value, str) else ascii(value)[:80]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
-from shards.clip_ids import clean_text
 from shards.clip_rows import ClipRow, default_clip_id, parse_row
-from shards.errors import InputError, VideoUnreadable
+from shards.errors import InputError
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import path_of, split_extension
 from shards.manifest_lines import RawRow, iterate_csv_rows, iterate_json_rows, read_csv_header
@@ -18,7 +16,7 @@ from shards.ranged_file import open_shard
 from shards.redaction import strip_credentials
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store, protocol_of
-from shards.videos import fetch_video, read_videos, resolve_uri
+from shards.videos import prepare_fetch, read_videos
 
 _PLAN_BLOCK_BYTES = 8 << 20
 _MAX_SHOWN_PROBLEMS = 20
@@ -60,7 +58,7 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     name = strip_credentials(unit.shard)
     check_unit(unit, (raw.content for raw in rows))
     parsed = (parse_row(raw.values, name) for raw in rows if raw.values is not None)
-    return read_videos(_refer(store, unit, enumerate(parsed, start=unit.start + 1)))
+    return read_videos(_refer(store, unit, enumerate(parsed, start=unit.start)))
 
 
 def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None) -> Iterator[RawRow]:
@@ -106,21 +104,14 @@ def _refer(
     folder = unit.shard.split("?", 1)[0].rpartition("/")[0] if "://" in unit.shard else str(Path(unit.shard).parent)
     for number, row in rows:
         assert row.video is not None
+        source, fetch = prepare_fetch(store, row.video, folder)
         ref = ClipRef(
             clip_id=row.clip_id or default_clip_id(unit.shard_id, row),
             unit_id=unit.unit_id,
-            source=clean_text(strip_credentials(row.video)),
+            source=source,
             member=f"row {number}",
             start_s=row.start_s,
             end_s=row.end_s,
             metadata=dump_metadata(row.metadata),
         )
-        yield ref, partial(_fetch, store, row.video, folder)
-
-
-def _fetch(store: Store, video: str, folder: str) -> bytes | Path:
-    try:
-        uri = resolve_uri(video, folder)
-    except ValueError as error:  # a path that no file system can have
-        raise VideoUnreadable("video not found", str(error)) from None
-    return fetch_video(store, uri)
+        yield ref, fetch

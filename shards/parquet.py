@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
-from shards.clip_ids import clean_id, clean_text, window_suffix
+from shards.clip_ids import clean_id, window_suffix
 from shards.clip_rows import OWN_COLUMNS, parse_clip_id, parse_window
 from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
@@ -21,7 +21,7 @@ from shards.ranged_file import open_shard
 from shards.redaction import strip_credentials
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store
-from shards.videos import fetch_video, read_videos, resolve_uri
+from shards.videos import prepare_fetch, read_videos
 
 _BLOCK_BYTES = 1 << 20  # columns are read in larger pieces than this; it serves the footer and small pages
 _ROWS_AT_ONCE = 8  # decoded videos in memory beside the one that is handed on
@@ -134,18 +134,25 @@ def _refer(
     folder = unit.shard.split("?", 1)[0].rpartition("/")[0] if "://" in unit.shard else str(Path(unit.shard).parent)
     rows = _iterate_rows(parquet, columns, unit.start, unit.stop, _ROWS_AT_ONCE)
     for clip_id, (number, values) in zip(ids, rows, strict=True):
-        video, uri = _split_video(values[column])
+        source, fetch = _prepare_cell(store, unit, values[column], folder)
         start_s, end_s = parse_window(values, strip_credentials(unit.shard))
         ref = ClipRef(
             clip_id=clip_id,
             unit_id=unit.unit_id,
-            source=clean_text(strip_credentials(unit.shard if video is not None or not uri else uri)),
+            source=source,
             member=f"row {number}",
             start_s=start_s,
             end_s=end_s,
             metadata=dump_metadata({name: values[name] for name in free}),
         )
-        yield ref, partial(_take_video, store, video, uri, folder)
+        yield ref, fetch
+
+
+def _prepare_cell(store: Store, unit: WorkUnit, cell: object, folder: str) -> tuple[str, Callable[[], bytes | Path]]:
+    video, uri = _split_video(cell)
+    if video is None and uri:
+        return prepare_fetch(store, uri, folder)
+    return strip_credentials(unit.shard), partial(_take_video, store, video)
 
 
 def _split_video(value: object) -> tuple[bytes | None, str | None]:
@@ -156,11 +163,9 @@ def _split_video(value: object) -> tuple[bytes | None, str | None]:
     return (value, None) if isinstance(value, bytes) else (None, cast("str | None", value))
 
 
-def _take_video(store: Store, video: bytes | None, uri: str | None, folder: str) -> bytes | Path:
+def _take_video(store: Store, video: bytes | None) -> bytes:
     if video is None:
-        if not uri:
-            raise VideoUnreadable("video not found", "the row holds neither a video nor a URI")
-        return fetch_video(store, resolve_uri(uri, folder))
+        raise VideoUnreadable("video not found", "the row holds neither a video nor a URI")
     if not video:
         raise VideoUnreadable("empty file", "the row's video has 0 bytes")
     if len(video) > store.config.max_video_bytes:

@@ -6,13 +6,12 @@ import datetime as dt
 import decimal
 import json
 import math
-import re
 from collections.abc import Mapping
+
+from shards.unprintable import escape_json
 
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 _MAX_DEPTH = 64  # deeper nesting is no metadata, and readers of our tables recurse, too
-# JSON escapes control characters below 0x20 by itself; these, too, reach into terminals or reorder text.
-_ESCAPED = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 def merge_sidecars(sidecars: Mapping[str, bytes]) -> dict[str, JsonValue]:
@@ -37,9 +36,7 @@ def dump_metadata(metadata: Mapping[str, object]) -> str:
     Numbers, texts, dates and JSON itself are kept; bytes and nested Arrow values are left out.
     """
     plain = {key: _make_plain(value) for key, value in metadata.items() if not isinstance(value, bytes)}
-    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
-    text = _ESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes its own JSON escape
+    return escape_json(json.dumps(plain, ensure_ascii=False, allow_nan=False))
 
 
 def _make_plain(value: object) -> JsonValue:

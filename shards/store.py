@@ -96,9 +96,10 @@ class Store:
             except (StoreUnavailable, StoreRefused):
                 raise
             except failures as error:
-                self._raise_permanent(what, error)
+                cause = _cause_of(error)
+                self._raise_permanent(what, cause)
                 if attempt == self.config.max_attempts:
-                    self._give_up(what, error)
+                    self._give_up(what, cause)
             time.sleep(self.config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -140,7 +141,7 @@ class Store:
         if protocol == "file":
             return {}
         by_protocol = {name: value for name, value in self.options.items() if isinstance(value, Mapping)}
-        if by_protocol.keys() == self.options.keys() <= set(fsspec.available_protocols()):
+        if by_protocol.keys() == self.options.keys() <= fsspec.registry.keys() | set(fsspec.available_protocols()):
             return by_protocol.get(protocol, {})
         return self.options
 
@@ -187,6 +188,14 @@ def store_errors() -> tuple[type[BaseException], ...]:
         if module in sys.modules and hasattr(sys.modules[module], name)
     ]
     return (OSError, TimeoutError, EOFError, *found)
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """Returns what lies behind "not found": fsspec's client for web servers says so for every failure to connect."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None or isinstance(cause, _MISSING):
+        return error
+    return cause if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp") else error
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from schemas.records import Clip, ClipRef, FailedClip, Stage, WorkUnit
-from shards.clip_ids import clean_id, clean_text
+from shards.clip_ids import clean_id
 from shards.decompressed import DecompressedStream
 from shards.errors import InputError
 from shards.indexed_clip import IndexedClip, check_unit
@@ -17,6 +17,7 @@ from shards.sidecars import dump_metadata, merge_sidecars
 from shards.store import Location, Store
 from shards.tar_groups import TarGroup, clip_key, group_members, is_sidecar, is_video, key_of, normal_name, sidecars_of
 from shards.tar_headers import TarMember, iterate_members
+from shards.unprintable import clean_text
 
 
 def index_tar(store: Store, shard: Location, shard_id: str) -> list[IndexedClip]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from schemas.records import Clip, ClipRef, FailedClip, Stage
 from shards.errors import InputError, StoreRefused, VideoUnreadable
+from shards.redaction import strip_credentials
 from shards.store import Location, Store, local_path, protocol_of
+from shards.unprintable import clean_text
 
 
 def resolve_uri(video: str, folder: str) -> str:
@@ -23,6 +27,15 @@ def resolve_uri(video: str, folder: str) -> str:
             raise VideoUnreadable("local path in a remote shard", f"{video!r} would be a file of this machine")
         return join_uri(folder, video if remote else video.removeprefix("file://").removeprefix("local://"))
     return video
+
+
+def prepare_fetch(store: Store, video: str, folder: str) -> tuple[str, Callable[[], bytes | Path]]:
+    """Returns where a video named by a shard in `folder` is, without credentials, and the call that fetches it."""
+    try:
+        uri = resolve_uri(video, folder)
+    except VideoUnreadable as error:
+        return clean_text(strip_credentials(video)), partial(_refuse, error)
+    return clean_text(strip_credentials(uri)), partial(fetch_video, store, uri)
 
 
 def join_uri(folder: str, relative: str) -> str:
@@ -79,6 +92,10 @@ def read_videos(
             yield FailedClip(ref, Stage.READ, error.reason, error.message)
     if num_clips > 1 and len(refused) == num_clips:
         raise StoreRefused(f"none of the {num_clips} videos of a unit may be read; the first: {refused[0]}")
+
+
+def _refuse(error: VideoUnreadable) -> NoReturn:
+    raise error
 
 
 def _fetch_bytes(store: Store, location: Location, size: int | None) -> bytes:

@@ -1,0 +1,102 @@
+"""Reading units inside the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics import MetricsFilter
+from apache_beam.testing.util import assert_that, equal_to
+
+from decoding.errors import UndecodableClip
+from pipeline.units import UnitConfig, plan_units
+from schemas.records import Clip, FailedClip, UnitEnd
+from shards.errors import ShardChanged
+from tests.shards_fixtures import QUICK, make_tar, webdataset_members, write
+from transforms.read_clips import ReadClips
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write(tmp_path / "s" / "a.tar", make_tar([*webdataset_members(3), ("0003.mp4", b"")]))
+
+
+def probe_seventy_seconds(video: bytes | Path) -> float:
+    return 70.0
+
+
+def refuse_to_probe(video: bytes | Path) -> float:
+    raise UndecodableClip("no video stream", "seen: nothing")
+
+
+def describe(element: Clip | FailedClip | UnitEnd) -> tuple[str, str]:
+    return type(element).__name__, "" if isinstance(element, UnitEnd) else element.ref.clip_id
+
+
+def read(units, **settings):
+    return [element for unit in units for element in ReadClips(QUICK, **settings).process(unit)]
+
+
+def test_a_unit_gives_its_clips_one_by_one_and_then_its_end(shard):
+    (unit,) = plan_units([shard])
+    elements = read([unit])
+    assert [describe(element) for element in elements] == [
+        ("Clip", "s/a/0000"),
+        ("Clip", "s/a/0001"),
+        ("Clip", "s/a/0002"),
+        ("FailedClip", "s/a/0003"),
+        ("UnitEnd", ""),
+    ]
+    assert elements[-1] == UnitEnd(unit.unit_id, 4)
+
+
+def test_every_record_carries_the_id_of_its_unit(shard):
+    units = plan_units([shard], UnitConfig(max_clips=2))
+    clips = [element for element in read(units) if not isinstance(element, UnitEnd)]
+    assert [clip.ref.unit_id for clip in clips] == [units[0].unit_id] * 2 + [units[1].unit_id] * 2
+
+
+def test_long_videos_are_cut_and_the_end_of_the_unit_counts_the_windows(tmp_path):
+    units = plan_units([write(tmp_path / "s" / "a.mp4", b"video")])
+    *windows, end = read(units, split_s=30.0, probe=probe_seventy_seconds)
+    assert [clip.ref.clip_id for clip in windows] == ["s/a@0-30", "s/a@30-60", "s/a@60-70"]
+    assert end.num_clips == 3
+
+
+def test_a_video_whose_length_cannot_be_told_stays_whole(tmp_path):
+    units = plan_units([write(tmp_path / "s" / "a.mp4", b"video")])
+    clip, end = read(units, split_s=30.0, probe=refuse_to_probe)
+    assert (clip.ref.clip_id, end.num_clips) == ("s/a", 1)
+
+
+def test_splitting_without_a_probe_is_refused():
+    with pytest.raises(ValueError, match="split_s needs a probe"):
+        ReadClips(split_s=30.0)
+
+
+def test_a_unit_that_cannot_be_read_has_no_end(tmp_path, shard):
+    units = plan_units([shard])
+    write(tmp_path / "s" / "a.tar", make_tar(webdataset_members(9)))
+    seen = []
+    with pytest.raises(ShardChanged):
+        seen.extend(ReadClips(QUICK).process(units[0]))
+    assert not any(isinstance(element, UnitEnd) for element in seen)
+
+
+def test_units_are_read_in_a_pipeline_and_counted(shard):
+    units = plan_units([shard], UnitConfig(max_clips=2))
+    pipeline = beam.Pipeline("FnApiRunner")
+    read_back = pipeline | beam.Create(units) | beam.Reshuffle() | "Read clips" >> beam.ParDo(ReadClips(QUICK))
+    expected = [
+        *(("Clip", f"s/a/000{n}") for n in range(3)),
+        ("FailedClip", "s/a/0003"),
+        ("UnitEnd", ""),
+        ("UnitEnd", ""),
+    ]
+    assert_that(read_back | beam.Map(describe), equal_to(expected))
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace("framescribe"))["counters"]
+    counted = {counter.key.metric.name: counter.committed for counter in counters}
+    assert counted == {"clips_read": 3, "clips_unreadable": 1, "bytes_read": 6003}

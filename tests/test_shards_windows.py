@@ -1,0 +1,64 @@
+"""Cutting long videos into windows."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.records import Clip, ClipRef
+from shards.clip_ids import clean_id
+from shards.windows import split_clip
+
+
+def clip(start_s=None, end_s=None, clip_id="set/a"):
+    return Clip(ClipRef(clip_id, "unit", "a.mp4", start_s=start_s, end_s=end_s), b"video")
+
+
+def windows(clips):
+    return [(part.ref.clip_id, part.ref.start_s, part.ref.end_s) for part in clips]
+
+
+def test_a_long_video_becomes_windows_that_follow_each_other():
+    parts = split_clip(clip(), duration_s=75.5, split_s=30)
+    assert windows(parts) == [("set/a@0-30", 0, 30), ("set/a@30-60", 30, 60), ("set/a@60-75.5", 60, 75.5)]
+    assert all(part.video is parts[0].video for part in parts)
+
+
+def test_a_rest_under_a_second_goes_to_the_window_before_it():
+    assert windows(split_clip(clip(), 60.9, 30)) == [("set/a@0-30", 0, 30), ("set/a@30-60.9", 30, 60.9)]
+    assert len(split_clip(clip(), 61.0, 30)) == 3
+
+
+@pytest.mark.parametrize("duration_s", [5.0, 30.0, 30.9, 0.0, float("nan"), float("inf"), 1e12])
+def test_a_video_that_needs_no_cut_or_has_no_credible_length_stays_whole(duration_s):
+    whole = clip()
+    assert split_clip(whole, duration_s, 30) == [whole]
+
+
+def test_a_window_is_cut_within_its_bounds():
+    parts = split_clip(clip(10, 50, "set/a@10-50"), duration_s=100, split_s=20)
+    assert windows(parts) == [("set/a@10-30", 10, 30), ("set/a@30-50", 30, 50)]
+    assert windows(split_clip(clip(80, None, "own"), 100, 10)) == [("own@80-90", 80, 90), ("own@90-100", 90, 100)]
+
+
+def test_windows_shorter_than_a_second_are_possible():
+    assert len(split_clip(clip(), 2.0, 0.5)) == 4
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [("set/a", "set/a"), ("Ünï/日本", "Ünï/日本"), ("a b", "a b")],
+)
+def test_a_plain_id_is_left_as_it_is(raw, cleaned):
+    assert clean_id(raw) == cleaned
+
+
+@pytest.mark.parametrize(
+    "raw", ["../a", "/a", "a//b", "a\x1b[0m", "a\nb", "a\u202eb", "x" * 500, "", "\ud800", "./a", " a"]
+)
+def test_any_other_id_is_made_harmless_and_keeps_a_hash_of_what_it_was(raw):
+    cleaned = clean_id(raw)
+    assert cleaned.isprintable()
+    assert 0 < len(cleaned) <= 240
+    assert ".." not in cleaned.split("/")
+    assert not cleaned.startswith("/")
+    assert cleaned != clean_id(raw + "x")
