@@ -34,10 +34,10 @@ COLOURS = ["red", "green", "blue", "yellow", "white", "black", "pink", "orange",
 @pytest.mark.parametrize(
     ("text", "latest_stop"),
     [
-        (TREE + SENTENCE * 50, 90 + 14 * 5 + 8),
+        (TREE + SENTENCE * 50, 90 + 14 * 5 + 16),
         ("! " * 400, 64),
         ("the man the man the man " * 60, 64),
-        (TREE + (SENTENCE + "He then turns around and looks at the camera. ") * 30, 90 + 25 * 5 + 8),
+        (TREE + (SENTENCE + "He then turns around and looks at the camera. ") * 30, 90 + 25 * 5 + 16),
         ((TREE + "\n") * 12, 4 * 90),
         ("\n".join(f"{number}. {SENTENCE}He looks at his watch." for number in range(1, 60)), 12 * 25),
         ("".join(f"At {number} seconds: {SENTENCE}" for number in range(10, 90)), 20 * 20),
@@ -94,7 +94,7 @@ def test_a_stretch_of_any_length_that_repeats_to_the_end_is_found_wherever_it_be
     stop = stop_of(before + stretch * (4 + 64 // period))
 
     assert stop is not None
-    assert stop <= len(before) + max(48 + period, 4 * period) + 8
+    assert stop <= len(before) + max(48 + period, 4 * period) + 16
 
 
 def test_a_loop_in_the_past_that_the_model_left_is_no_loop():
@@ -116,7 +116,7 @@ def test_a_look_costs_microseconds_however_long_the_answer_is():
     looped = [is_looping(ids[:length]) for length in range(3072, 4096)]
 
     assert not any(looped)
-    assert (time.process_time() - start) / len(looped) < 200e-6  # about 10 on this project's machines
+    assert (time.process_time() - start) / len(looped) < 100e-6  # about 2 on an idle machine
 
 
 def test_a_sentence_repeated_behind_numbers_is_a_loop_in_text():
