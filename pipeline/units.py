@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +87,7 @@ def _plan_shards(store: Store, shards: Sequence[NamedShard], config: UnitConfig)
     outcomes = _map_in_threads(plan, shards)
     problems = [str(outcome) for outcome in outcomes if isinstance(outcome, InputError)]
     if problems:
-        more = len(problems) - _MAX_SHOWN_PROBLEMS
-        shown = problems[:_MAX_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise InputError("\n".join(shown))
+        raise InputError(_join_problems(problems))
     return [outcome for outcome in outcomes if isinstance(outcome, _ShardPlan)]
 
 
@@ -103,45 +102,51 @@ def _map_in_threads(
 
 
 def _plan_shard(store: Store, shard: NamedShard, config: UnitConfig) -> _ShardPlan:
-    clips = _index(store, shard)
-    slices = _slice_clips(shard, clips, config)
-    units = tuple(_make_unit(shard, clips, start, stop) for start, stop in slices)
-    return _ShardPlan(units, np.fromiter((hash_id(clip.clip_id) for clip in clips), np.uint64, len(clips)))
+    units: list[WorkUnit] = []
+    id_hashes = array("Q")
+    for clips in _gather_units(shard, _index(store, shard), config):
+        units.append(_make_unit(shard, clips, start=len(id_hashes)))
+        id_hashes.extend(hash_id(clip.clip_id) for clip in clips)
+    return _ShardPlan(tuple(units), np.array(id_hashes, np.uint64))
 
 
-def _index(store: Store, shard: NamedShard) -> list[IndexedClip]:
+def _index(store: Store, shard: NamedShard) -> Iterator[IndexedClip]:
     if shard.kind is InputKind.FILES:
         return index_files(shard)
     indexers = {InputKind.TAR: index_tar, InputKind.PARQUET: index_parquet, InputKind.MANIFEST: index_manifest}
     return indexers[shard.kind](store, store.locate(shard.uri), shard.shard_id)
 
 
-def _slice_clips(shard: NamedShard, clips: Sequence[IndexedClip], config: UnitConfig) -> Iterator[tuple[int, int]]:
-    """Yields [start, stop) of each unit; a compressed shard is one stream and so one unit."""
-    if _is_one_stream(shard):
-        yield 0, len(clips)
-        return
+def _gather_units(shard: NamedShard, clips: Iterable[IndexedClip], config: UnitConfig) -> Iterator[list[IndexedClip]]:
+    """Yields the clips of each unit; only those of one unit are in memory."""
     start, size = 0, 0
-    for number, clip in enumerate(clips):
-        full = number - start >= config.max_clips or size + clip.size_bytes > config.max_bytes
-        same_group = number > 0 and (clips[number - 1].byte_start, clips[number - 1].byte_stop) == (
-            clip.byte_start,
-            clip.byte_stop,
-        )
-        if shard.kind is InputKind.PARQUET and not same_group:
-            full = full or _is_row_group_too_much(clips, start, clip, size, config)
-        if number > start and full and not (shard.kind is InputKind.TAR and same_group):
-            yield start, number
-            start, size = number, 0
+    unit: list[IndexedClip] = []
+    for clip in clips:
+        if unit and _ends_before(clip, shard, unit, start, size, config):
+            yield unit
+            start, size, unit = start + len(unit), 0, []
+        unit.append(clip)
         size += clip.size_bytes
-    yield start, len(clips)
+    yield unit
+
+
+def _ends_before(
+    clip: IndexedClip, shard: NamedShard, unit: list[IndexedClip], start: int, size: int, config: UnitConfig
+) -> bool:
+    if _is_one_stream(shard):
+        return False
+    full = len(unit) >= config.max_clips or size + clip.size_bytes > config.max_bytes
+    same_group = (unit[-1].byte_start, unit[-1].byte_stop) == (clip.byte_start, clip.byte_stop)
+    if shard.kind is InputKind.PARQUET and not same_group:
+        return full or _is_row_group_too_much(clip, unit, start, size, config)
+    return full and not (shard.kind is InputKind.TAR and same_group)
 
 
 def _is_row_group_too_much(
-    clips: Sequence[IndexedClip], start: int, clip: IndexedClip, size: int, config: UnitConfig
+    clip: IndexedClip, unit: list[IndexedClip], start: int, size: int, config: UnitConfig
 ) -> bool:
     """Whether a unit of Parquet rows ends before this row group: it would be read only in part, and twice."""
-    started_inside = clips[start].byte_start != start
+    started_inside = unit[0].byte_start != start
     num_rows = clip.byte_stop - clip.byte_start
     fits = clip.byte_stop - start <= config.max_clips and size + num_rows * clip.size_bytes <= config.max_bytes
     return started_inside or not fits
@@ -151,19 +156,19 @@ def _is_one_stream(shard: NamedShard) -> bool:
     return shard.kind is InputKind.TAR and compression_of(shard.uri) is not None
 
 
-def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int, stop: int) -> WorkUnit:
-    sliced = clips[start:stop]
+def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int) -> WorkUnit:
+    stop = start + len(clips)
     has_bytes = shard.kind in (InputKind.TAR, InputKind.MANIFEST) and not _is_one_stream(shard)
     return WorkUnit(
-        unit_id=make_unit_id(shard.shard_id, start, stop, (clip.content for clip in sliced)),
+        unit_id=make_unit_id(shard.shard_id, start, stop, (clip.content for clip in clips)),
         kind=shard.kind,
         shard=shard.uri,
         shard_id=shard.shard_id,
         start=start,
         stop=stop,
-        size_bytes=sum(clip.size_bytes for clip in sliced),
-        byte_start=sliced[0].byte_start if has_bytes else 0,
-        byte_stop=sliced[-1].byte_stop if has_bytes else 0,
+        size_bytes=sum(clip.size_bytes for clip in clips),
+        byte_start=clips[0].byte_start if has_bytes else 0,
+        byte_stop=clips[-1].byte_stop if has_bytes else 0,
         files=tuple(file.uri for file in shard.files[start:stop]),
         clip_ids=shard.clip_ids[start:stop],
     )
@@ -179,9 +184,7 @@ def _check_unique(store: Store, shards: Sequence[NamedShard], plans: Sequence[_S
     suspects = [shard for shard, plan in zip(shards, plans, strict=True) if np.isin(plan.id_hashes, doubled).any()]
     problems = list(_name_duplicates(store, suspects, set(doubled.tolist())))
     if problems:
-        more = len(problems) - _MAX_SHOWN_PROBLEMS
-        shown = problems[:_MAX_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise InputError("\n".join(shown))
+        raise InputError(_join_problems(problems))
 
 
 def _name_duplicates(store: Store, shards: Sequence[NamedShard], doubled: set[int]) -> Iterator[str]:
@@ -195,3 +198,8 @@ def _name_duplicates(store: Store, shards: Sequence[NamedShard], doubled: set[in
                 )
             elif hash_id(clip.clip_id) in doubled:
                 first_places[clip.clip_id] = clip.where
+
+
+def _join_problems(problems: Sequence[str]) -> str:
+    more = len(problems) - _MAX_SHOWN_PROBLEMS
+    return "\n".join([*problems[:_MAX_SHOWN_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])

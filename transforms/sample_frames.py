@@ -61,7 +61,7 @@ class SampleFramesFn(LookAheadDoFn):
 
     def setup(self) -> None:
         super().setup()
-        self._pool: DecoderPool = get_decoder_pool(self._num_children or _num_cores(), self._config)
+        self._pool: DecoderPool = get_decoder_pool(self._num_children or num_cores(), self._config)
         self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
 
     def handles(self, element: Any) -> bool:
@@ -97,7 +97,7 @@ def _release_unused(budget: FrameBudget, acquired_bytes: int, future: Future[Sam
     budget.release(acquired_bytes - (result.frames.nbytes if isinstance(result, SampledClip) else 0))
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""One `annotate` run from plan to published tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from llava_video.checkpoint import CONFIGURATION, find_checkpoint
+from llava_video.model_config import ModelConfig
+from pipeline.config import RunConfig, record_run, run_columns
+from pipeline.progress import ProgressBar
+from pipeline.run_folder import StartedRun, overwrite_run, start_run
+from pipeline.units import plan_units
+from publish.publish_run import publish
+from publish.published_run import PublishedRun
+from schemas.records import WorkUnit
+from schemas.run_columns import RunColumns
+from storage.output_store import OutputStore, open_output
+
+
+class Interrupted(RuntimeError):
+    """The user pressed Ctrl-C; finished units are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What to run and where it shall be told."""
+
+    inputs: tuple[str, ...]
+    runner: str
+    beam_flags: tuple[str, ...]
+    overwrite: bool
+
+
+def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
+    """Plans, runs what is not done yet, and publishes.
+
+    Raises:
+        Interrupted: Ctrl-C.
+        whatever stops a run: bad inputs, other settings in the output, a broken store or device.
+    """
+    units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
+    checkpoint = find_checkpoint(
+        config.engine.model, config.engine.revision, config.engine.storage_options, CONFIGURATION
+    )
+    record = record_run(config, checkpoint, model)
+    store = open_output(config.output, config.storage_options)
+    started = (overwrite_run if run.overwrite else start_run)(store, record, units)
+    _say(f"{_count_clips(units)} clips in {len(units)} units; {started.num_done} units are done already")
+    if started.todo:
+        _run_units(run, config, run_columns(config, checkpoint, model, record), store, started)
+    _say("building the tables")
+    return publish(config.output, config.storage_options)
+
+
+def _run_units(run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun) -> None:
+    """Runs the pipeline in a thread of its own, so that this one can show progress and hear Ctrl-C."""
+    progress = ProgressBar(store, started.todo)
+    outcome = ThreadPoolExecutor(1, thread_name_prefix="pipeline").submit(_run_pipeline, run, config, columns, started)
+    outcome.add_done_callback(lambda _: progress.end())
+    try:
+        progress.watch(lambda: not outcome.done())
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; what is committed under {config.output} is kept. The same command goes on from there, "
+            f"`publish --output {config.output}` builds tables of what is done"
+        ) from None
+    outcome.result()
+
+
+def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: StartedRun) -> None:
+    import apache_beam as beam
+
+    from pipeline.graph import build_graph
+    from pipeline.runners import find_failures, make_options
+
+    pipeline = beam.Pipeline(options=make_options(run.runner, run.beam_flags))
+    build_graph(pipeline, started.todo, config, columns)
+    result = pipeline.run()
+    result.wait_until_finish()
+    state = find_failures(result)
+    if state is not None:
+        raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
+
+
+def _count_clips(units: Sequence[WorkUnit]) -> int:
+    return sum(unit.stop - unit.start for unit in units)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

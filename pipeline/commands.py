@@ -1,0 +1,134 @@
+"""What each sub-command does: turns flags into settings and calls the part that knows how."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from decoding.config import SamplingConfig
+from llava_video.checkpoint import CONFIGURATION, find_checkpoint
+from llava_video.engine_config import EngineConfig
+from llava_video.errors import CheckpointError, EngineBroken
+from llava_video.model_config import ModelConfig, read_model_config
+from pipeline.annotate import Interrupted, Run, annotate
+from pipeline.config import RunConfig
+from pipeline.options import Command
+from pipeline.run_folder import OtherRunError
+from pipeline.runners import RunnerRefused
+from pipeline.units import UnitConfig, plan_units
+from publish.publish_run import publish
+from publish.published_run import PublishedRun
+from recipes import Recipe, RecipeError, load_recipe
+from shards.config import ReadConfig
+from shards.errors import InputError, NoInputFound, StoreRefused, StoreUnavailable
+from storage.retries import StoreError
+
+__all__ = ["COMMANDS", "USER_ERRORS", "Interrupted"]
+
+USER_ERRORS = (
+    CheckpointError,
+    EngineBroken,
+    FileNotFoundError,
+    InputError,
+    NoInputFound,
+    OtherRunError,
+    RecipeError,
+    RunnerRefused,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
+
+
+def run_annotate(command: Command) -> None:
+    """Annotates; the tables are there when it returns."""
+    flags = command.flags
+    engine = _engine_config(flags)
+    model = _read_model(engine)
+    config = RunConfig(
+        output=flags.output,
+        engine=engine,
+        recipe=_recipe(flags),
+        sampling=_sampling_config(flags, model),
+        reading=ReadConfig(video_column=flags.video_column),
+        units=UnitConfig(max_clips=flags.unit_clips),
+        split_s=flags.split_seconds,
+        max_failed_share=flags.max_failed_share,
+        num_decoders=flags.decoders,
+        frame_memory_bytes=int(flags.frame_memory_gb * 2**30),
+        clips_ahead=flags.clips_ahead,
+        storage_options=flags.storage_options,
+    )
+    run = Run(tuple(flags.input), flags.runner, command.beam_flags, flags.overwrite)
+    _report(annotate(run, config, model), flags.output)
+
+
+def run_plan(command: Command) -> None:
+    """Prints the units that a run would work through."""
+    flags = command.flags
+    read = ReadConfig(video_column=flags.video_column)
+    units = plan_units(flags.input, UnitConfig(max_clips=flags.unit_clips), flags.storage_options, read)
+    for unit in units:
+        print(f"{unit.unit_id}\t{unit.stop - unit.start} clips\t{unit.size_bytes / 1e6:.1f} MB")
+    num_clips = sum(unit.stop - unit.start for unit in units)
+    print(f"{num_clips} clips in {len(units)} units", file=sys.stderr)
+
+
+def run_publish(command: Command) -> None:
+    """Builds the tables of a run from the parts that are committed."""
+    flags = command.flags
+    _report(publish(flags.output, flags.storage_options), flags.output)
+
+
+COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
+    {"annotate": run_annotate, "plan": run_plan, "publish": run_publish}
+)
+
+
+def _engine_config(flags: Namespace) -> EngineConfig:
+    overrides = {} if flags.pool_mode is None else {"mm_spatial_pool_mode": flags.pool_mode}
+    budget = None if flags.kv_memory_gb is None else int(flags.kv_memory_gb * 2**30)
+    return EngineConfig(
+        model=flags.model,
+        revision=flags.revision,
+        device=flags.device,
+        dtype=flags.dtype,
+        attn_implementation=flags.attn_implementation,
+        device_map=flags.device_map,
+        config_overrides=overrides,
+        prompt_layout=flags.prompt_layout,
+        kv_budget_bytes=budget,
+        storage_options=flags.storage_options if "://" in flags.model else {},
+    )
+
+
+def _read_model(engine: EngineConfig) -> ModelConfig:
+    checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options, CONFIGURATION)
+    return read_model_config(checkpoint, engine.config_overrides)
+
+
+def _recipe(flags: Namespace) -> Recipe:
+    recipe = load_recipe(flags.recipe)
+    return replace(recipe, stop_loops=False) if flags.no_loop_stop else recipe
+
+
+def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
+    return SamplingConfig(
+        max_frames=flags.frames,
+        fps=flags.fps,
+        time_base=flags.time_base,
+        decoder=flags.decoder,
+        image_size=model.tower.image_size,
+        deadline_s=flags.decode_deadline,
+        min_decoded_share=flags.min_decoded_share,
+    )
+
+
+def _report(published: PublishedRun, output: str) -> None:
+    rows = ", ".join(f"{number} {table}" for table, number in published.num_rows.items())
+    print(f"{rows} ({published.num_verified} QA pairs verified) in {output}")
+    if not published.is_complete:
+        print(f"{published.num_units_done} of {published.num_units_planned} units are done: no _SUCCESS yet")

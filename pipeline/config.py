@@ -1,0 +1,122 @@
+"""Everything a run is started with, composed of the settings that each part defines for itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from decoding.config import SamplingConfig
+from llava_video.checkpoint import Checkpoint
+from llava_video.engine_config import EngineConfig
+from llava_video.model_config import ModelConfig
+from pipeline.units import UnitConfig
+from recipes.recipe import Recipe
+from schemas.run_columns import RunColumns
+from shards.config import ReadConfig
+from storage.run_journal import RunRecord
+
+# Raised by hand when the program's own rules change what is written for the same settings.
+ROW_VERSION = 1
+_PACKAGES = ("framescribe", "apache-beam", "torch", "transformers", "av", "decord", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Settings of one `annotate` run.
+
+    Attributes:
+        output: folder or URI that everything is written to.
+        split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
+        max_failed_share: the run stops once more than this share of its clips failed.
+        num_decoders: decoder processes a worker; None takes one a core.
+        frame_memory_bytes: frames a worker holds between decoding and encoding.
+        clips_ahead: clips a bundle thread has under way in each of decoding and annotation.
+        storage_options: fsspec options for inputs and output; never written anywhere.
+    """
+
+    output: str
+    engine: EngineConfig
+    recipe: Recipe
+    sampling: SamplingConfig
+    reading: ReadConfig = field(default_factory=ReadConfig)
+    units: UnitConfig = field(default_factory=UnitConfig)
+    split_s: float | None = None
+    max_failed_share: float = 1.0
+    num_decoders: int | None = None
+    frame_memory_bytes: int = 4 << 30
+    clips_ahead: int = 16
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"max_failed_share must lie between 0 and 1, got {self.max_failed_share}")
+        for name in ("split_s", "num_decoders", "frame_memory_bytes", "clips_ahead"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> RunRecord:
+    """Returns what run.json shall say: all settings that change rows, and the fingerprint over them."""
+    recipe = config.recipe.to_dict()
+    settings: dict[str, Any] = {
+        "row_version": ROW_VERSION,
+        "model": {
+            "name": checkpoint.name,
+            "revision": checkpoint.revision,
+            "config_overrides": dict(config.engine.config_overrides),
+            "pool_mode": model.pool_mode,
+            "newline_position": model.newline_position,
+            "dtype": config.engine.dtype,
+            "device": config.engine.device,
+            "attn_implementation": config.engine.attn_implementation,
+            "prompt_layout": config.engine.prompt_layout,
+        },
+        "sampling": {name: value for name, value in asdict(config.sampling).items() if name not in _NOT_IN_ROWS},
+        "split_s": config.split_s,
+        "recipe": recipe,
+    }
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return RunRecord(fingerprint, settings, _prompts_of(recipe), _find_versions())
+
+
+# Limits of the machine that decode: they decide whether a clip fails, never what a row says.
+_NOT_IN_ROWS = frozenset({"deadline_s", "memory_limit_bytes"})
+
+
+def run_columns(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, run: RunRecord) -> RunColumns:
+    """Returns the columns that every row of the run repeats."""
+    return RunColumns(
+        recipe=config.recipe.name,
+        model=checkpoint.name,
+        model_revision=checkpoint.revision,
+        prompt_layout=config.engine.prompt_layout,
+        pool_mode=model.pool_mode,
+        dtype=config.engine.dtype,
+        framescribe_version=run.versions.get("framescribe", "unknown"),
+        fingerprint=run.fingerprint,
+    )
+
+
+def _prompts_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Finds every prompt of a recipe's settings by its id."""
+    prompts = {settings["id"]: settings["prompt"]} if "id" in settings and "prompt" in settings else {}
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            prompts |= _prompts_of(value)
+    return {prompt_id: text for prompt_id, text in prompts.items() if isinstance(text, str)}
+
+
+def _find_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,64 @@
+"""The pipeline, on one screen.
+
+plan units ─ spread units ─ read clips ─ sample frames ─ annotate clips ─ commit parts
+                           └────── one fused stage, resource hints on the composite ──────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from pipeline.config import RunConfig
+from schemas.records import CommittedPart, WorkUnit
+from schemas.run_columns import RunColumns
+from transforms.annotate_clips import AnnotateClips
+from transforms.commit_parts import CommitParts
+from transforms.read_clips import PoolProbe, ReadClips
+from transforms.sample_frames import SampleFrames, num_cores
+
+
+def build_graph(
+    pipeline: beam.Pipeline, units: Sequence[WorkUnit], config: RunConfig, columns: RunColumns
+) -> beam.PCollection:
+    """Adds the whole run to a pipeline and returns its committed parts."""
+    return (
+        pipeline
+        | "Plan units" >> beam.Create(units, reshuffle=False)
+        | "Spread units" >> beam.Reshuffle()
+        | "Annotate units" >> AnnotateUnits(config, columns)
+    )
+
+
+class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
+    """WorkUnit -> CommittedPart: everything between reading a shard and its committed part, in one fused stage.
+
+    Resource hints belong on this composite (`.with_resource_hints(...)`): on one step alone they would split the
+    stage and send frames through a shuffle.
+    """
+
+    def __init__(self, config: RunConfig, columns: RunColumns) -> None:
+        super().__init__()
+        self._config, self._columns = config, columns
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        config = self._config
+        probe = PoolProbe(config.num_decoders or num_cores(), config.sampling)
+        read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
+        commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_share)
+        return (
+            units
+            | "Read clips" >> beam.ParDo(read)
+            | "Sample frames"
+            >> SampleFrames(config.sampling, config.num_decoders, config.frame_memory_bytes, config.clips_ahead)
+            | "Annotate clips"
+            >> AnnotateClips(
+                config.engine,
+                config.recipe,
+                self._columns.model_revision,
+                config.frame_memory_bytes,
+                config.clips_ahead,
+            )
+            | "Commit parts" >> beam.ParDo(commit).with_output_types(CommittedPart)
+        )

@@ -1,0 +1,215 @@
+"""The command line: every flag, parsed and checked here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
+DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
+_SIMILAR = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What was typed: the sub-command, our flags, and the flags that are for Beam."""
+
+    name: str
+    flags: argparse.Namespace
+    beam_flags: tuple[str, ...]
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """Parses the command line; prints what is wrong and exits with 2 where it cannot be meant.
+
+    Flags that are neither ours nor close to one of ours are taken to be Beam's, and checked against its own.
+    """
+    parser = _build_parser()
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown and flags.command != "annotate":
+        parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
+    _refuse_misspelt(parser, unknown, _our_flags(parser, flags.command))
+    if unknown:
+        _refuse_unknown_to_beam(parser, unknown)
+    return Command(flags.command, flags, tuple(unknown))
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="framescribe",
+        description="Annotates video data sets with LLaVA-Video: captions and question-answer pairs, as Parquet.",
+        epilog=EPILOG,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="annotate | plan | publish")
+    annotate = commands.add_parser("annotate", help="read clips, annotate them, write tables", epilog=EPILOG)
+    _add_input_flags(annotate)
+    _add_output_flags(annotate)
+    _add_model_flags(annotate)
+    _add_recipe_flags(annotate)
+    _add_sampling_flags(annotate)
+    _add_run_flags(annotate)
+    plan = commands.add_parser("plan", help="list the clips and the units they would be read in; writes nothing")
+    _add_input_flags(plan)
+    publish = commands.add_parser("publish", help="build the tables of a run, finished or not, from its parts")
+    publish.add_argument("--output", required=True, metavar="FOLDER", help="folder or URI of the run")
+    _add_storage_flag(publish)
+    return parser
+
+
+def _add_input_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="URI",
+        help="WebDataset .tar shards, Parquet, video files, folders, globs, or .jsonl/.csv manifests; local or any "
+        "fsspec URI",
+    )
+    group.add_argument("--video-column", metavar="NAME", help="Parquet column of video bytes or URIs; found by itself")
+    group.add_argument("--unit-clips", type=_positive_int, default=32, metavar="N", help="clips a work unit (32)")
+    _add_storage_flag(group)
+
+
+def _add_storage_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--storage-options",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="fsspec options, as in pandas: '{\"anon\": true}'; never written anywhere",
+    )
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", required=True, metavar="FOLDER", help="folder or URI; a rerun goes on where it was")
+    group.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
+    group.add_argument(
+        "--max-failed-share", type=_share, default=1.0, metavar="X", help="stop once more than this share failed (1.0)"
+    )
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="NAME", help=f"folder, URI or Hugging Face id ({DEFAULT_MODEL})"
+    )
+    group.add_argument("--revision", metavar="REV", help="commit, branch or tag on the hub")
+    group.add_argument("--device", default="auto", help="cuda, cpu or auto (auto)")
+    group.add_argument(
+        "--dtype", default="auto", choices=("auto", "bfloat16", "float32", "float16"), help="auto: bfloat16 on a GPU"
+    )
+    group.add_argument(
+        "--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"), help="(sdpa)"
+    )
+    group.add_argument("--device-map", choices=("auto",), help="auto: spread the layers over all GPUs (72B)")
+    group.add_argument(
+        "--pool-mode", choices=("average", "max", "bilinear"), help="instead of the checkpoint's own pooling"
+    )
+    group.add_argument("--prompt-layout", default="seed", choices=("seed", "demo", "training"), help="(seed)")
+    group.add_argument("--kv-memory-gb", type=_positive_float, metavar="X", help="keys and values; what is free")
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("recipe")
+    group.add_argument(
+        "--recipe", default="detailed", metavar="NAME", help="seed, detailed, levels, or a YAML file (detailed)"
+    )
+    group.add_argument("--no-loop-stop", action="store_true", help="let completions that repeat themselves go on")
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("frames")
+    group.add_argument(
+        "--frames", type=_positive_int, default=64, metavar="N", help="frames a clip, evenly spread (64)"
+    )
+    group.add_argument("--fps", type=_positive_float, metavar="X", help="frames a second, at most --frames")
+    group.add_argument("--split-seconds", type=_positive_float, metavar="S", help="cut longer videos into windows")
+    group.add_argument(
+        "--time-base", default="pts", choices=("pts", "seed"), help="true times, or the model card's arithmetic (pts)"
+    )
+    group.add_argument("--decoder", default="auto", choices=("auto", "decord", "pyav"), help="(auto)")
+    group.add_argument(
+        "--decode-deadline", type=_positive_float, default=300.0, metavar="S", help="seconds a clip may take (300)"
+    )
+    group.add_argument(
+        "--min-decoded-share", type=_share, default=0.9, metavar="X", help="least share of a damaged clip (0.9)"
+    )
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--runner", default="DirectRunner", help="as in Beam; DirectRunner, the default, is this process"
+    )
+    group.add_argument("--decoders", type=_positive_int, metavar="N", help="decoder processes a worker; one a core")
+    group.add_argument(
+        "--frame-memory-gb", type=_positive_float, default=4.0, metavar="X", help="decoded frames a worker holds (4)"
+    )
+    group.add_argument("--clips-ahead", type=_positive_int, default=16, metavar="N", help="clips a bundle thread (16)")
+
+
+def _our_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return [name for action in commands.choices[command]._actions for name in action.option_strings]
+
+
+def _refuse_misspelt(parser: argparse.ArgumentParser, unknown: Sequence[str], ours: Sequence[str]) -> None:
+    for name in (flag.partition("=")[0] for flag in unknown if flag.startswith("--")):
+        close = difflib.get_close_matches(name.replace("_", "-"), ours, n=1, cutoff=_SIMILAR)
+        if close:
+            parser.error(f"unrecognised flag {name}; did you mean {close[0]}?")
+
+
+def _refuse_unknown_to_beam(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Refuses what Beam does not know either; Beam itself would drop it with a warning."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    beam_parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(beam_parser)
+    _, left = beam_parser.parse_known_args(list(unknown))
+    if left:
+        parser.error(f"unrecognised flags, neither ours nor Beam's: {' '.join(left)}")
+
+
+def _positive_int(text: str) -> int:
+    return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def _positive_float(text: str) -> float:
+    return _checked(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def _share(text: str) -> float:
+    return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
+
+
+def _json_object(text: str) -> dict[str, Any]:  # Any: fsspec's own options
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        # The text may hold a secret: it is not repeated.
+        raise argparse.ArgumentTypeError("wanted a JSON object, such as '{\"anon\": true}'")
+    return value
+
+
+def _checked(convert: Any, text: str, accept: Any, wanted: str) -> Any:  # Any: int or float and a test of it
+    try:
+        value = convert(text)
+    except ValueError:
+        _refuse(text, wanted)
+    if not accept(value):
+        _refuse(text, wanted)
+    return value
+
+
+def _refuse(text: str, wanted: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")

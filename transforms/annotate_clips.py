@@ -1,0 +1,153 @@
+"""Annotates sampled clips with the engine of this worker process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import apache_beam as beam
+
+from llava_video.engine_config import EngineConfig
+from llava_video.errors import ClipTooLarge, EngineBroken, PromptTooLong
+from recipes.recipe import Recipe
+from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
+from transforms.engine_metrics import EngineMetrics
+from transforms.engine_registry import RunningEngine, get_engine
+from transforms.engine_video import EngineVideo, WrongVideo
+from transforms.frame_budget import FrameBudget, get_frame_budget
+from transforms.lookahead import LookAheadDoFn
+
+_log = logging.getLogger(__name__)
+# sysexits.h EX_SOFTWARE: the runner starts another process.
+_EXIT_BROKEN_DEVICE = 70
+
+
+class ModelChanged(RuntimeError):
+    """The worker found another revision of the model than the run was started with."""
+
+
+class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
+    """SampledClip -> ClipAnnotation | FailedClip; FailedClip and UnitEnd pass through."""
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        recipe: Recipe,
+        model_revision: str | None = None,
+        frame_memory_bytes: int = 4 << 30,
+        clips_ahead: int = 16,
+    ) -> None:
+        """Composes the step.
+
+        Args:
+            model_revision: what the checkpoint's revision must be in the worker; None accepts any.
+            frame_memory_bytes: the size of the budget that `SampleFrames` took the frames' memory from.
+            clips_ahead: clips that a bundle thread has under way here.
+        """
+        super().__init__()
+        self._fn = AnnotateClipsFn(engine, recipe, model_revision, frame_memory_bytes, clips_ahead)
+
+    def expand(self, clips: beam.PCollection) -> beam.PCollection:
+        outcomes = ClipAnnotation | FailedClip | UnitEnd
+        return clips | "Ask the model" >> beam.ParDo(self._fn).with_output_types(outcomes)
+
+
+class AnnotateClipsFn(LookAheadDoFn):
+    """Runs the recipe over each clip; the engine batches the questions of all of them."""
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        recipe: Recipe,
+        model_revision: str | None,
+        frame_memory_bytes: int,
+        clips_ahead: int,
+    ) -> None:
+        super().__init__(clips_ahead)
+        self._engine_config = engine
+        self._recipe = recipe
+        self._model_revision = model_revision
+        self._frame_memory_bytes = frame_memory_bytes
+
+    def setup(self) -> None:
+        super().setup()
+        self._running: RunningEngine = get_engine(self._engine_config)
+        self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
+        self._metrics = EngineMetrics(self._running.engine)
+        found = self._running.engine.checkpoint.revision
+        if self._model_revision not in (None, found):
+            raise ModelChanged(
+                f"{self._running.engine.checkpoint.name} has revision {found} here, the run was started with "
+                f"{self._model_revision}; give every worker the same checkpoint, or pin it with --revision"
+            )
+
+    def handles(self, element: Any) -> bool:
+        return isinstance(element, SampledClip)
+
+    def submit(self, element: SampledClip) -> Future[ClipAnnotation | FailedClip]:
+        release = _once(lambda: self._budget.release(element.frames.nbytes))
+        future = self._running.run(annotate_clip(self._running, self._recipe, element, release))
+        future.add_done_callback(lambda _: release())
+        return future
+
+    def collect(self, future: Future[ClipAnnotation | FailedClip]) -> ClipAnnotation | FailedClip:
+        try:
+            return future.result()
+        except EngineBroken as error:
+            if self._running.engine.model.device.type == "cuda":
+                # A lost device stays lost for this process; only the runner's next one can go on. Nothing of the
+                # units under way is committed.
+                _log.critical("%s", error)
+                os._exit(_EXIT_BROKEN_DEVICE)
+            raise
+
+    def finish_bundle(self) -> Any:
+        yield from super().finish_bundle()
+        self._metrics.count()
+
+
+async def annotate_clip(
+    running: RunningEngine, recipe: Recipe, clip: SampledClip, release: Callable[[], None]
+) -> ClipAnnotation | FailedClip:
+    """Runs a recipe over one clip; `release` is called once the engine no longer holds the frames.
+
+    Raises:
+        WrongVideo: the frames are not those that were sampled, or an answer belongs to another clip.
+    """
+    sampling, clip_id = clip.sampling, clip.ref.clip_id
+    try:
+        video = EngineVideo.open(
+            running.engine, clip_id, clip.frames, sampling.timestamps_s, sampling.duration_s, release
+        )
+    except PromptTooLong as error:
+        return FailedClip(clip.ref, Stage.ANNOTATE, "prompt too long", str(error))
+    try:
+        if video.video.frames_digest != sampling.frames_digest:
+            raise WrongVideo(
+                f"clip {clip_id!r}: the frames changed between decoding and the model (digest "
+                f"{video.video.frames_digest[:12]}, sampled as {sampling.frames_digest[:12]}); the run stops"
+            )
+        result = await recipe.annotate(video, clip_id)
+    except PromptTooLong as error:
+        return FailedClip(clip.ref, Stage.ANNOTATE, "prompt too long", str(error))
+    except ClipTooLarge as error:
+        return FailedClip(clip.ref, Stage.ANNOTATE, "too large for the device", str(error))
+    finally:
+        video.close()
+    return ClipAnnotation(clip.ref, sampling, result.captions, result.qa_pairs)
+
+
+def _once(action: Callable[[], None]) -> Callable[[], None]:
+    """Wraps an action that several may call so that it happens once; each takes it off a list."""
+    actions = [action]
+
+    def run() -> None:
+        try:
+            actions.pop()()  # atomic: two threads never pop the same
+        except IndexError:
+            return
+
+    return run

@@ -1,0 +1,79 @@
+"""The engines of this worker process: one for each way to load a model, shared by all bundle threads.
+
+A plain dictionary with a lock, never emptied by `teardown`: Beam tears idle DoFns down after 60 s, and a 7B model would
+be loaded again for every pause. (`docs/decisions.md` compares Beam's own `Shared` and `MultiProcessShared`.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from llava_video.engine import Engine
+from llava_video.engine_config import EngineConfig
+from llava_video.memory import choose_device
+from transforms.gpu_slots import claim_slot
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_running: dict[str, RunningEngine] = {}
+_slots: list[object] = []  # holds claimed GPUs until the process ends
+_Result = TypeVar("_Result")
+
+
+class RunningEngine:
+    """An engine and the event loop on which recipes wait for its answers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="recipes", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _Result]) -> Future[_Result]:
+        """Starts a recipe; thousands may wait at a time."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+def get_engine(config: EngineConfig) -> RunningEngine:
+    """Returns this process's engine for a configuration, loading it the first time.
+
+    Keyed by how the model is loaded alone: another pipeline in this process with other prompts shares it.
+    """
+    key = repr(config)
+    with _lock:
+        if key not in _running:
+            started = time.monotonic()
+            engine = Engine.load(replace(config, device=_claim_device(config)))
+            _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
+            _running[key] = RunningEngine(engine)
+        return _running[key]
+
+
+def loaded_engines() -> list[Engine]:
+    """Returns the engines of this process, for progress and statistics."""
+    return [running.engine for running in list(_running.values())]
+
+
+def _claim_device(config: EngineConfig) -> str:
+    """Returns the device to load on, with its GPU claimed for this process."""
+    device = choose_device(config.device)
+    if device.type != "cuda":
+        return config.device
+    names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+    if config.device_map == "auto":
+        _slots.extend(claim_slot([name]) for name in names)
+        return "cuda:0"
+    if device.index is not None:
+        _slots.append(claim_slot([names[device.index]]))
+        return config.device
+    slot = claim_slot(names)
+    _slots.append(slot)
+    return f"cuda:{slot.index}"
