@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from publish.parts import read_parts
 from storage.output_store import OutputStore
+from storage.run_journal import DamagedRunError
 
 # Rows of all tables together, of some 2 kB each in memory: 100 MB a slice. Each slice is one open file while
 # the parts are dealt out, so beyond 12 million rows there are no more slices but larger ones.
@@ -19,7 +20,7 @@ _MAX_SLICES = 256
 _COLUMNS = ("clip_id", "status", "num_captions", "num_qa_pairs")
 
 
-class DoubledClipError(ValueError):
+class DoubledClipError(DamagedRunError):
     """A clip has rows in two parts."""
 
 
@@ -44,7 +45,7 @@ def index_clips(
     Raises:
         DoubledClipError: naming the clip and both parts.
     """
-    clips = pa.concat_tables(_read_clips(store, unit_ids, fingerprint)).sort_by("clip_id").combine_chunks()
+    clips = pa.concat_tables(_read_clips(store, unit_ids, fingerprint)).combine_chunks().sort_by("clip_id")
     _check_no_clip_twice(clips, unit_ids)
     num_captions, num_qa_pairs = (clips[name].to_numpy() for name in ("num_captions", "num_qa_pairs"))
     num_annotated = pc.sum(pc.equal(clips["status"], "annotated"), min_count=0).as_py()

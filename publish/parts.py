@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.tables import PART_SCHEMA
 from storage.layout import part_name
 from storage.output_store import OutputStore
-from storage.run_journal import read_part
+from storage.run_journal import DamagedRunError, read_part
 
 # A store answers a small read in some 50 ms, whatever its size: many at once, or 100,000 parts take an hour and more.
 _READERS = 16
@@ -24,7 +24,7 @@ def read_parts(
     """Yields the parts of the units in this order, all columns or some.
 
     Raises:
-        ValueError: a part is damaged, of other settings or of another version of the program.
+        DamagedRunError: a part is damaged, of other settings or of another version of the program.
     """
     with ThreadPoolExecutor(_READERS) as readers:
         reading: deque[Future[pa.Table]] = deque()
@@ -43,13 +43,13 @@ def _read_checked(store: OutputStore, unit_id: str, fingerprint: str, columns: l
     part = read_part(store, unit_id, columns)
     wanted = PART_SCHEMA if columns is None else pa.schema([PART_SCHEMA.field(name) for name in columns])
     if not part.schema.equals(wanted):
-        raise ValueError(
+        raise DamagedRunError(
             f"{store.address(part_name(unit_id))} has not the columns of this version of FrameScribe: publish with the "
             "version that wrote it, or start with --overwrite"
         )
     found = (part.schema.metadata or {}).get(b"fingerprint", b"").decode()
     if found != fingerprint:
-        raise ValueError(
+        raise DamagedRunError(
             f"{store.address(part_name(unit_id))} was made with the settings {found!r}, but run.json says "
             f"{fingerprint!r}: remove that part and start the run again"
         )

@@ -28,7 +28,7 @@ def publish(output: str, storage_options: StorageOptions | None = None) -> Publi
 
     Raises:
         FileNotFoundError: no run was started in this folder.
-        ValueError: a part is damaged or of other settings, or a clip is in two parts.
+        DamagedRunError: a part is damaged or of other settings, or a clip is in two parts.
         StoreError: the store goes on refusing.
     """
     store = open_output(output, storage_options)

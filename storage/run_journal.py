@@ -29,6 +29,10 @@ _PLAN_SCHEMA = pa.schema(
 )
 
 
+class DamagedRunError(ValueError):
+    """A file of the run is not what was written, or does not belong to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """What a run was started with.
@@ -67,14 +71,14 @@ def read_run(store: OutputStore) -> RunRecord | None:
     """Returns what run.json says, or None where no run was started.
 
     Raises:
-        ValueError: the file is not what `write_run` writes.
+        DamagedRunError: the file is not what `write_run` writes.
     """
     try:
         return RunRecord(**json.loads(store.read(RUN_FILE)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise DamagedRunError(
             f"{store.address(RUN_FILE)} is damaged ({error}); restore it or start with --overwrite"
         ) from error
 
@@ -123,14 +127,14 @@ def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None
 
     Raises:
         FileNotFoundError: the unit has no part.
-        ValueError: the file is no Parquet, or lacks a column.
+        DamagedRunError: the file is no Parquet.
     """
     payload = store.read(part_name(unit_id))
     try:
         return pq.ParquetFile(pa.BufferReader(payload)).read(columns=columns, use_threads=False)
     except pa.ArrowInvalid as error:
         address = store.address(part_name(unit_id))
-        raise ValueError(f"{address} is damaged ({error}); remove it and start the run again") from error
+        raise DamagedRunError(f"{address} is damaged ({error}); remove it and start the run again") from error
 
 
 def _plan(unit: WorkUnit) -> PlannedUnit:

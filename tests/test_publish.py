@@ -26,6 +26,7 @@ from schemas.part_rows import build_part
 from schemas.records import Status
 from schemas.tables import TABLES
 from storage.output_store import open_output
+from storage.run_journal import DamagedRunError
 from tests.output_fixtures import (
     RUN,
     RUN_RECORD,
@@ -216,13 +217,13 @@ def test_a_part_of_other_settings_is_an_error_that_names_it(output):
     start_run(open_output(output), RUN_RECORD, make_units("one", "two", "three"))
     other = build_part("three", [make_annotation("z", "three")], replace(RUN, fingerprint="beef"))
     pq.write_table(other, f"{output}/_framescribe/parts/three.parquet")
-    with pytest.raises(ValueError, match=r"three.parquet was made with the settings 'beef'"):
+    with pytest.raises(DamagedRunError, match=r"three.parquet was made with the settings 'beef'"):
         publish(output)
 
 
 def test_a_damaged_part_is_an_error_that_names_it(output):
     Path(output, "_framescribe/parts/one.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(ValueError, match=r"one.parquet is damaged"):
+    with pytest.raises(DamagedRunError, match=r"one.parquet is damaged"):
         publish(output)
 
 
@@ -230,7 +231,7 @@ def test_a_failed_publish_leaves_the_older_tables_and_their_mark(output):
     publish(output)
     before = hash_files(output)
     Path(output, "_framescribe/parts/one.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(DamagedRunError, match="damaged"):
         publish(output)
     assert {**hash_files(output), "_framescribe/parts/one.parquet": before["_framescribe/parts/one.parquet"]} == before
 

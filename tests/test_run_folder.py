@@ -11,7 +11,7 @@ from pipeline.run_folder import OtherRunError, check_same_run, describe_differen
 from publish.publish_run import publish
 from storage.layout import part_name
 from storage.output_store import open_output
-from storage.run_journal import PlannedUnit, list_done_units, read_plan, read_run
+from storage.run_journal import DamagedRunError, PlannedUnit, list_done_units, read_plan, read_run
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 
 OTHER_RUN = replace(RUN_RECORD, fingerprint="beef", settings={"sampling": {"max_frames": 32}, "recipe": "detailed"})
@@ -121,7 +121,7 @@ def test_overwriting_removes_the_parts_the_plan_and_the_tables_of_the_old_run(ou
 def test_a_damaged_record_is_an_error_that_says_what_to_do(output):
     store = open_output(output)
     store.put("_framescribe/run.json", b'{"finger')
-    with pytest.raises(ValueError, match=r"run.json is damaged.*--overwrite"):
+    with pytest.raises(DamagedRunError, match=r"run.json is damaged.*--overwrite"):
         read_run(store)
 
 

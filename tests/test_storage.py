@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import signal
 import subprocess
 import sys
 import time
@@ -169,13 +168,17 @@ def test_a_full_disk_is_a_clear_stop_that_leaves_nothing(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.05])
-def test_a_killed_writer_leaves_whole_parts_only_and_its_leftovers_go(tmp_path, delay_s):
-    writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert writer.stdout.readline() == "started\n"
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+@pytest.mark.parametrize("num_writers", [1, 2])
+def test_writers_of_the_same_parts_that_are_killed_leave_whole_parts_and_their_leftovers_go(
+    tmp_path, num_writers, delay_s
+):
+    command = [sys.executable, "-c", ENDLESS_WRITER, str(tmp_path)]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num_writers)]
+    assert [writer.stdout.readline() for writer in writers] == ["started\n"] * num_writers
     time.sleep(delay_s)
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    [writer.kill() for writer in writers]
+    [writer.wait() for writer in writers]
     store = open_output(str(tmp_path))
     names = store.list_files("_framescribe/parts")
     assert {pq.read_table(io.BytesIO(store.read(f"_framescribe/parts/{name}"))).num_rows for name in names} <= {1}
