@@ -40,6 +40,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def name_gpus() -> list[str]:
+    """Returns a name for each visible GPU that is the same in every process of the machine: its UUID."""
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":

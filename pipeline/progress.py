@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from schemas.records import WorkUnit
 from storage.output_store import OutputStore
 from storage.run_journal import list_done_units
+from transforms.engine_registry import loaded_engines
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -26,8 +26,7 @@ class EngineActivity:
 
 def engine_activity() -> EngineActivity:
     """Reads the engines of this process; zeros where the workers are other processes."""
-    registry = sys.modules.get("transforms.engine_registry")  # not imported here: it brings torch
-    stats = [engine.stats for engine in registry.loaded_engines()] if registry else []
+    stats = [engine.stats for engine in loaded_engines()]
     return EngineActivity(sum(s.encoded_clips for s in stats), sum(s.generated_tokens for s in stats))
 
 

@@ -13,14 +13,13 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from llava_video.engine import Engine
 from llava_video.engine_config import EngineConfig
-from llava_video.memory import choose_device
 from transforms.gpu_slots import claim_slot
+
+if TYPE_CHECKING:
+    from llava_video.engine import Engine
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -50,6 +49,9 @@ def get_engine(config: EngineConfig) -> RunningEngine:
     key = repr(config)
     with _lock:
         if key not in _running:
+            # Here and not above: torch takes seconds to import, and planning needs none of it.
+            from llava_video.engine import Engine
+
             started = time.monotonic()
             engine = Engine.load(replace(config, device=_claim_device(config)))
             _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
@@ -64,10 +66,12 @@ def loaded_engines() -> list[Engine]:
 
 def _claim_device(config: EngineConfig) -> str:
     """Returns the device to load on, with its GPU claimed for this process."""
+    from llava_video.memory import choose_device, name_gpus
+
     device = choose_device(config.device)
     if device.type != "cuda":
         return config.device
-    names = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+    names = name_gpus()
     if config.device_map == "auto":
         _slots.extend(claim_slot([name]) for name in names)
         return "cuda:0"

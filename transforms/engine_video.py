@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_video.engine import Engine, Video
 from llava_video.generation import Completion, GenerationConfig
+
+if TYPE_CHECKING:  # torch comes with the engine, in the worker
+    from llava_video.engine import Engine, Video
 
 
 class WrongVideo(RuntimeError):
