@@ -14,12 +14,10 @@ from shards.store import Store
 from shards.videos import fetch_video, read_videos
 
 
-def index_files(shard: NamedShard) -> list[IndexedClip]:
-    """Lists the clips of a folder from its listing; no file is opened."""
-    return [
-        IndexedClip(clip_id, strip_credentials(file.uri), f"{clip_id} {file.size}", file.size or 0)
-        for file, clip_id in zip(shard.files, shard.clip_ids, strict=True)
-    ]
+def index_files(shard: NamedShard) -> Iterator[IndexedClip]:
+    """Yields the clips of a folder from its listing; no file is opened."""
+    for file, clip_id in zip(shard.files, shard.clip_ids, strict=True):
+        yield IndexedClip(clip_id, strip_credentials(file.uri), f"{clip_id} {file.size}", file.size or 0)
 
 
 def read_files(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:

@@ -22,29 +22,31 @@ _PLAN_BLOCK_BYTES = 8 << 20
 _MAX_SHOWN_PROBLEMS = 20
 
 
-def index_manifest(store: Store, manifest: Location, shard_id: str) -> list[IndexedClip]:
-    """Checks every row of a manifest and lists their clips; no video is looked at.
+def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[IndexedClip]:
+    """Checks every row of a manifest and yields their clips; no video is looked at.
 
     Raises:
         InputError: with up to 20 rows that cannot be understood, each as `file:line`; or there is no row at all.
     """
     name = strip_credentials(manifest.uri)
-    clips: list[IndexedClip] = []
     problems: list[str] = []
+    num_clips = 0
     protocols = {"file"}
     for raw in _iterate_rows(store, manifest, 0, store.size(manifest)):
         try:
-            clips.append(_index_row(raw, shard_id, name))
+            clip = _index_row(raw, shard_id, name)
             _check_protocol(store, raw, protocols, name)
         except InputError as error:
             problems.append(str(error))
+        else:
+            num_clips += 1
+            yield clip
         if len(problems) == _MAX_SHOWN_PROBLEMS:
             break
     if problems:
         raise InputError("\n".join(problems))
-    if not clips:
+    if not num_clips:
         raise InputError(f'{name} has no rows: wanted one a line, such as {{"video": "clips/000.mp4"}}')
-    return clips
 
 
 def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:

@@ -27,8 +27,8 @@ _BLOCK_BYTES = 1 << 20  # columns are read in larger pieces than this; it serves
 _ROWS_AT_ONCE = 8  # decoded videos in memory beside the one that is handed on
 
 
-def index_parquet(store: Store, shard: Location, shard_id: str) -> list[IndexedClip]:
-    """Lists the rows of a Parquet shard from its footer and its `clip_id` and window columns; no video is read.
+def index_parquet(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedClip]:
+    """Yields the rows of a Parquet shard from its footer and its `clip_id` and window columns; no video is read.
 
     Rows of one row group share `byte_start`, the number of its first row, and `byte_stop`, that after its last.
 
@@ -38,15 +38,13 @@ def index_parquet(store: Store, shard: Location, shard_id: str) -> list[IndexedC
     name = strip_credentials(shard.uri)
     with closing(_open(store, shard, name)) as parquet:
         column = find_video_column(parquet.schema_arrow, store.config.video_column, name)
-        rows = list(_iterate_ids(parquet, shard_id, name))
-        sizes = _row_sizes(parquet, column)
-    if not rows:
-        raise InputError(f"{name} has no rows")
-    content = f"{store.size(shard)} {column}"
-    return [
-        IndexedClip(clip_id, f"{name}: row {number}", f"{content} {clip_id}", size, group_start, group_stop)
-        for number, (clip_id, (size, group_start, group_stop)) in enumerate(zip(rows, sizes, strict=True))
-    ]
+        if not parquet.metadata.num_rows:
+            raise InputError(f"{name} has no rows")
+        content = f"{store.size(shard)} {column}"
+        ids_and_sizes = zip(_iterate_ids(parquet, shard_id, name), _row_sizes(parquet, column), strict=True)
+        for number, (clip_id, (size, group_start, group_stop)) in enumerate(ids_and_sizes):
+            where = f"{name}: row {number}"
+            yield IndexedClip(clip_id, where, f"{content} {clip_id}", size, group_start, group_stop)
 
 
 def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:

@@ -20,26 +20,24 @@ from shards.tar_headers import TarMember, iterate_members
 from shards.unprintable import clean_text
 
 
-def index_tar(store: Store, shard: Location, shard_id: str) -> list[IndexedClip]:
-    """Lists the clips of a tar shard by its headers; only a compressed shard is read whole.
+def index_tar(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedClip]:
+    """Yields the clips of a tar shard by its headers; only a compressed shard is read whole.
 
     Raises:
         InputError: the shard is damaged, holds no video, or a sidecar lies apart from its video.
     """
     name = strip_credentials(shard.uri)
     stream, stop = _open_whole(store, shard, INDEX_BLOCK_BYTES)
-    clips: list[IndexedClip] = []
     apart: dict[str, str] = {}
     keys: set[str] = set()
     with closing(stream):
         for group in group_members(iterate_members(stream, name, 0, stop)):
-            clips.extend(_index_group(group, shard_id, name))
+            yield from _index_group(group, shard_id, name)
             keys.update([group.key] if group.videos else [])
             apart.update({} if group.videos else {group.key: group.sidecars[0].name})
     _check_sidecars(name, keys, apart)
-    if not clips:
+    if not keys:
         raise InputError(f"{name} holds no video: wanted members such as 000.mp4 with 000.json beside them")
-    return clips
 
 
 def read_tar(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
