@@ -28,8 +28,6 @@ MAY_IMPORT = {
 OURS = {*FOLDERS, "run_pipeline", "tests"}
 TORCH = {"accelerate", "flash_attn", "safetensors.torch", "torch", "transformers"}
 WITH_MODEL = {"benchmarks", "demo", "llava_video"}
-# The transform that holds the engine, and the graph that holds the transform.
-MAY_LOAD_TORCH = {"transforms.annotate_clips", "pipeline.graph"}
 WITH_BEAM = {"benchmarks", "pipeline", "run_pipeline", "transforms"}
 # What `plan`, `export`, `review` and a bad flag load.
 LIGHT = {"llava_video.generation", "pipeline.options", "publish", "run_pipeline", "schemas.records"}
@@ -55,7 +53,7 @@ def test_beam_stays_in_transforms_and_pipeline(module):
     assert not {name for name in imports(module) if folder_of(name) == "apache_beam"}
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if folder_of(m) not in WITH_MODEL and m not in MAY_LOAD_TORCH])
+@pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) not in WITH_MODEL])
 def test_a_module_outside_the_model_does_not_bring_in_torch(module):
     assert not {name for name in loaded_with(module) if is_one_of(name, TORCH)}
 

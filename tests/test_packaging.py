@@ -64,7 +64,7 @@ def shipped(file: Path) -> bool:
 
 def test_every_data_file_of_the_source_is_packaged():
     files = (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.*") if "__pycache__" not in file.parts)
-    data = [file for file in files if file.is_file() and file.suffix != ".py" and "runs" not in file.parts]
+    data = [file for file in files if file.is_file() and file.suffix not in {".py", ".md"} and "runs" not in file.parts]
     assert [file for file in data if not shipped(file)] == []
 
 
