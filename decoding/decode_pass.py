@@ -14,19 +14,10 @@ from av.video.stream import VideoStream
 from decoding.config import SamplingConfig
 from decoding.containers import check_dimensions, open_container, pick_video_stream
 from decoding.ffmpeg_log import ffmpeg_log
-from decoding.pictures import FrameResizer, upright_size
+from decoding.pictures import FrameResizer, Pictures, upright_size
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pictures of wanted frames, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
-
-    by_key: dict[int, np.ndarray]
-    width_px: int
-    height_px: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures of wanted frames, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
+
+    by_key: dict[int, np.ndarray]
+    width_px: int
+    height_px: int
 
 
 class FrameResizer:

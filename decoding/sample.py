@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 
 import av
 
 from decoding.config import SamplingConfig
+from decoding.decord_decoder import decode_with_decord, doubt_about_decord
+from decoding.errors import UndecodableClip
 from decoding.pyav_decoder import decode_with_pyav, read_video_timeline
 from decoding.sampled import SampledFrames
 from decoding.timeline import Span
@@ -26,8 +29,20 @@ def sample_video(
         UndecodableClip: no faithful frames can be had.
     """
     timeline = read_video_timeline(path, config.max_pixels)
-    announce("pyav")
-    return decode_with_pyav(path, timeline, span, config), PYAV
+    doubt = doubt_about_decord(timeline)
+    if config.decoder == "pyav" or (config.decoder == "auto" and doubt):
+        return decode_with_pyav(path, timeline, span, config), PYAV
+    announce("decord")
+    try:
+        sampled = decode_with_decord(path, timeline, span, config, must_agree=doubt is None)
+    except ImportError:
+        return decode_with_pyav(path, timeline, span, config), f"{PYAV}; decord is not installed"
+    except UndecodableClip as error:
+        if config.decoder == "decord":
+            raise
+        announce("pyav")
+        return decode_with_pyav(path, timeline, span, config), f"{PYAV}; {error.reason}"
+    return sampled, f"decord {version('decord')}" + (f"; {doubt}" if doubt else "")
 
 
 def probe_duration_s(path: str, config: SamplingConfig) -> float:

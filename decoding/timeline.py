@@ -36,6 +36,11 @@ class Timeline:
     """The frames of a video in presentation order, as its packets announce them.
 
     Attributes:
+        container: FFmpeg's names of the container, for example `mov,mp4,m4a,3gp,3g2,mj2`.
+        codec, pix_fmt: FFmpeg's names of the decoder and of its pixels' format.
+        coded_size: width and height in pixels as coded, before any rotation.
+        num_video_streams: cover pictures included.
+        has_leading_pictures: whether frames precede, in time, a key frame that they follow in the file (open GOP).
         pts: int64 [N] presentation timestamps in units of `time_base`, increasing.
         times_s: float64 [N] seconds from the first frame.
         end_s: seconds from the first frame to the end of the last one.
@@ -48,6 +53,12 @@ class Timeline:
         problem: what FFmpeg said about a file that ends too early or is damaged, or None.
     """
 
+    container: str
+    codec: str
+    pix_fmt: str
+    coded_size: tuple[int, int]
+    num_video_streams: int
+    has_leading_pictures: bool
     pts: np.ndarray
     times_s: np.ndarray
     end_s: float
@@ -97,14 +108,15 @@ class _Packets:
     pts: list[int | None]
     durations: list[int]
     has_discarded: bool
+    has_leading_pictures: bool
     problem: str | None
 
 
 def _read_packets(container: av.container.InputContainer, stream: VideoStream) -> _Packets:
     pts: list[int | None] = []
     durations: list[int] = []
-    has_discarded = False
-    error_text = None
+    has_discarded = has_leading = False
+    key_pts = error_text = None
     with ffmpeg_log() as logs:
         try:
             for packet in container.demux(stream):
@@ -113,9 +125,11 @@ def _read_packets(container: av.container.InputContainer, stream: VideoStream) -
                 elif packet.size and not _is_hidden_vp8(stream, packet):
                     pts.append(packet.pts)
                     durations.append(packet.duration or 0)
+                    key_pts = packet.pts if packet.is_keyframe else key_pts
+                    has_leading |= packet.pts is not None and key_pts is not None and packet.pts < key_pts
         except av.error.FFmpegError as error:
             error_text = str(error.strerror)
-    return _Packets(pts, durations, has_discarded, error_text or _find_truncation(logs))
+    return _Packets(pts, durations, has_discarded, has_leading, error_text or _find_truncation(logs))
 
 
 def _find_truncation(said: list[LogLine]) -> str | None:
@@ -172,9 +186,23 @@ def _arrange(container: av.container.InputContainer, stream: VideoStream, packet
         ticks = np.arange(len(packets.pts))
         times_s, last_s, is_reliable = ticks / float(rate or USUAL_RATE), 0.0, False
     end_s = float(times_s[-1]) + (last_s or usual_gap_s(times_s, rate))
-    has_frame_packets = not set(names) & _FIELD_CONTAINERS
     return Timeline(
-        ticks, times_s, end_s, stream.average_rate, tick_s, is_reliable, has_frame_packets, packets.has_discarded, 0, None
+        container=container.format.name,
+        codec=stream.codec_context.name,
+        pix_fmt=stream.codec_context.pix_fmt or "",
+        coded_size=(stream.codec_context.width, stream.codec_context.height),
+        num_video_streams=len(container.streams.video),
+        has_leading_pictures=packets.has_leading_pictures,
+        pts=ticks,
+        times_s=times_s,
+        end_s=end_s,
+        average_rate=stream.average_rate,
+        tick_s=tick_s,
+        is_reliable=is_reliable,
+        has_frame_packets=not set(names) & _FIELD_CONTAINERS,
+        has_discarded=packets.has_discarded,
+        num_missing=0,
+        problem=None,
     )
 
 

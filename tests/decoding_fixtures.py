@@ -58,18 +58,19 @@ def make_video(
     container_options: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes numbered frames; `pts` are in milliseconds, by default a steady `rate`."""
+    tick = Fraction(1, 1000) if pts else Fraction(1, rate)
     with av.open(str(path), "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.time_base = tick
         stream.codec_context.thread_count = 1
         if rotation:
             stream.set_display_rotation(rotation)
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number, *size), format="rgb24")
-            frame.pts = pts[number] if pts else number * 1000 // rate
-            frame.time_base = Fraction(1, 1000)
+            frame.pts = pts[number] if pts else number
+            frame.time_base = tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
