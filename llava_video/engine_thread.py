@@ -184,7 +184,7 @@ class EngineThread:
         """Queues a question, or refuses it at once when it can never run."""
         limits, video = self._scheduler.limits, question.video
         if video.is_closed:
-            question.future.set_exception(EngineClosed("the video was closed before the question was answered"))
+            self._fail([question], EngineClosed("the video was closed before the question was answered"))
         elif video.num_tokens > limits.prefix_tokens or num_pages_for(question.max_tokens) > limits.num_pages:
             self._fail([question], ClipTooLarge(_describe_size(question, self._scheduler)))
             _release_frames(video)

@@ -49,6 +49,8 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     store = open_output(config.output, config.storage_options)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
     _say(f"{_count_clips(units)} clips in {len(units)} units; {started.num_done} units are done already")
+    if started.num_outdated:
+        _say(f"{started.num_outdated} parts are of shards that were cut into other units since; they are in no table")
     if started.todo:
         _run_units(run, config, run_columns(config, checkpoint, model, record), store, started)
     _say("building the tables")

@@ -23,13 +23,16 @@ from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from recipes import Recipe, RecipeError, load_recipe
 from shards.config import ReadConfig
-from shards.errors import InputError, NoInputFound, StoreRefused, StoreUnavailable
+from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
 from storage.retries import StoreError
+from storage.run_journal import DamagedRunError
+from transforms.pending_unit import TooManyFailedClipsError
 
 __all__ = ["COMMANDS", "USER_ERRORS", "Interrupted"]
 
 USER_ERRORS = (
     CheckpointError,
+    DamagedRunError,
     EngineBroken,
     FileNotFoundError,
     InputError,
@@ -37,9 +40,11 @@ USER_ERRORS = (
     OtherRunError,
     RecipeError,
     RunnerRefused,
+    ShardChanged,
     StoreError,
     StoreRefused,
     StoreUnavailable,
+    TooManyFailedClipsError,
 )
 
 
@@ -60,6 +65,7 @@ def run_annotate(command: Command) -> None:
         num_decoders=flags.decoders,
         frame_memory_bytes=int(flags.frame_memory_gb * 2**30),
         clips_ahead=flags.clips_ahead,
+        canary_every=flags.canary_every,
         storage_options=flags.storage_options,
     )
     run = Run(tuple(flags.input), flags.runner, command.beam_flags, flags.overwrite)

@@ -36,6 +36,7 @@ class RunConfig:
         num_decoders: decoder processes a worker; None takes one a core.
         frame_memory_bytes: frames a worker holds between decoding and encoding.
         clips_ahead: clips a bundle thread has under way in each of decoding and annotation.
+        canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
         storage_options: fsspec options for inputs and output; never written anywhere.
     """
 
@@ -50,6 +51,7 @@ class RunConfig:
     num_decoders: int | None = None
     frame_memory_bytes: int = 4 << 30
     clips_ahead: int = 16
+    canary_every: int = 500
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.canary_every < 0:
+            raise ValueError(f"canary_every must be at least 0, got {self.canary_every}")
 
 
 def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> RunRecord:

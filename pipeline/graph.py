@@ -59,6 +59,7 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
                 self._columns.model_revision,
                 config.frame_memory_bytes,
                 config.clips_ahead,
+                config.canary_every,
             )
             | "Commit parts" >> beam.ParDo(commit).with_output_types(CommittedPart)
         )

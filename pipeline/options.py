@@ -151,6 +151,13 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--frame-memory-gb", type=_positive_float, default=4.0, metavar="X", help="decoded frames a worker holds (4)"
     )
+    group.add_argument(
+        "--canary-every",
+        type=_count,
+        default=500,
+        metavar="N",
+        help="clips of a worker between two checks that a known clip is still answered as at the start; 0 never (500)",
+    )
     group.add_argument("--clips-ahead", type=_positive_int, default=16, metavar="N", help="clips a bundle thread (16)")
 
 
@@ -180,6 +187,10 @@ def _refuse_unknown_to_beam(parser: argparse.ArgumentParser, unknown: Sequence[s
 
 def _positive_int(text: str) -> int:
     return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def _count(text: str) -> int:
+    return _checked(int, text, lambda value: value >= 0, "a whole number of at least 0")
 
 
 def _positive_float(text: str) -> float:

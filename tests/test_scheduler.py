@@ -1,0 +1,179 @@
+"""The scheduler's decisions, without a model."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from llava_video.generation import GenerationConfig
+from llava_video.kv_cache import PAGE_TOKENS, PrefixKV
+from llava_video.memory_faults import evict_half, recover_prefill
+from llava_video.prompts import VideoPrefix
+from llava_video.scheduler import Limits, Scheduler, num_pages_for
+from llava_video.tasks import QuestionTask, VideoTask
+
+PREFIX = PrefixKV([], [])
+
+
+def _video(order: int, num_tokens: int = 100) -> VideoTask:
+    text = VideoPrefix((), ())
+    return VideoTask(order, f"clip-{order}", "", None, np.empty(0, np.int64), text, num_tokens)
+
+
+def _question(video: VideoTask, num_tokens: int = 10, max_new_tokens: int = 20) -> QuestionTask:
+    generation = GenerationConfig(max_new_tokens=max_new_tokens)
+    return QuestionTask(video, [0] * num_tokens, generation, 1.0, Future())
+
+
+def _scheduler(prefix_tokens: int = 250, num_pages: int = 8, max_rows: int = 4) -> Scheduler:
+    return Scheduler(Limits(prefix_tokens, num_pages, max_rows, prefill_tokens=200))
+
+
+def _open(scheduler: Scheduler, *videos: VideoTask) -> None:
+    for video in videos:
+        scheduler.add_video(video)
+        scheduler.add_question(_question(video))
+
+
+def _prefill(videos: list[VideoTask]) -> None:
+    for video in videos:
+        video.prefix = PREFIX
+
+
+def test_a_video_without_a_question_is_not_prefilled() -> None:
+    scheduler = _scheduler()
+    scheduler.add_video(_video(0))
+    assert scheduler.next_videos() == []
+
+
+def test_videos_are_prefilled_in_order_within_the_budget_of_prefix_tokens() -> None:
+    scheduler = _scheduler(prefix_tokens=250)
+    videos = [_video(order) for order in range(3)]
+    _open(scheduler, *reversed(videos))
+    assert scheduler.next_videos() == videos[:2]
+    assert scheduler.used_prefix_tokens == 200
+
+
+def test_a_large_old_video_is_not_overtaken_by_a_small_young_one() -> None:
+    scheduler = _scheduler(prefix_tokens=250)
+    first, large, small = _video(0, 100), _video(1, 200), _video(2, 50)
+    _open(scheduler, first, large, small)
+    assert scheduler.next_videos() == [first]
+
+
+def test_one_video_with_more_tokens_than_a_step_prefills_is_prefilled_alone() -> None:
+    scheduler = _scheduler(prefix_tokens=1000)
+    large, small = _video(0, 500), _video(1, 50)
+    _open(scheduler, large, small)
+    assert scheduler.next_videos() == [large]
+
+
+def test_a_closed_video_gives_its_budget_back_once_its_last_question_is_done() -> None:
+    scheduler = _scheduler()
+    video = _video(0)
+    _open(scheduler, video)
+    _prefill(scheduler.next_videos())
+    (question,) = scheduler.next_questions()
+    scheduler.close_video(video)
+    held = scheduler.used_prefix_tokens
+    scheduler.finish(question)
+    assert (held, scheduler.used_prefix_tokens) == (100, 0)
+
+
+def test_an_open_video_keeps_its_prefix_for_questions_that_come_later() -> None:
+    scheduler = _scheduler()
+    video = _video(0)
+    _open(scheduler, video)
+    _prefill(scheduler.next_videos())
+    scheduler.finish(scheduler.next_questions()[0])
+    scheduler.add_question(_question(video))
+    assert scheduler.next_videos() == []
+    assert len(scheduler.next_questions()) == 1
+
+
+def test_a_question_starts_only_when_all_pages_it_can_need_are_free() -> None:
+    scheduler = _scheduler(num_pages=3)
+    video = _video(0)
+    scheduler.add_video(video)
+    questions = [_question(video, 1, PAGE_TOKENS) for _ in range(2)]  # two pages each
+    for question in questions:
+        scheduler.add_question(question)
+    _prefill(scheduler.next_videos())
+    assert scheduler.next_questions() == questions[:1]
+    scheduler.finish(questions[0])
+    assert scheduler.next_questions() == questions[1:]
+
+
+def test_no_two_running_questions_share_a_row_or_a_page() -> None:
+    scheduler = _scheduler(num_pages=8)
+    video = _video(0)
+    _open(scheduler, video)
+    for _ in range(3):
+        scheduler.add_question(_question(video))
+    _prefill(scheduler.next_videos())
+    started = scheduler.next_questions()
+    pages = [page for question in started for page in question.pages]
+    assert len(set(pages)) == len(pages) == 4
+    assert len({question.row for question in started}) == 4
+
+
+def test_running_questions_are_sorted_by_video_so_that_each_prefix_is_read_once() -> None:
+    scheduler = _scheduler(prefix_tokens=1000, num_pages=100, max_rows=10)
+    first, second = _video(0, 50), _video(1, 50)
+    _open(scheduler, first, second)
+    _prefill(scheduler.next_videos())
+    scheduler.next_questions()
+    scheduler.add_question(_question(first))
+    scheduler.next_questions()
+    assert [question.video.order for question in scheduler.running] == [0, 0, 1]
+
+
+def test_running_out_of_memory_in_a_prefill_lowers_the_budget_to_what_was_held() -> None:
+    scheduler = _scheduler(prefix_tokens=250)
+    first, second = _video(0), _video(1)
+    _open(scheduler, first)
+    _prefill(scheduler.next_videos())
+    _open(scheduler, second)
+    failed = recover_prefill(scheduler, scheduler.next_videos())
+    assert (failed, scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == ([], 100, 100)
+    assert second.waiting
+
+
+def test_a_video_that_runs_out_of_memory_alone_fails_with_its_questions() -> None:
+    scheduler = _scheduler()
+    video = _video(0)
+    _open(scheduler, video)
+    questions = list(video.waiting)
+    assert recover_prefill(scheduler, scheduler.next_videos()) == questions
+    assert scheduler.used_prefix_tokens == 0
+
+
+def test_running_out_of_memory_while_decoding_sends_the_younger_half_back() -> None:
+    scheduler = _scheduler(prefix_tokens=1000, num_pages=100)
+    videos = [_video(order, 50) for order in range(4)]
+    _open(scheduler, *videos)
+    _prefill(scheduler.next_videos())
+    scheduler.next_questions()
+    assert evict_half(scheduler) == []
+    assert [question.video.order for question in scheduler.running] == [0, 1]
+    assert [len(video.waiting) for video in videos] == [0, 0, 1, 1]
+    assert scheduler.next_questions() == []
+
+
+def test_a_question_sent_back_starts_again_from_its_beginning() -> None:
+    scheduler = _scheduler()
+    video = _video(0)
+    _open(scheduler, video)
+    _prefill(scheduler.next_videos())
+    (question,) = scheduler.next_questions()
+    question.generated.extend([1, 2, 3])
+    scheduler.send_back([question])
+    assert scheduler.next_questions() == [question]
+    assert question.generated == []
+
+
+@pytest.mark.parametrize(("num_tokens", "num_pages"), [(1, 1), (PAGE_TOKENS, 1), (PAGE_TOKENS + 1, 2)])
+def test_pages_are_counted_up(num_tokens: int, num_pages: int) -> None:
+    assert num_pages_for(num_tokens) == num_pages
