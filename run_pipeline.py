@@ -15,6 +15,8 @@ _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns the exit status; what the user can mend is one line, not a traceback."""
     command = parse_command(sys.argv[1:] if arguments is None else arguments)
+    # Beam warns of Google's client libraries, at import, even where nothing of Google's is used.
+    logging.getLogger().addFilter(lambda record: "apitools" not in str(record.msg))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from pipeline.commands import COMMANDS, USER_ERRORS, Interrupted
 

@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -21,7 +22,7 @@ from llava_video.engine_thread import EngineThread
 from llava_video.errors import EngineClosed, PromptTooLong
 from llava_video.generation import Completion, GenerationConfig
 from llava_video.memory import choose_device, choose_dtype, choose_layer_devices, plan_memory
-from llava_video.model import LlavaVideoModel, load_model
+from llava_video.model import LlavaVideoModel, check_faster_video, load_model
 from llava_video.model_config import read_model_config
 from llava_video.model_runner import ModelRunner
 from llava_video.pixels import find_unique_frames, resize_frames
@@ -29,6 +30,7 @@ from llava_video.prompts import PromptTokenizer, VideoPrefix
 from llava_video.scheduler import Scheduler
 from llava_video.stop_rule import StopRule, read_generation_defaults
 from llava_video.tasks import QuestionTask, VideoTask
+from llava_video.weights import read_weights
 from schemas.digest import digest_frames
 
 
@@ -70,7 +72,9 @@ class Engine:
         num_ids = min(tokenizer.num_ids + model_config.adds_im_patch_token, model_config.language.vocab_size)
         devices = choose_layer_devices(config.device_map, device, model_config.language.num_hidden_layers)
         dtype = choose_dtype(config.dtype, device)
-        model = load_model(checkpoint, model_config, num_ids, devices, dtype, config.attn_implementation)
+        check_faster_video(checkpoint, model_config)
+        read = partial(read_weights, checkpoint)
+        model = load_model(read, model_config, num_ids, devices, dtype, config.attn_implementation)
         return cls(config, checkpoint, model)
 
     def open(

@@ -21,6 +21,7 @@ class LanguageModel:
     """
 
     def __init__(self, module: nn.Module, config: LanguageConfig, layer_devices: Sequence[torch.device]) -> None:
+        self.module = module
         self._model, self._lm_head = module.model, module.lm_head
         self._config = config
         self.layer_devices = list(layer_devices)

@@ -15,7 +15,7 @@ from llava_video.language_model import LanguageModel
 from llava_video.model_config import POOL_STRIDE, LanguageConfig, ModelConfig, TowerConfig
 from llava_video.pixels import normalise_pixels
 from llava_video.video_tokens import lay_out_faster_video, lay_out_video, pool_patches
-from llava_video.weights import has_tensor, read_weights
+from llava_video.weights import ReadWeights, has_tensor
 
 _TOWER = "model.vision_tower.vision_tower.vision_model."
 _PROJECTOR = "model.mm_projector."
@@ -99,23 +99,23 @@ class LlavaVideoModel:
 
 
 def load_model(
-    checkpoint: Checkpoint,
+    read: ReadWeights,
     config: ModelConfig,
     num_ids: int,
     layer_devices: Sequence[torch.device],
     dtype: torch.dtype,
     attn_implementation: str | None,
 ) -> LlavaVideoModel:
-    """Builds the model and fills it from a checkpoint.
+    """Builds the model and fills it.
 
     Args:
+        read: where the weights come from, such as `partial(read_weights, checkpoint)`.
         num_ids: length of the tokenizer; embeddings and logits beyond it are cut off, as the reference does.
         layer_devices: a device for each language layer; everything else lies on the first, the head on the last.
 
     Raises:
         CheckpointError: weights are missing, pickled or of other shapes.
     """
-    _check_faster_video(checkpoint, config)
     with torch.device("meta"):
         tower = _build_tower(config.tower, attn_implementation)
         projector = nn.Sequential(
@@ -129,7 +129,7 @@ def load_model(
     def place(name: str, tensor: Tensor) -> Tensor:
         return tensor.to(device=_device_of(name, layer_devices), dtype=dtype)
 
-    weights = read_weights(checkpoint, names, place)
+    weights = read(names, place)
     if config.language.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].to(layer_devices[-1])
     _fill(tower, weights, _TOWER)
@@ -148,7 +148,8 @@ def load_model(
     )
 
 
-def _check_faster_video(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def check_faster_video(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Raises `CheckpointError` when faster video is asked for and its learnt token is missing."""
     if config.add_faster_video and not has_tensor(checkpoint, _FASTER_TOKEN):
         raise CheckpointError(
             f"{checkpoint.name}: add_faster_video is true, but the checkpoint has no {_FASTER_TOKEN}; no released one "
@@ -181,6 +182,7 @@ def _build_language(config: LanguageConfig) -> nn.Module:
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         max_position_embeddings=config.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tie_word_embeddings=False,
     )
     return Qwen2ForCausalLM(qwen2).eval().requires_grad_(False)

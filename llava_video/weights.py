@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from llava_video.checkpoint import Checkpoint
 from llava_video.errors import CheckpointError
+
+Place = Callable[[str, Tensor], Tensor]
+"""Moves and casts one tensor, by its name on disk, to where and what it shall be."""
+ReadWeights = Callable[[Mapping[str, tuple[int, ...]], Place], dict[str, Tensor]]
+"""Returns the tensors of the wanted names and shapes, each put in its place."""
 
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -20,7 +24,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def read_weights(
     checkpoint: Checkpoint,
     wanted: Mapping[str, tuple[int, ...]],
-    place: Callable[[str, Tensor], Tensor],
+    place: Place,
 ) -> dict[str, Tensor]:
     """Reads the wanted tensors of a checkpoint, shard by shard.
 
@@ -90,8 +94,3 @@ def _tensor_names(path: Path) -> list[str]:
 def _by_shard(shards: Mapping[str, Path], wanted: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Path, list[str]]]:
     for path in sorted({shards[name] for name in wanted if name in shards}):
         yield path, sorted(name for name in wanted if shards.get(name) == path)
-
-
-def cast_to(device: torch.device, dtype: torch.dtype) -> Callable[[str, Tensor], Tensor]:
-    """Returns a `place` for `read_weights` that sends every tensor to one device and dtype."""
-    return lambda _name, tensor: tensor.to(device=device, dtype=dtype)

@@ -17,7 +17,6 @@ from pipeline.annotate import Interrupted, Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command
 from pipeline.run_folder import OtherRunError
-from pipeline.runners import RunnerRefused
 from pipeline.units import UnitConfig, plan_units
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
@@ -39,7 +38,6 @@ USER_ERRORS = (
     NoInputFound,
     OtherRunError,
     RecipeError,
-    RunnerRefused,
     ShardChanged,
     StoreError,
     StoreRefused,

@@ -33,6 +33,11 @@ def parse_command(arguments: Sequence[str]) -> Command:
     if unknown and flags.command != "annotate":
         parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
     _refuse_misspelt(parser, unknown, _our_flags(parser, flags.command))
+    if any(flag.endswith("multi_processing") for flag in unknown):
+        parser.error(
+            "--direct_running_mode=multi_processing loads one model a process and hangs for ever when one dies; "
+            "leave it out: several bundle threads share one model"
+        )
     if unknown:
         _refuse_unknown_to_beam(parser, unknown)
     return Command(flags.command, flags, tuple(unknown))

@@ -13,31 +13,18 @@ _IN_PROCESS = ("directrunner", "fnapirunner")
 _BUNDLE_THREADS = 4
 
 
-class RunnerRefused(ValueError):
-    """A runner option that is known to lose or hang."""
-
-
 def is_in_process(runner: str) -> bool:
     """Whether the run happens in this very process."""
     return runner.lower() in _IN_PROCESS
 
 
 def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
-    """Builds Beam's options, with our defaults for the in-process runner.
-
-    Raises:
-        RunnerRefused: `multi_processing`, which hangs for ever when one of its processes dies.
-    """
+    """Builds Beam's options, with our defaults for the in-process runner."""
     flags = [f"--runner={'FnApiRunner' if is_in_process(runner) else runner}", *beam_flags]
     options = PipelineOptions(flags)
     options.view_as(SetupOptions).save_main_session = False  # everything is imported from the installed package
     if is_in_process(runner):
         direct = options.view_as(DirectOptions)
-        if direct.direct_running_mode == "multi_processing":
-            raise RunnerRefused(
-                "--direct_running_mode=multi_processing loads one model a process and hangs when one dies; "
-                "leave it out: several bundle threads share one model"
-            )
         direct.direct_running_mode = "multi_threading"
         if not any(flag.startswith("--direct_num_workers") for flag in beam_flags):
             direct.direct_num_workers = _BUNDLE_THREADS

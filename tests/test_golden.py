@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from llava_video.model_config import read_model_config
 from llava_video.pixels import normalise_pixels, resize_frames
 from llava_video.prompts import PromptTokenizer
 from llava_video.video_tokens import pool_patches
+from llava_video.weights import read_weights
 
 TOLERANCE = 1e-5
 CASES = find_cases()
@@ -37,7 +39,7 @@ def model(case: GoldenCase) -> LlavaVideoModel:
     checkpoint = find_checkpoint(case.checkpoint)
     config = read_model_config(checkpoint, case.meta["config_overrides"])
     devices = [torch.device("cpu")] * config.language.num_hidden_layers
-    return load_model(checkpoint, config, PromptTokenizer(checkpoint).num_ids, devices, torch.float32, "sdpa")
+    return load_model(partial(read_weights, checkpoint), config, PromptTokenizer(checkpoint).num_ids, devices, torch.float32, "sdpa")
 
 
 @pytest.fixture
