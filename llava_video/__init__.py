@@ -8,8 +8,13 @@ print(video.ask("Please describe this video in detail.", GenerationConfig(max_ne
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from llava_video.generation import Completion, FinishReason, GenerationConfig
+
+if TYPE_CHECKING:
+    from llava_video.engine import Engine, Video
+    from llava_video.engine_config import EngineConfig
 
 __all__ = ["Completion", "Engine", "EngineConfig", "FinishReason", "GenerationConfig", "Video"]
 
