@@ -1,0 +1,225 @@
+"""A video cannot hurt, block or exhaust the process that asks for its frames."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from decoding.config import SamplingConfig
+from decoding.errors import UndecodableClip
+from decoding.pool import DecoderPool, get_decoder_pool
+from schemas.digest import digest_frames
+from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage
+from tests import faulty_decoders as faults
+from tests.decoding_fixtures import make_video, read_number
+from tests.source_tree import ROOT
+
+CONFIG = SamplingConfig(max_frames=4, image_size=64, deadline_s=3.0, memory_limit_bytes=600 << 20)
+FAULTY = ("--sample-with", "tests.faulty_decoders:sample_or_fail")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return make_video(tmp_path_factory.mktemp("videos") / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    pool = DecoderPool(1, CONFIG, FAULTY)
+    yield pool
+    pool.close()
+
+
+def clip_of(video: bytes | Path, start_s: float | None = None) -> Clip:
+    return Clip(ClipRef("clip", "unit", "clip.mp4", start_s=start_s), video)
+
+
+def children_of_this_process() -> set[psutil.Process]:
+    return set(psutil.Process().children())
+
+
+def test_a_clip_comes_back_as_its_resized_frames_with_times_and_digest(pool, video):
+    sampled = pool.submit(clip_of(video)).result()
+    assert sampled.frames.shape == (4, 64, 64, 3)
+    assert sampled.frames.dtype == np.uint8
+    assert [read_number(frame) for frame in sampled.frames] == [0, 9, 19, 29]
+    assert sampled.sampling.frame_indices == (0, 9, 19, 29)
+    assert sampled.sampling.timestamps_s == pytest.approx((0.0, 0.9, 1.9, 2.9))
+    assert sampled.sampling.duration_s == pytest.approx(3.0)
+    assert (sampled.sampling.width_px, sampled.sampling.height_px) == (128, 96)
+    assert sampled.sampling.frames_digest == digest_frames(sampled.frames)
+
+
+def test_bytes_and_a_path_give_the_same_record(pool, video):
+    by_path, by_bytes = pool.submit(clip_of(video)), pool.submit(clip_of(video.read_bytes()))
+    assert by_path.result().sampling == by_bytes.result().sampling
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (faults.SEGFAULT, "decoder crashed"),
+        (faults.HANG, "deadline exceeded"),
+        (faults.SPIN, "deadline exceeded"),
+        (faults.EAT_MEMORY, "memory limit exceeded"),
+        (faults.RAISE, "decoder crashed"),
+    ],
+)
+def test_a_fault_ends_as_one_failed_clip_and_its_neighbours_are_untouched(pool, video, fault, reason):
+    before, faulty, after = (pool.submit(clip_of(video, start_s)) for start_s in (None, fault, None))
+    assert isinstance(before.result(), SampledClip)
+    failed = faulty.result(timeout=30)
+    assert isinstance(failed, FailedClip)
+    assert (failed.stage, failed.reason) == (Stage.DECODE, reason)
+    assert isinstance(after.result(), SampledClip)
+
+
+def test_the_message_of_a_crash_tells_how_the_process_died(pool, video):
+    assert "SIGSEGV" in pool.submit(clip_of(video, faults.SEGFAULT)).result().message
+    assert "ZeroDivisionError: a bug of the decoder" in pool.submit(clip_of(video, faults.RAISE)).result().message
+
+
+def test_a_decoder_that_floods_its_log_is_let_go_on(pool, video):
+    assert isinstance(pool.submit(clip_of(video, faults.FLOOD_LOG)).result(), SampledClip)
+
+
+def test_pyav_takes_over_where_decord_hangs_and_the_row_says_so(pool, video):
+    sampled = pool.submit(clip_of(video, faults.HANG_IN_DECORD)).result()
+    assert sampled.sampling.decoder.startswith("pyav ")
+    assert sampled.sampling.decoder.endswith("; decord failed: deadline exceeded")
+
+
+def test_a_decoder_process_gets_no_credentials(monkeypatch, video):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    pool = DecoderPool(1, CONFIG, FAULTY)
+    told = pool.submit(clip_of(video, faults.TELL_ENVIRONMENT)).result().sampling.decoder
+    pool.close()
+    assert "PYTHONPATH" in told
+    assert "AWS_SECRET_ACCESS_KEY" not in told
+    assert "HF_TOKEN" not in told
+
+
+def test_a_process_that_is_killed_from_outside_costs_one_clip(video):
+    known = children_of_this_process()
+    pool = DecoderPool(1, CONFIG, FAULTY)
+    pool.submit(clip_of(video)).result()
+    hanging = pool.submit(clip_of(video, faults.HANG))
+    (child,) = children_of_this_process() - known
+    child.kill()
+    assert hanging.result().reason == "decoder crashed"
+    assert isinstance(pool.submit(clip_of(video)).result(), SampledClip)
+    pool.close()
+
+
+def test_closing_the_pool_ends_its_processes_in_the_middle_of_a_clip(video):
+    known = children_of_this_process()
+    pool = DecoderPool(2, CONFIG, FAULTY)
+    pool.submit(clip_of(video)).result()
+    hanging = pool.submit(clip_of(video, faults.HANG))
+    pool.close()
+    with pytest.raises(RuntimeError, match="the decoder pool is closed"):
+        hanging.result()
+    assert children_of_this_process() == known
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child ends with its connection, between two clips")
+def test_a_decoder_process_dies_with_its_parent_even_in_the_middle_of_a_hang(video):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT_OF_A_HANG.format(video=str(video))],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+_PARENT_OF_A_HANG = """
+import time, psutil
+from pathlib import Path
+from decoding.config import SamplingConfig
+from decoding.pool import DecoderPool
+from schemas.records import Clip, ClipRef
+from tests.faulty_decoders import SPIN
+pool = DecoderPool(1, SamplingConfig(), ("--sample-with", "tests.faulty_decoders:sample_or_fail"))
+clip = lambda start_s: Clip(ClipRef("clip", "unit", "clip.mp4", start_s=start_s), Path({video!r}))
+pool.submit(clip(None)).result()
+pool.submit(clip(SPIN))
+time.sleep(0.3)
+print(psutil.Process().children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_is_replaced_after_its_number_of_clips(monkeypatch, video):
+    monkeypatch.setattr("decoding.seat._CLIPS_A_CHILD", 2)
+    known = children_of_this_process()
+    pool = DecoderPool(1, CONFIG)
+    pool.submit(clip_of(video)).result()
+    (first,) = children_of_this_process() - known
+    pool.submit(clip_of(video)).result()
+    pool.submit(clip_of(video)).result()
+    assert first not in children_of_this_process()
+    pool.close()
+
+
+def test_no_descriptor_and_no_memory_is_left_behind(pool, video):
+    pool.submit(clip_of(video.read_bytes())).result()
+    before = psutil.Process().num_fds()
+    for _ in range(20):
+        pool.submit(clip_of(video.read_bytes())).result()
+    assert psutil.Process().num_fds() == before
+
+
+def test_a_pipe_is_refused_without_opening_it(pool, tmp_path):
+    os.mkfifo(tmp_path / "endless.mp4")
+    assert pool.submit(clip_of(tmp_path / "endless.mp4")).result().reason == "not a regular file"
+
+
+def test_an_endless_device_is_refused(pool):
+    assert pool.submit(clip_of(Path("/dev/zero"))).result().reason == "not a regular file"
+
+
+def test_a_missing_file_is_a_failed_clip(pool, tmp_path):
+    assert pool.submit(clip_of(tmp_path / "gone.mp4")).result().reason == "file cannot be read"
+
+
+def test_the_length_of_a_video_is_told_without_decoding_it(pool, video):
+    assert pool.probe_duration_s(video) == pytest.approx(3.0)
+    with pytest.raises(UndecodableClip, match="empty file"):
+        pool.probe_duration_s(b"")
+
+
+def test_the_same_configuration_gives_the_same_pool_in_every_thread():
+    pool = get_decoder_pool(1, CONFIG)
+    assert get_decoder_pool(1, CONFIG) is pool
+    assert get_decoder_pool(2, CONFIG) is not pool
+
+
+def test_a_decoder_process_that_cannot_start_stops_the_run_with_its_last_words(video):
+    pool = DecoderPool(1, CONFIG, ("--sample-with", "decoding.sample:no_such_function"))
+    with pytest.raises(RuntimeError, match="a decoder process does not start: .*no_such_function"):
+        pool.submit(clip_of(video)).result()
+    pool.close()
+
+
+def test_clips_are_decoded_side_by_side(video):
+    pool = DecoderPool(2, SamplingConfig(max_frames=4, image_size=64, deadline_s=0.8), FAULTY)
+    [future.result() for future in [pool.submit(clip_of(video)) for _ in range(4)]]
+    started_s = time.monotonic()
+    hanging = [pool.submit(clip_of(video, faults.HANG)) for _ in range(2)]
+    assert [future.result().reason for future in hanging] == ["deadline exceeded"] * 2
+    assert time.monotonic() - started_s < 1.5
+    pool.close()
