@@ -54,4 +54,4 @@ check: test lint types
 
 constraints: setup
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras --upgrade \
-		--no-annotate --custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml
+		--no-annotate --custom-compile-command "make constraints" --constraint constraints.in --output-file constraints.txt pyproject.toml
