@@ -39,6 +39,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         model_revision: str | None = None,
         frame_memory_bytes: int = 4 << 30,
         clips_ahead: int = 16,
+        canary_every: int = 0,
     ) -> None:
         """Composes the step.
 
@@ -46,9 +47,10 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
             model_revision: what the checkpoint's revision must be in the worker; None accepts any.
             frame_memory_bytes: the size of the budget that `SampleFrames` took the frames' memory from.
             clips_ahead: clips that a bundle thread has under way here.
+            canary_every: clips of a worker from one check with clips of known content to the next; 0 never checks.
         """
         super().__init__()
-        self._fn = AnnotateClipsFn(engine, recipe, model_revision, frame_memory_bytes, clips_ahead)
+        self._fn = AnnotateClipsFn(engine, recipe, model_revision, frame_memory_bytes, clips_ahead, canary_every)
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
         outcomes = ClipAnnotation | FailedClip | UnitEnd
@@ -65,12 +67,14 @@ class AnnotateClipsFn(LookAheadDoFn):
         model_revision: str | None,
         frame_memory_bytes: int,
         clips_ahead: int,
+        canary_every: int,
     ) -> None:
         super().__init__(clips_ahead)
         self._engine_config = engine
         self._recipe = recipe
         self._model_revision = model_revision
         self._frame_memory_bytes = frame_memory_bytes
+        self._canary_every = canary_every
 
     def setup(self) -> None:
         super().setup()
@@ -89,9 +93,13 @@ class AnnotateClipsFn(LookAheadDoFn):
 
     def submit(self, element: SampledClip) -> Future[ClipAnnotation | FailedClip]:
         release = _once(lambda: self._budget.release(element.frames.nbytes))
-        future = self._running.run(annotate_clip(self._running, self._recipe, element, release))
+        future = self._running.run(self._annotate(element, release))
         future.add_done_callback(lambda _: release())
         return future
+
+    async def _annotate(self, clip: SampledClip, release: Callable[[], None]) -> ClipAnnotation | FailedClip:
+        await self._running.canary.pass_clip(self._canary_every)
+        return await annotate_clip(self._running, self._recipe, clip, release)
 
     def collect(self, future: Future[ClipAnnotation | FailedClip]) -> ClipAnnotation | FailedClip:
         try:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava_video.engine_config import EngineConfig
+from transforms.canary import Canary
 from transforms.gpu_slots import claim_slot
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ _Result = TypeVar("_Result")
 
 
 class RunningEngine:
-    """An engine and the event loop on which recipes wait for its answers."""
+    """An engine, the event loop on which recipes wait for its answers, and the canary among its clips."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.canary = Canary(engine, is_exact=str(engine.model.language.dtype) == "torch.float32")
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="recipes", daemon=True).start()
 
@@ -57,6 +59,12 @@ def get_engine(config: EngineConfig) -> RunningEngine:
             _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
             _running[key] = RunningEngine(engine)
         return _running[key]
+
+
+def use_engine(config: EngineConfig, engine: Engine) -> None:
+    """Makes this process use an engine that is there already: a notebook's own, or the stub of a test or benchmark."""
+    with _lock:
+        _running[repr(config)] = RunningEngine(engine)
 
 
 def loaded_engines() -> list[Engine]:

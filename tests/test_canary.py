@@ -1,0 +1,74 @@
+"""Swapped, confused and blind answers stop the run before anything of the unit is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from storage.output_store import open_output
+from storage.run_journal import list_done_units
+from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
+from tests.stub_engine import BlindEngine, ConfusedEngine, StubEngine, SwappingEngine
+from transforms.canary import CanaryAnswer, CanaryFailed, check_same_answers
+
+ONE, TWO = CanaryAnswer(((1, 2, 3), (9,)), True), CanaryAnswer(((1, 5, 6), (9,)), False)
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return make_shard(tmp_path / "shards" / "a.tar", 6)
+
+
+def run(engine, tmp_path, shard, *flags):
+    """Returns what is committed once the run has ended, and its exit status or what it raised."""
+    arguments = annotate_arguments(tmp_path, [shard], tmp_path / "out", "--direct_num_workers=1", *flags)
+    try:
+        status = str(annotate_with(engine, arguments))
+    except RuntimeError as error:
+        status = str(error)
+    return list_done_units(open_output(str(tmp_path / "out"))), status
+
+
+def test_an_engine_that_answers_right_finishes(tmp_path, shard):
+    done, status = run(StubEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "2")
+    assert (len(done), status) == (2, "0")
+
+
+def test_two_swapped_answers_stop_the_run_and_nothing_of_their_unit_is_committed(tmp_path, shard, capsys):
+    done, status = run(SwappingEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "0")
+    assert done == []
+    assert "no answer can be trusted" in status + capsys.readouterr().err
+
+
+def test_right_labels_on_wrong_answers_are_found_by_the_canary_and_nothing_after_is_committed(tmp_path, shard, capsys):
+    done, status = run(ConfusedEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "3")
+    assert len(done) <= 1
+    assert "is not answered as at the start" in status + capsys.readouterr().err
+
+
+def test_a_model_that_does_not_see_its_videos_is_stopped_at_the_first_clip(tmp_path, shard, capsys):
+    done, status = run(BlindEngine(checkpoint_revision()), tmp_path, shard)
+    assert done == []
+    assert "does not see its videos" in status + capsys.readouterr().err
+
+
+def test_answers_that_are_the_same_pass():
+    check_same_answers((ONE, TWO), (ONE, TWO), is_exact=True)
+
+
+def test_one_other_token_is_too_many_where_answers_are_exact():
+    with pytest.raises(CanaryFailed, match="1 square"):
+        check_same_answers((ONE, TWO), (CanaryAnswer(((1, 2, 4), (9,)), True), TWO), is_exact=True)
+
+
+def test_where_answers_are_not_exact_a_late_token_may_differ():
+    check_same_answers((ONE, TWO), (CanaryAnswer(((1, 2, 4), (8,)), True), TWO), is_exact=False)
+
+
+def test_where_answers_are_not_exact_swapped_ones_are_found():
+    with pytest.raises(CanaryFailed):
+        check_same_answers((ONE, TWO), (TWO, ONE), is_exact=False)
+
+
+def test_a_count_that_was_right_must_stay_right():
+    with pytest.raises(CanaryFailed):
+        check_same_answers((ONE, TWO), (CanaryAnswer(ONE.token_ids, False), TWO), is_exact=False)
