@@ -1,0 +1,233 @@
+"""Sampled frames are those of a plain decode in order, at their true times, whatever the container and the codec."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from decoding.config import SamplingConfig
+from decoding.errors import UndecodableClip
+from decoding.sample import probe_duration_s, sample_video
+from decoding.sampled import SampledFrames
+from decoding.timeline import Span
+from tests.decoding_fixtures import (
+    SHARED_MEDIA,
+    decode_plainly,
+    make_video,
+    needs_encoder,
+    needs_shared_media,
+    numbered_frame,
+    read_number,
+)
+
+SIZE = 64
+OPEN_GOP = {"x265-params": "keyint=12:open-gop=1:log-level=none:pools=1"}
+QUIET_AV1 = {"svtav1-params": "lp=1", "preset": "12"}
+MADE = {
+    "h264.mp4": {},
+    "h264_long_gop.mkv": {"num_frames": 120, "options": {"bf": "3"}},
+    "h264_short_gop.flv": {"options": {"g": "5"}},
+    "h264_open_gop.mp4": {"num_frames": 60, "options": {"x264-params": "keyint=12:open-gop=1:bframes=3"}},
+    "fragmented.mp4": {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "transport_stream.ts": {},
+    "mpeg2.ts": {"codec": "mpeg2video", "rate": 25},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "mjpeg.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "vp8_hidden_frames.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "vp9_odd_size.webm": {"codec": "libvpx-vp9", "size": (131, 97)},
+    "no_duration.webm": {"codec": "libvpx-vp9", "container_options": {"live": "1"}},
+    "hevc_open_gop.mp4": {"codec": "libx265", "num_frames": 60, "options": OPEN_GOP},
+    "hevc_10_bit.mkv": {"codec": "libx265", "pix_fmt": "yuv420p10le", "options": OPEN_GOP},
+    "av1.mp4": {"codec": "libsvtav1", "options": QUIET_AV1},
+    "h264_10_bit.mkv": {"pix_fmt": "yuv420p10le"},
+    "ffv1_444.mkv": {"codec": "ffv1", "pix_fmt": "yuv444p"},
+    "picture.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "variable_rate.mp4": {"pts": [i * i * 7 for i in range(30)]},
+    "variable_rate.webm": {"codec": "libvpx-vp9", "pts": [i * i * 7 for i in range(30)]},
+    "late_start.mkv": {"pts": [5000 + 40 * i for i in range(30)]},
+    "one_frame.mp4": {"num_frames": 1},
+}
+
+
+def sample(path: Path, span: Span = Span(), **settings: object) -> tuple[SampledFrames, str]:
+    return sample_video(str(path), span, SamplingConfig(**({"image_size": SIZE} | settings)), lambda decoder: None)
+
+
+def assert_plain_frames(path: Path, sampled: SampledFrames) -> None:
+    times_s, pictures = decode_plainly(path, SIZE)
+    assert [times_s[i] for i in sampled.frame_indices] == pytest.approx(sampled.timestamps_s, abs=1e-6)
+    assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_encoder(str(MADE[n].get("codec", "libx264")))) for n in sorted(MADE)]
+)
+def test_frames_and_times_are_those_of_a_plain_decode(tmp_path, name, decoder):
+    path = make_video(tmp_path / name, **MADE[name])
+    sampled, _ = sample(path, max_frames=16, decoder=decoder)
+    assert len(sampled.frame_indices) == 16
+    assert sampled.decoded_share == 1.0
+    assert_plain_frames(path, sampled)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_rotated_video_is_turned_upright(tmp_path, rotation):
+    path = make_video(tmp_path / "phone.mp4", rotation=rotation)
+    by_pyav, _ = sample(path, max_frames=4, decoder="pyav")
+    by_auto, _ = sample(path, max_frames=4)
+    assert_plain_frames(path, by_pyav)
+    assert_plain_frames(path, by_auto)
+    assert (by_pyav.width_px, by_pyav.height_px) == ((128, 96) if rotation == 180 else (96, 128))
+
+
+def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path):
+    path = cut_without_decoding(make_video(tmp_path / "whole.mp4"), tmp_path / "cut.mp4", hidden_frames=7)
+    sampled, decoder = sample(path, max_frames=23)
+    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(7, 30))
+    assert sampled.timestamps_s[0] == 0.0
+    assert sampled.duration_s == pytest.approx(2.3, abs=0.05)
+    assert decoder.startswith("pyav")
+
+
+def cut_without_decoding(source: Path, target: Path, hidden_frames: int) -> Path:
+    """Copies packets with the first frames before time zero, which MP4 stores as an edit list."""
+    with av.open(str(source)) as whole, av.open(
+        str(target), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    ) as cut:
+        stream = whole.streams.video[0]
+        copied = cut.add_stream_from_template(stream)
+        offset = round(hidden_frames / 10 / stream.time_base)
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, copied
+                cut.mux(packet)
+    return target
+
+
+def test_the_first_of_two_video_streams_is_sampled_by_every_decoder(tmp_path):
+    path = make_two_streams(tmp_path / "two.mp4")
+    sampled, decoder = sample(path, max_frames=4)
+    assert (sampled.width_px, sampled.height_px) == (128, 96)
+    assert decoder.startswith("pyav")
+    _, decoder = sample(path, max_frames=4, decoder="decord")
+    assert decoder.endswith("; decord may take another of the video streams")
+
+
+def make_two_streams(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=10) for _ in range(2)]
+        for stream, (width, height) in zip(streams, [(128, 96), (256, 192)], strict=True):
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(10):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(numbered_frame(number, stream.width, stream.height), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
+def test_metadata_in_no_known_encoding_does_not_matter(tmp_path):
+    path = tmp_path / "title.mp4"
+    with av.open(str(make_video(tmp_path / "plain.mp4"))) as plain, av.open(str(path), "w") as titled:
+        titled.metadata["title"] = "QQQQQQQQ"
+        copied = titled.add_stream_from_template(plain.streams.video[0])
+        for packet in plain.demux(plain.streams.video[0]):
+            if packet.size:
+                packet.stream = copied
+                titled.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"QQQQQQQQ", b"\xfe\xff\xfe\xc0\xfe\xff\xfe\xc0"))
+    sampled, _ = sample(path, max_frames=4)
+    assert_plain_frames(path, sampled)
+
+
+def test_a_length_that_the_header_exaggerates_does_not_matter(tmp_path):
+    path = make_video(tmp_path / "clip.avi", codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    total_frames, length = content.index(b"avih") + 8 + 16, content.index(b"strh") + 8 + 32
+    content[total_frames : total_frames + 4] = content[length : length + 4] = (3000).to_bytes(4, "little")
+    path.write_bytes(content)
+    sampled, _ = sample(path, max_frames=8)
+    assert sampled.frame_indices[-1] == 29
+    assert_plain_frames(path, sampled)
+
+
+def test_where_decord_is_known_to_be_exact_it_is_the_decoder(tmp_path):
+    pytest.importorskip("decord", reason="decord has no wheel here")
+    _, decoder = sample(make_video(tmp_path / "clip.mp4"), max_frames=4)
+    assert decoder == "decord 0.6.0"
+
+
+@needs_encoder("libx265")
+def test_decord_by_name_says_where_it_may_be_wrong(tmp_path):
+    pytest.importorskip("decord", reason="decord has no wheel here")
+    path = make_video(tmp_path / "clip.mp4", codec="libx265", options=OPEN_GOP)
+    _, decoder = sample(path, max_frames=4, decoder="decord")
+    assert decoder == "decord 0.6.0; decord is not exact for hevc in mov"
+
+
+def test_decord_by_name_is_not_let_near_a_container_it_hangs_on(tmp_path):
+    path = make_video(tmp_path / "clip.ts")
+    with pytest.raises(UndecodableClip, match="decord cannot read this container"):
+        sample(path, max_frames=4, decoder="decord")
+
+
+def test_without_decord_pyav_decodes_and_the_row_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "decord", None)
+    _, decoder = sample(make_video(tmp_path / "clip.mp4"), max_frames=4)
+    assert decoder == f"pyav {av.__version__}; decord is not installed"
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_window_of_a_longer_video_is_a_clip_of_its_own(tmp_path, decoder):
+    path = make_video(tmp_path / "long.mp4", num_frames=60, options={"g": "10"})
+    sampled, _ = sample(path, Span(2.0, 3.0), max_frames=10, decoder=decoder)
+    assert sampled.frame_indices == tuple(range(20, 30))
+    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(20, 30))
+    assert sampled.timestamps_s == pytest.approx([i / 10 for i in range(10)])
+    assert sampled.duration_s == pytest.approx(1.0)
+
+
+def test_windows_side_by_side_share_no_frame_and_miss_none(tmp_path):
+    path = make_video(tmp_path / "long.mp4", num_frames=47)
+    windows = [sample(path, Span(start_s, start_s + 1.5), fps=10.0)[0] for start_s in (0.0, 1.5, 3.0, 4.5)]
+    assert [i for window in windows for i in window.frame_indices] == list(range(47))
+
+
+def test_a_window_past_the_end_of_the_video_is_a_failed_clip(tmp_path):
+    with pytest.raises(UndecodableClip, match="window outside of the video"):
+        sample(make_video(tmp_path / "short.mp4"), Span(60.0, 70.0))
+
+
+def test_the_length_of_a_video_is_from_its_first_frame_to_the_end_of_its_last(tmp_path):
+    path = make_video(tmp_path / "late.mkv", pts=[5000 + 100 * i for i in range(30)])
+    assert probe_duration_s(str(path), SamplingConfig()) == pytest.approx(3.0, abs=0.01)
+
+
+REAL_CLIPS = sorted(p.name for p in (SHARED_MEDIA / "clips").glob("*.*") if p.suffix != ".jsonl")
+QUICK_CLIPS = {
+    "decord__video_90.mov", "ExoPlayer__video_desks.3gp", "mmaction2__test.avi", "media__bear-vp9-odd-dimensions.webm",
+    "web-platform-tests__RGB_Circles.mov", "torchcodec__nasa_13013.mp4", "torchcodec__av1_video.mkv",
+    "torchcodec__h264_10bits.mp4",
+}  # fmt: skip
+
+
+@needs_shared_media
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK_CLIPS else pytest.mark.slow) for n in REAL_CLIPS]
+)
+def test_frames_of_a_real_clip_are_those_of_a_plain_decode(name, decoder):
+    path = SHARED_MEDIA / "clips" / name
+    sampled, _ = sample(path, max_frames=16, decoder=decoder)
+    times_s, pictures = decode_plainly(path, SIZE)
+    assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+    # FFmpeg swaps the times of AVI's B-frames: there the order of the frames is what can be checked.
+    tolerance_s = 0.07 if path.suffix == ".avi" else 1e-6
+    assert [times_s[i] for i in sampled.frame_indices] == pytest.approx(sampled.timestamps_s, abs=tolerance_s)
