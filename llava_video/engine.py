@@ -41,18 +41,19 @@ class Engine:
         checkpoint: where the model came from and its revision.
         model: the model itself, for those who want its intermediate results.
         stats: running totals; read from any thread.
+        generation_defaults: what the checkpoint says about generation.
     """
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint, model: LlavaVideoModel) -> None:
         self.config, self.checkpoint, self.model = config, checkpoint, model
         self.stats = EngineStats()
         self.tokenizer = PromptTokenizer(checkpoint, config.prompt_layout)
-        self._defaults = read_generation_defaults(checkpoint)
+        self.generation_defaults = read_generation_defaults(checkpoint)
         memory = plan_memory(config, model)
         runner = ModelRunner(
             model, memory.pages, memory.limits.max_rows, memory.vision_batch_frames, config.attn_implementation
         )
-        rule = StopRule(self._defaults.eos_token_ids)
+        rule = StopRule(self.generation_defaults.eos_token_ids)
         self._thread = EngineThread(runner, Scheduler(memory.limits), rule, self.tokenizer, self.stats)
         self._orders = itertools.count()
         self._text_only = self._open_text_prefix()
@@ -140,7 +141,7 @@ class Engine:
             raise EngineClosed("the engine is closed; load another to ask")
         self._check_length(video.num_tokens, len(token_ids), generation.max_new_tokens)
         penalty = generation.repetition_penalty
-        resolved = self._defaults.repetition_penalty if penalty is None else penalty
+        resolved = self.generation_defaults.repetition_penalty if penalty is None else penalty
         future: Future[Completion] = Future()
         self._thread.add_question(QuestionTask(video, token_ids, generation, resolved, future))
         return future

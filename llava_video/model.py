@@ -67,7 +67,10 @@ class LlavaVideoModel:
         if self.device.type == "cuda":
             # Pinned and asynchronous, as bytes: a quarter of what float32 pixels would move.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        patches = self.project(self.see_frames(normalise_pixels(pixels, self.language.dtype)))
+        return self.pool(self.project(self.see_frames(normalise_pixels(pixels, self.language.dtype))))
+
+    def pool(self, patches: Tensor) -> Tensor:
+        """Pools projected patches [T, P, D] to [T, p, D]; with faster video both strides, as `encode_frames` says."""
         pooled = pool_patches(patches, self.config)
         if not self.config.add_faster_video:
             return pooled

@@ -39,7 +39,9 @@ def model(case: GoldenCase) -> LlavaVideoModel:
     checkpoint = find_checkpoint(case.checkpoint)
     config = read_model_config(checkpoint, case.meta["config_overrides"])
     devices = [torch.device("cpu")] * config.language.num_hidden_layers
-    return load_model(partial(read_weights, checkpoint), config, PromptTokenizer(checkpoint).num_ids, devices, torch.float32, "sdpa")
+    return load_model(
+        partial(read_weights, checkpoint), config, PromptTokenizer(checkpoint).num_ids, devices, torch.float32, "sdpa"
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,207 @@
+"""The model card's loop against the engine, on the same checkpoint in one run.
+
+    python -m benchmarks.engine --make-checkpoint mid --clips 4 --frames 16
+    python -m benchmarks.engine --make-checkpoint 7b --device cuda --clips 24 --frames 64 --seed-clips 1
+
+Prints one JSON object: both sides, the ratio, how far the answers agree, versions and machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.agreement import compare_answers
+from benchmarks.geometry import DEMO_TOKENIZER, SIZES, make_weights, write_configuration
+from benchmarks.machine import describe_machine
+from benchmarks.physics import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
+from benchmarks.seed_loop import SeedLoop
+from benchmarks.workload import Workload, make_workload
+from llava_video.checkpoint import Checkpoint
+from llava_video.engine import Engine
+from llava_video.engine_config import EngineConfig
+from llava_video.generation import GenerationConfig
+from llava_video.memory import choose_device, choose_dtype
+from llava_video.model import load_model
+from llava_video.model_config import read_model_config
+from llava_video.prompts import PromptTokenizer
+
+Answers = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One side's cost: seconds of wall time and of all processor threads, for `num_clips` clips."""
+
+    num_clips: int
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def clips_per_s(self) -> float:
+        """Clips a second of wall time."""
+        return self.num_clips / self.wall_s
+
+
+def make_engine(size: str, config: EngineConfig, folder: Path, tokenizer: Path) -> Engine:
+    """Builds an engine of random weights in memory; nothing but its configuration touches the disk."""
+    write_configuration(size, folder, tokenizer)
+    checkpoint = Checkpoint(f"random-{size}", folder, "random")
+    model_config = read_model_config(checkpoint)
+    device = choose_device(config.device)
+    model = load_model(
+        make_weights,
+        model_config,
+        PromptTokenizer(checkpoint).num_ids,
+        [device] * model_config.language.num_hidden_layers,
+        choose_dtype(config.dtype, device),
+        config.attn_implementation,
+    )
+    return Engine(config, checkpoint, model)
+
+
+def run_seed_loop(engine: Engine, workload: Workload, num_clips: int) -> tuple[Measured, Answers]:
+    """Runs the model card's loop over the first clips."""
+    loop = SeedLoop(engine)
+    clips = workload.clips[:num_clips]
+    started = _now()
+    answers = [
+        loop.ask(clip.frames, clip.timestamps_s, clip.duration_s, question, max_new_tokens)
+        for clip in clips
+        for question, max_new_tokens in workload.questions
+    ]
+    return _measure(num_clips, started), answers
+
+
+def run_engine(engine: Engine, workload: Workload) -> tuple[Measured, Answers]:
+    """Opens all clips, asks all questions, and closes each clip when its answers are there."""
+    started = _now()
+    videos = [engine.open(clip.frames, clip.timestamps_s, clip.duration_s) for clip in workload.clips]
+    futures = [
+        [video.ask(question, GenerationConfig(max_new_tokens=limit)) for question, limit in workload.questions]
+        for video in videos
+    ]
+    answers: Answers = []
+    for video, asked in zip(videos, futures, strict=True):
+        answers.extend(list(future.result().token_ids) for future in asked)
+        video.close()
+    return _measure(len(videos), started), answers
+
+
+def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object]:
+    """Runs both sides and returns the JSON object."""
+    workload = make_workload(
+        flags.clips, flags.frames, engine.model.config.tower.image_size, flags.caption_tokens, flags.answer_tokens
+    )
+    _warm_up(engine, workload)
+    before = asdict(engine.stats)
+    engine_side, answers = run_engine(engine, workload)
+    stats = {name: value - before[name] for name, value in asdict(engine.stats).items()}
+    seed_side, expected = run_seed_loop(engine, workload, flags.seed_clips or flags.clips)
+    per_clip = [side.cpu_s / side.num_clips for side in (seed_side, engine_side)]
+    return {
+        "benchmark": "engine",
+        "checkpoint": engine.checkpoint.name,
+        "dtype": str(engine.model.language.dtype).removeprefix("torch."),
+        "device": str(engine.model.device),
+        "workload": {"clips": flags.clips, "frames": flags.frames, "questions": [n for _, n in workload.questions]},
+        "seed_loop": asdict(seed_side) | {"clips_per_s": round(seed_side.clips_per_s, 4)},
+        "engine": asdict(engine_side) | {"clips_per_s": round(engine_side.clips_per_s, 4), "counters": stats},
+        "ratio_wall": round(engine_side.clips_per_s / seed_side.clips_per_s, 2),
+        "ratio_cpu": round(per_clip[0] / per_clip[1], 2),
+        "agreement": asdict(compare_answers(engine, workload, expected, answers)),
+        "bound": _compare_with_bound(flags, engine, engine_side, stats),
+        "machine": describe_machine(),
+    }
+
+
+def _compare_with_bound(
+    flags: argparse.Namespace, engine: Engine, side: Measured, stats: dict[str, float]
+) -> dict[str, float] | None:
+    """Says which share of a GPU's rates was reached; None on a CPU."""
+    if engine.model.device.type != "cuda":
+        return None
+    prefix = int(stats["prefilled_tokens"] / side.num_clips)
+    work = count_clip_work(engine.model.config, flags.frames, prefix, engine.model.language.num_ids)
+    bound_s = work.bound_s(flags.peak_flops, flags.peak_bytes_per_s, stats["decode_steps"] / side.num_clips)
+    busy_s = stats["encode_s"] + stats["prefill_s"]
+    return {
+        "vision_s_per_clip": stats["encode_s"] / side.num_clips,
+        "prefill_s_per_clip": stats["prefill_s"] / side.num_clips,
+        "decode_s_per_clip": (stats["decode_s"] + stats["question_s"]) / side.num_clips,
+        "mfu_vision_and_prefill": side.num_clips * (work.vision_flops + work.prefill_flops) / busy_s / flags.peak_flops,
+        "share_of_bound": bound_s * side.num_clips / side.wall_s,
+        "peak_memory_bytes": float(torch.cuda.max_memory_allocated()),
+    }
+
+
+def _warm_up(engine: Engine, workload: Workload) -> None:
+    clip = workload.clips[0]
+    with engine.open(clip.frames, clip.timestamps_s, clip.duration_s) as video:
+        video.ask("Warm up.", GenerationConfig(max_new_tokens=4)).result()
+
+
+def _now() -> tuple[float, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def _measure(num_clips: int, started: tuple[float, float]) -> Measured:
+    ended = _now()
+    return Measured(num_clips, ended[0] - started[0], ended[1] - started[1])
+
+
+def _parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--make-checkpoint", choices=SIZES, help="random weights of this geometry")
+    source.add_argument("--model", help="a real checkpoint: folder, URI or hub id")
+    parser.add_argument("--tokenizer", type=Path, default=DEMO_TOKENIZER, help="folder of the random checkpoint's")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--attn-implementation", default="sdpa")
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--seed-clips", type=int, help="clips of the seed loop; all")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--caption-tokens", type=int, default=128)
+    parser.add_argument("--answer-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, help="processor threads of PyTorch")
+    parser.add_argument("--peak-flops", type=float, default=H200_FLOPS, help="bfloat16 rate of the GPU")
+    parser.add_argument("--peak-bytes-per-s", type=float, default=H200_BYTES_PER_S)
+    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the benchmark and prints its JSON."""
+    flags = _parse_flags()
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    config = EngineConfig(
+        model=flags.model or f"random-{flags.make_checkpoint}",
+        device=flags.device,
+        dtype=flags.dtype,
+        attn_implementation=flags.attn_implementation,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        engine = (
+            Engine.load(config)
+            if flags.model
+            else make_engine(flags.make_checkpoint, config, Path(folder), flags.tokenizer)
+        )
+        with engine:
+            text = json.dumps(run_benchmark(flags, engine), indent=2)
+    print(text)
+    if flags.out:
+        flags.out.write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
