@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+from shards.unprintable import clean_text
+
+
+def _clean_lines(message: str) -> str:
+    return "\n".join(map(clean_text, message.split("\n")))
+
 
 class InputError(ValueError):
     """The input cannot be annotated as it is: a bad manifest line, a damaged shard, a duplicate clip id."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_clean_lines(message))  # it quotes names from the data, and is shown on terminals
 
 
 class NoInputFound(FileNotFoundError):
     """Nothing to annotate was found where `--input` points."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(_clean_lines(message))
+
 
 class StoreUnavailable(OSError):
     """A store did not answer, or not with what was asked for, after all attempts: the run stops."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_clean_lines(message))
 
 
 class StoreRefused(PermissionError):
     """A store refused to hand out a file: wrong or missing credentials, or none of our business."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(_clean_lines(message))
+
 
 class ShardChanged(RuntimeError):
     """A shard no longer holds what it held when the work was planned: the run stops."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_clean_lines(message))
 
 
 class VideoUnreadable(Exception):
@@ -34,4 +55,4 @@ class VideoUnreadable(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
-        self.message = message
+        self.message = clean_text(message)

@@ -16,7 +16,7 @@ from shards.ranged_file import open_shard
 from shards.redaction import strip_credentials
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store, protocol_of
-from shards.videos import prepare_fetch, read_videos
+from shards.videos import folder_of, prepare_fetch, read_videos
 
 _PLAN_BLOCK_BYTES = 8 << 20
 _MAX_SHOWN_PROBLEMS = 20
@@ -103,7 +103,7 @@ def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> No
 def _refer(
     store: Store, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
 ) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
-    folder = unit.shard.split("?", 1)[0].rpartition("/")[0] if "://" in unit.shard else str(Path(unit.shard).parent)
+    folder = folder_of(unit.shard)
     for number, row in rows:
         assert row.video is not None
         source, fetch = prepare_fetch(store, row.video, folder)

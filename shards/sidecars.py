@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from shards.unprintable import escape_json
 
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+_DECODER = json.JSONDecoder(parse_constant=str)
 _MAX_DEPTH = 64  # deeper nesting is no metadata, and readers of our tables recurse, too
 
 
@@ -60,7 +61,7 @@ def parse_json(text: str) -> JsonValue:
         ValueError: it is no JSON, is nested too deep, or holds a number of thousands of digits.
     """
     try:
-        value: JsonValue = json.loads(text, parse_constant=str)
+        value: JsonValue = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
     _check_depth(value, _MAX_DEPTH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import stat
 import sys
@@ -72,6 +73,9 @@ class Store:
             InputError: the protocol is unknown or its client is not installed.
         """
         protocol = protocol_of(uri)
+        if "://" not in uri:  # fsspec would take a "::" in a file's name for a chain of stores
+            path = os.path.abspath(os.path.expanduser(uri))
+            return Location(path, fsspec.filesystem("file"), path)
         try:
             fs, path = fsspec.core.url_to_fs(uri, **self._options_for(protocol))
         except ImportError as error:
@@ -150,7 +154,8 @@ class Store:
         if isinstance(error, _MISSING) or status in (404, 410):
             raise FileNotFoundError(f"cannot {what}: not found") from None
         passing = status is None or status >= 500 or status in _PASSING_STATUS
-        if isinstance(error, PermissionError) or not passing:
+        without_key = "Credential" in type(error).__name__  # as the clients of S3 and GCS say that they have none
+        if isinstance(error, PermissionError) or without_key or not passing:
             raise StoreRefused(f"cannot {what}: {self._describe(error)}; check the credentials") from None
 
     def _give_up(self, what: str, error: BaseException) -> NoReturn:

@@ -8,7 +8,7 @@ from contextlib import closing
 from schemas.records import Clip, ClipRef, FailedClip, Stage, WorkUnit
 from shards.clip_ids import clean_id
 from shards.decompressed import DecompressedStream
-from shards.errors import InputError
+from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import compression_of
 from shards.ranged_file import INDEX_BLOCK_BYTES, READ_BLOCK_BYTES, ByteStream, open_shard
@@ -18,6 +18,7 @@ from shards.store import Location, Store
 from shards.tar_groups import TarGroup, clip_key, group_members, is_sidecar, is_video, key_of, normal_name, sidecars_of
 from shards.tar_headers import TarMember, iterate_members
 from shards.unprintable import clean_text
+from shards.videos import check_size
 
 
 def index_tar(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedClip]:
@@ -150,11 +151,10 @@ def _make_clip(
     )
     if video.unusual is not None:
         return FailedClip(ref, Stage.READ, "not a regular file", f"the member is a {video.unusual}: not followed")
-    if video.size == 0:
-        return FailedClip(ref, Stage.READ, "empty file", "the member has 0 bytes")
-    if video.data_start not in kept:
-        message = f"{video.size} bytes, over the limit of {store.config.max_video_bytes} (max_video_bytes)"
-        return FailedClip(ref, Stage.READ, "video too large", message)
+    try:
+        check_size(store, video.size)
+    except VideoUnreadable as error:
+        return FailedClip(ref, Stage.READ, error.reason, error.message)
     return Clip(ref, kept[video.data_start])
 
 

@@ -38,6 +38,11 @@ def prepare_fetch(store: Store, video: str, folder: str) -> tuple[str, Callable[
     return clean_text(strip_credentials(uri)), partial(fetch_video, store, uri)
 
 
+def folder_of(shard: str) -> str:
+    """Returns the folder that a shard's relative videos are in."""
+    return shard.split("?", 1)[0].rpartition("/")[0] if "://" in shard else str(Path(shard).parent)
+
+
 def join_uri(folder: str, relative: str) -> str:
     """Joins a folder's URI and a path relative to it; `..` is resolved but never leaves the store's host or bucket."""
     scheme, separator, rest = folder.rpartition("://")
@@ -58,7 +63,7 @@ def fetch_video(store: Store, uri: str) -> bytes | Path:
     try:
         location = store.locate(uri)
         size = store.size(location)
-        _check_size(store, size)
+        check_size(store, size)
         if location.is_local:
             store.ask(f"open {uri}", lambda: local_path(location).open("rb").close())
             return local_path(location)
@@ -69,7 +74,7 @@ def fetch_video(store: Store, uri: str) -> bytes | Path:
         raise VideoUnreadable("permission denied", str(error)) from None
     except InputError as error:
         raise VideoUnreadable("video not found", str(error)) from None
-    _check_size(store, len(video))
+    check_size(store, len(video))
     return video
 
 
@@ -104,9 +109,10 @@ def _fetch_bytes(store: Store, location: Location, size: int | None) -> bytes:
     return store.read_file(location)
 
 
-def _check_size(store: Store, size: int | None) -> None:
+def check_size(store: Store, size: int | None) -> None:
+    """Raises `VideoUnreadable` for a video of no bytes or too many; None, not known, is neither."""
     if size == 0:
-        raise VideoUnreadable("empty file", "the file has 0 bytes")
+        raise VideoUnreadable("empty file", "it has 0 bytes")
     if size is not None and size > store.config.max_video_bytes:
         message = f"{size} bytes, over the limit of {store.config.max_video_bytes} (max_video_bytes)"
         raise VideoUnreadable("video too large", message)

@@ -11,6 +11,8 @@ import os
 import tarfile
 import unicodedata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -68,6 +70,7 @@ def check(clips: list[Clip | FailedClip]) -> None:
     assert len({clip.ref.clip_id for clip in clips}) == len(clips)
     for clip in clips:
         assert is_harmless(clip.ref.clip_id + clip.ref.source + str(clip.ref.member) + clip.ref.metadata)
+        assert is_harmless(getattr(clip, "message", ""))
         assert not {"..", ""} & set(clip.ref.clip_id.split("/"))
         assert isinstance(json.loads(clip.ref.metadata), dict)
 
@@ -154,6 +157,16 @@ def test_any_sidecar_becomes_one_line_of_json(sidecars):
     text = dump_metadata(merge_sidecars(sidecars))
     assert is_harmless(text)
     assert isinstance(json.loads(text), dict)
+
+
+@fuzzed
+@given(st.integers(0, 700), st.binary(min_size=1, max_size=4), st.integers(0, 700))
+def test_no_damage_to_a_parquet_shard_does_more_than_an_input_error(position, replacement, cut):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"video": [b"one", b"two"], "clip_id": ["a", "b"], "start_s": [0.0, 1.0]}), buffer)
+    whole = buffer.getvalue()
+    kept = len(whole) if cut < 600 else cut
+    check(plan_and_read("x.parquet", edited(whole, [(position, replacement)])[:kept]))
 
 
 @fuzzed

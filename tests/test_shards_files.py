@@ -130,3 +130,20 @@ def test_remote_files_are_given_as_bytes():
     units = plan_units(["memory://remote/v"], UnitConfig(max_clips=1))
     assert [clip.video for clip in read_all(units)] == [b"one", b"two"]
     assert [clip.ref.source for clip in read_all(units)] == ["memory:///remote/v/a.mp4", "memory:///remote/v/b.mp4"]
+
+
+def test_a_name_with_two_colons_is_a_name(tmp_path):
+    video = write(tmp_path / "v" / "a::b.mp4", b"x")
+    (clip,) = read_all(plan_units([video]))
+    assert (clip.ref.clip_id, str(clip.video)) == ("v/a::b", video)
+
+
+def test_terminal_escapes_in_names_reach_neither_ids_nor_messages(tmp_path):
+    video = tmp_path / "v" / "a\x1b[31m.mp4"
+    units = plan_units([write(video, b"x")])
+    video.unlink()
+    (failed,) = read_all(units)
+    assert "\x1b" not in failed.ref.clip_id + failed.message
+    with pytest.raises(NoInputFound) as raised:
+        plan_units([str(video)])
+    assert "\x1b" not in str(raised.value)
