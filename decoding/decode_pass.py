@@ -127,9 +127,9 @@ def _decode_over_errors(
 def _packets_to_first_error(
     container: av.container.InputContainer, stream: VideoStream
 ) -> Iterator[av.Packet | None]:
-    """Yields the packets that can be read, then None, which makes the decoder hand out what it holds back."""
+    """Yields the packets that can be read whole, then None, which makes the decoder hand out what it holds back."""
     try:
-        yield from (packet for packet in container.demux(stream) if packet.size)
+        yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
     except av.error.FFmpegError:
         pass  # the timeline knows the error already
     yield None

@@ -96,8 +96,8 @@ def read_timeline(
     if not packets.pts:
         _refuse_no_frames(stream, packets.has_discarded, num_missing, problem)
     timeline = _arrange(container, stream, packets)
-    if problem and not num_missing:
-        num_missing = _estimate_missing(container, timeline)
+    if problem and not (num_missing and "mov" in timeline.container.split(",")):  # MP4's index is exact
+        num_missing = max(num_missing, packets.num_corrupt, _estimate_missing(container, stream, timeline))
     return replace(timeline, problem=problem, num_missing=num_missing)
 
 
@@ -109,6 +109,7 @@ class _Packets:
     durations: list[int]
     has_discarded: bool
     has_leading_pictures: bool
+    num_corrupt: int
     problem: str | None
 
 
@@ -117,11 +118,15 @@ def _read_packets(container: av.container.InputContainer, stream: VideoStream) -
     durations: list[int] = []
     has_discarded = has_leading = False
     key_pts = error_text = None
+    num_corrupt = 0
     with ffmpeg_log() as logs:
         try:
             for packet in container.demux(stream):
+                num_corrupt += packet.is_corrupt
                 if packet.is_discard:
                     has_discarded = True
+                elif packet.is_corrupt:
+                    continue
                 elif packet.size and not _is_hidden_vp8(stream, packet):
                     pts.append(packet.pts)
                     durations.append(packet.duration or 0)
@@ -129,7 +134,7 @@ def _read_packets(container: av.container.InputContainer, stream: VideoStream) -
                     has_leading |= packet.pts is not None and key_pts is not None and packet.pts < key_pts
         except av.error.FFmpegError as error:
             error_text = str(error.strerror)
-    return _Packets(pts, durations, has_discarded, has_leading, error_text or _find_truncation(logs))
+    return _Packets(pts, durations, has_discarded, has_leading, num_corrupt, error_text or _find_truncation(logs))
 
 
 def _find_truncation(said: list[LogLine]) -> str | None:
@@ -155,10 +160,13 @@ def _count_missing(stream: VideoStream, size_bytes: int) -> int:
     return sum(not e.is_discard and e.pos + e.size > size_bytes for e in stream.index_entries)
 
 
-def _estimate_missing(container: av.container.InputContainer, timeline: Timeline) -> int:
+def _estimate_missing(container: av.container.InputContainer, stream: VideoStream, timeline: Timeline) -> int:
     """How many frames a file that ends too early lacks, from the length that its header states."""
+    num_read = len(timeline.times_s)
+    if "avi" in timeline.container.split(","):  # its stated seconds are FFmpeg's guess from the size of the file
+        return max(0, stream.frames - num_read)
     stated_s = min((container.duration or 0) / 1e6, _LONGEST_VIDEO_S)
-    rate = len(timeline.times_s) / timeline.end_s if timeline.end_s else 0.0
+    rate = num_read / timeline.end_s if timeline.end_s else 0.0
     return max(0, round((stated_s - timeline.end_s) * rate))
 
 

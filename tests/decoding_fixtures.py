@@ -28,10 +28,12 @@ def _can_encode(name: str) -> bool:
         return False
 
 
-def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
-    """Returns uint8 [H, W, 3]: a moving gradient under eight bars that spell `number` in binary."""
+def numbered_frame(number: int, width: int, height: int, is_noisy: bool = False) -> np.ndarray:
+    """Returns uint8 [H, W, 3]: a moving gradient, or noise, under eight bars that spell `number` in binary."""
     ramp = (np.arange(width) + 3 * number) % 256
     frame = np.repeat(np.tile(ramp, (height, 1))[:, :, None], 3, axis=2).astype(np.uint8)
+    if is_noisy:
+        frame[:] = np.random.default_rng(number).integers(0, 256, frame.shape)
     for bit in range(_BITS):
         frame[: height // 2, bit * width // _BITS : (bit + 1) * width // _BITS] = 255 if number >> bit & 1 else 0
     return frame
@@ -56,8 +58,9 @@ def make_video(
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
     container_options: Mapping[str, str] | None = None,
+    is_noisy: bool = False,
 ) -> Path:
-    """Writes numbered frames; `pts` are in milliseconds, by default a steady `rate`."""
+    """Writes numbered frames; `pts` are in milliseconds, by default a steady `rate`. Noise makes the file large."""
     tick = Fraction(1, 1000) if pts else Fraction(1, rate)
     with av.open(str(path), "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
@@ -68,7 +71,7 @@ def make_video(
         if rotation:
             stream.set_display_rotation(rotation)
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number, *size, is_noisy), format="rgb24")
             frame.pts = pts[number] if pts else number
             frame.time_base = tick
             container.mux(stream.encode(frame))
