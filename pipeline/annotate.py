@@ -11,13 +11,16 @@ from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.progress import ProgressBar
+from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, overwrite_run, start_run
 from pipeline.units import plan_units
+from pipeline.worker_errors import explain_worker_error
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from storage.output_store import OutputStore, open_output
+from transforms.pending_unit import check_failed_share
 
 
 class Interrupted(RuntimeError):
@@ -39,6 +42,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
 
     Raises:
         Interrupted: Ctrl-C.
+        TooManyFailedClipsError: the tables are there, without `_SUCCESS`.
         whatever stops a run: bad inputs, other settings in the output, a broken store or device.
     """
     units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
@@ -48,13 +52,18 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     record = record_run(config, checkpoint, model)
     store = open_output(config.output, config.storage_options)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
+    if config.retry_failed:
+        started = add_failed_units(store, started, units, record.fingerprint)
+        _say(f"{started.num_failed_clips} failed clips are tried again")
     _say(f"{_count_clips(units)} clips in {len(units)} units; {started.num_done} units are done already")
     if started.num_outdated:
         _say(f"{started.num_outdated} parts are of shards that were cut into other units since; they are in no table")
     if started.todo:
         _run_units(run, config, run_columns(config, checkpoint, model, record), store, started)
     _say("building the tables")
-    return publish(config.output, config.storage_options)
+    published = publish(config.output, config.storage_options, config.max_failed_share)
+    check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, published.failure_reasons)
+    return published
 
 
 def _run_units(run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun) -> None:
@@ -80,8 +89,11 @@ def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: Sta
 
     pipeline = beam.Pipeline(options=make_options(run.runner, run.beam_flags))
     build_graph(pipeline, started.todo, config, columns)
-    result = pipeline.run()
-    result.wait_until_finish()
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except RuntimeError as error:  # how runners hand on what happened in a worker: as the text of its traceback
+        raise explain_worker_error(str(error)) or error from None
     state = find_failures(result)
     if state is not None:
         raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")

@@ -18,6 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.options import Command
 from pipeline.run_folder import OtherRunError
 from pipeline.units import UnitConfig, plan_units
+from pipeline.worker_errors import WorkerStopped
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from recipes import Recipe, RecipeError, load_recipe
@@ -43,6 +44,7 @@ USER_ERRORS = (
     StoreRefused,
     StoreUnavailable,
     TooManyFailedClipsError,
+    WorkerStopped,
 )
 
 
@@ -60,6 +62,7 @@ def run_annotate(command: Command) -> None:
         units=UnitConfig(max_clips=flags.unit_clips),
         split_s=flags.split_seconds,
         max_failed_share=flags.max_failed_share,
+        retry_failed=flags.retry_failed,
         num_decoders=flags.decoders,
         frame_memory_bytes=int(flags.frame_memory_gb * 2**30),
         clips_ahead=flags.clips_ahead,

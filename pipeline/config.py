@@ -32,7 +32,8 @@ class RunConfig:
     Attributes:
         output: folder or URI that everything is written to.
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
-        max_failed_share: the run stops once more than this share of its clips failed.
+        max_failed_share: a worker stops once more than this share of its clips failed; the run, at its end.
+        retry_failed: units that are done again ask the model about their failed clips only.
         num_decoders: decoder processes a worker; None takes one a core.
         frame_memory_bytes: frames a worker holds between decoding and encoding.
         clips_ahead: clips a bundle thread has under way in each of decoding and annotation.
@@ -48,6 +49,7 @@ class RunConfig:
     units: UnitConfig = field(default_factory=UnitConfig)
     split_s: float | None = None
     max_failed_share: float = 1.0
+    retry_failed: bool = False
     num_decoders: int | None = None
     frame_memory_bytes: int = 4 << 30
     clips_ahead: int = 16

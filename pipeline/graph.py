@@ -15,6 +15,7 @@ from schemas.records import CommittedPart, WorkUnit
 from schemas.run_columns import RunColumns
 from transforms.annotate_clips import AnnotateClips
 from transforms.commit_parts import CommitParts
+from transforms.keep_annotated import KeepAnnotated
 from transforms.read_clips import PoolProbe, ReadClips
 from transforms.sample_frames import SampleFrames, num_cores
 
@@ -47,9 +48,11 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         probe = PoolProbe(config.num_decoders or num_cores(), config.sampling)
         read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
         commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_share)
+        clips = units | "Read clips" >> beam.ParDo(read)
+        if config.retry_failed:
+            clips |= "Keep annotated clips" >> beam.ParDo(KeepAnnotated(config.output, config.storage_options))
         return (
-            units
-            | "Read clips" >> beam.ParDo(read)
+            clips
             | "Sample frames"
             >> SampleFrames(config.sampling, config.num_decoders, config.frame_memory_bytes, config.clips_ahead)
             | "Annotate clips"

@@ -93,7 +93,9 @@ def _add_storage_flag(parser: argparse._ActionsContainer) -> None:
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", required=True, metavar="FOLDER", help="folder or URI; a rerun goes on where it was")
-    group.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
+    again = group.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
+    again.add_argument("--retry-failed", action="store_true", help="try the clips again that failed in this output")
     group.add_argument(
         "--max-failed-share", type=_share, default=1.0, metavar="X", help="stop once more than this share failed (1.0)"
     )

@@ -26,15 +26,17 @@ class StartedRun:
     """What a start found.
 
     Attributes:
-        todo: the planned units without a part, in the planner's order.
+        todo: the planned units to do, in the planner's order: those without a part, and those to be done again.
         num_planned: units of this start's plan.
         num_outdated: parts of earlier starts that count no more, because their shard was cut into other units since:
             its contents changed, or the size of units did. Their clips are done again.
+        num_failed_clips: failed clips in units that are done again; none unless they are asked for.
     """
 
     todo: tuple[WorkUnit, ...]
     num_planned: int
     num_outdated: int = 0
+    num_failed_clips: int = 0
 
     @property
     def num_done(self) -> int:

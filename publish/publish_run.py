@@ -20,11 +20,11 @@ from storage.output_store import OutputStore, StorageOptions, open_output
 from storage.run_journal import RunRecord, list_done_units, read_plan, read_run
 
 
-def publish(output: str, storage_options: StorageOptions | None = None) -> PublishedRun:
+def publish(output: str, storage_options: StorageOptions | None = None, max_failed_share: float = 1.0) -> PublishedRun:
     """Rebuilds the published tables and the card from the parts of the planned units.
 
     Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and
-    only when every planned unit has its part.
+    only when every planned unit has its part and no larger share of the clips failed than `max_failed_share`.
 
     Raises:
         FileNotFoundError: no run was started in this folder.
@@ -52,9 +52,10 @@ def publish(output: str, storage_options: StorageOptions | None = None) -> Publi
         missing_units=tuple(sorted(planned - committed)),
         num_rows={name: counts.rows[name] for name in TABLES},
         num_verified=counts.num_verified,
+        failure_reasons=dict(counts.values["failures.reason"]),
     )
     store.put(CARD_FILE, write_card(run, published, counts, _read_text(store, CARD_FILE)).encode())
-    if published.is_complete:
+    if published.is_complete and published.num_failed <= max_failed_share * published.num_clips:
         store.put(SUCCESS_FILE, _write_success(published, paths))
     return published
 
@@ -90,7 +91,7 @@ def _write_success(published: PublishedRun, paths: dict[str, list[Path]]) -> byt
     content = {
         "fingerprint": published.fingerprint,
         "num_units": published.num_units_planned,
-        "num_clips": published.num_annotated + published.num_failed,
+        "num_clips": published.num_clips,
         "num_annotated": published.num_annotated,
         "num_failed": published.num_failed,
         "num_verified": published.num_verified,

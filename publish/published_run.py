@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class PublishedRun:
         missing_units: ids of planned units without a part, sorted.
         num_rows: table name to rows.
         num_verified: QA pairs that the second look at the frames confirmed.
+        failure_reasons: reason to failed clips.
     """
 
     fingerprint: str
@@ -26,6 +27,7 @@ class PublishedRun:
     missing_units: tuple[str, ...]
     num_rows: Mapping[str, int]
     num_verified: int
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -41,3 +43,8 @@ class PublishedRun:
     def num_failed(self) -> int:
         """Clips that could not be annotated."""
         return self.num_rows["failures"]
+
+    @property
+    def num_clips(self) -> int:
+        """Clips with a row in `clips` or `failures`."""
+        return self.num_annotated + self.num_failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import apache_beam as beam
@@ -12,7 +13,8 @@ from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd
 from schemas.run_columns import RunColumns
 from storage.output_store import OutputStore, StorageOptions, open_output
 from storage.run_journal import write_part
-from transforms.pending_unit import LostClipsError, PendingUnit, check_failed_share
+from transforms.failure_tally import FailureTally, get_failure_tally
+from transforms.pending_unit import LostClipsError, PendingUnit
 
 _NAMESPACE = "framescribe"
 
@@ -24,7 +26,7 @@ class CommitParts(beam.DoFn):
     unit is complete raises `LostClipsError`; a store that goes on refusing raises `StoreError`.
 
     Args:
-        max_failed_share: stop, before committing, once more than this share of this worker's clips failed.
+        max_failed_share: stop, before committing, once more than this share of this worker process's clips failed.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class CommitParts(beam.DoFn):
         self._run = run
         self._storage_options = storage_options
         self._max_failed_share = max_failed_share
+        self._run_key = uuid.uuid4().hex  # travels with the step: all its copies in a process count together
         self._num_parts = Metrics.counter(_NAMESPACE, "parts_committed")
         self._num_annotated = Metrics.counter(_NAMESPACE, "clips_annotated")
         self._num_failed = Metrics.counter(_NAMESPACE, "clips_failed")
@@ -42,7 +45,7 @@ class CommitParts(beam.DoFn):
     def setup(self) -> None:
         """Opens the output in the worker: file systems do not travel well."""
         self._store: OutputStore = open_output(self._output, self._storage_options)
-        self._seen_clips, self._seen_failed = 0, 0
+        self._tally: FailureTally = get_failure_tally(self._run_key)
 
     def start_bundle(self) -> None:
         """Forgets the units of a bundle that failed."""
@@ -67,9 +70,8 @@ class CommitParts(beam.DoFn):
 
     def _commit(self, unit: PendingUnit) -> CommittedPart:
         num_clips, num_failed = len(unit.outcomes), unit.num_failed
-        check_failed_share(self._seen_failed + num_failed, self._seen_clips + num_clips, self._max_failed_share)
+        self._tally.admit(unit.outcomes.values(), self._max_failed_share)
         write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), self._run))
-        self._seen_clips, self._seen_failed = self._seen_clips + num_clips, self._seen_failed + num_failed
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]
         self._num_parts.inc()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from schemas.records import ClipAnnotation, FailedClip, UnitEnd
+
+_SHOWN_REASONS = 5
 
 
 class LostClipsError(RuntimeError):
@@ -65,14 +69,24 @@ class PendingUnit:
         self.outcomes[clip_id] = outcome
 
 
-def check_failed_share(num_failed: int, num_clips: int, max_failed_share: float, min_clips: int = 100) -> None:
+def check_failed_share(
+    num_failed: int,
+    num_clips: int,
+    max_failed_share: float,
+    min_clips: int = 100,
+    reasons: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Raises `TooManyFailedClipsError` when a larger share of the clips failed than allowed.
 
     Args:
         min_clips: nothing is judged on fewer clips: two bad ones among the first three say little.
+        reasons: reason to failed clips, for the message.
     """
     if num_clips >= min_clips and num_failed > max_failed_share * num_clips:
+        most = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))[:_SHOWN_REASONS]
+        shown = f" ({', '.join(f'{number} x {reason}' for reason, number in most)})" if most else ""
         raise TooManyFailedClipsError(
-            f"{num_failed} of {num_clips} clips failed, more than --max-failed-share {max_failed_share:g} allows. Look "
-            "at their reasons (`publish` builds the tables of what is done); if the input is that bad, raise the share"
+            f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-share {max_failed_share:g} "
+            "allows. What is committed is kept. Mend the cause and start again with --retry-failed, or, if the input "
+            "is that bad, raise the share"
         )
