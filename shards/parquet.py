@@ -34,7 +34,7 @@ def index_parquet(store: Store, location: Location, shard_id: str) -> Iterator[I
     """
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
-        groups = list_row_groups(shard, column)
+        groups = list_row_groups(shard)
         if not shard.num_rows:
             raise InputError(f"{shard.name} has no rows")
         content = f"{store.size(location)} {column}"
