@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types check constraints
+.PHONY: help setup demo test test-slow lint format types check bench constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -16,6 +16,7 @@ help:
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
+	@echo "  make bench        the engine and the decoding against the model card's loop, small, on this machine"
 	@echo "  make setup        only the virtual environment, .venv"
 	@echo "  make constraints  resolve constraints.txt anew from pyproject.toml"
 	@echo
@@ -52,6 +53,11 @@ types: setup
 
 check: test lint types
 
+bench: setup
+	$(PY) -m benchmarks.engine --make-checkpoint small --clips 4 --frames 16
+	$(PY) -m benchmarks.decode --clips made
+
 constraints: setup
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras --upgrade \
-		--no-annotate --custom-compile-command "make constraints" --constraint constraints.in --output-file constraints.txt pyproject.toml
+		--no-annotate --custom-compile-command "make constraints" --constraint constraints.in \
+		--output-file constraints.txt pyproject.toml
