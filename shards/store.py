@@ -25,6 +25,7 @@ _PASSING_STATUS = frozenset({408, 425, 429})  # client errors by number, but wor
 # What the stores' clients raise besides OSError. They are looked up among the modules that are already loaded: a
 # client that was never imported cannot have raised.
 _CLIENT_ERRORS = (
+    ("asyncio", "TimeoutError"),  # not the built-in one before Python 3.11
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
