@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     shown_clips = read_shown_clips(options.output, CLIPS)
     faults = find_faults(shown_clips, options.output) if options.check else []
-    print("\n".join(map(describe, shown_clips)), summarise(shown_clips, options.output), *faults, sep="\n\n")
+    print("\n".join(map(describe, shown_clips)), "", summarise(shown_clips, options.output), *faults, sep="\n")
     return 1 if faults else 0
 
 
