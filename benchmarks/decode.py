@@ -105,9 +105,7 @@ class _Side:
         return float(times.user + times.system) + time.process_time()
 
 
-def _compare_clip(
-    card: ProcessPoolExecutor, sides: dict[str, _Side], clip: Path, frames: int, rounds: int
-) -> _Row:
+def _compare_clip(card: ProcessPoolExecutor, sides: dict[str, _Side], clip: Path, frames: int, rounds: int) -> _Row:
     """Runs all sides in turn, `rounds` times, and keeps each one's median."""
     runs: dict[str, list[tuple[float, str] | None]] = {name: [] for name in ("card", *sides)}
     for _ in range(rounds):

@@ -1,15 +1,14 @@
-"""What the model card does with a video before the model: its `load_video` and its processor, in plain numpy."""
+"""What the model card does with a video before the model: its `load_video` and LLaVA's image processor."""
 
 from __future__ import annotations
 
 import time
 
 import numpy as np
-from PIL import Image
 
 from schemas.digest import digest_frames
 
-_IMAGE_SIZE = 384
+_SIZE = (384, 384)
 
 
 def cpu_seconds_of_model_card(path: str, num_frames: int) -> tuple[float, str] | None:
@@ -38,9 +37,17 @@ def load_video(path: str, num_frames: int) -> np.ndarray:
 
 
 def preprocess(frames: np.ndarray) -> np.ndarray:
-    """Returns float32 [T, 3, S, S] in -1..1: every frame, repeats too, resized, rescaled and normalized by itself."""
-    resized = [np.asarray(Image.fromarray(f).resize((_IMAGE_SIZE, _IMAGE_SIZE), Image.Resampling.BICUBIC)) for f in frames]
-    rescaled = [(frame.astype(np.float64) / 255).astype(np.float32) for frame in resized]
-    half = np.full(3, 0.5, dtype=np.float32)
-    normalized = [(frame - half) / half for frame in rescaled]
-    return np.stack([frame.transpose(2, 0, 1) for frame in normalized])
+    """Returns float32 [T, 3, S, S] in -1..1, by those functions of transformers that the card's processor uses.
+
+    Every frame is treated by itself, repeats too; the stack is copied once more, as `return_tensors="pt"` does.
+    """
+    import torch
+    from transformers.image_transforms import normalize, rescale, resize, to_channel_dimension_format
+    from transformers.image_utils import ChannelDimension, PILImageResampling
+
+    last, first = ChannelDimension.LAST, ChannelDimension.FIRST
+    resized = [resize(f, _SIZE, resample=PILImageResampling.BICUBIC, input_data_format=last) for f in frames]
+    rescaled = [rescale(f, 1 / 255, input_data_format=last) for f in resized]
+    normalized = [normalize(f, [0.5] * 3, [0.5] * 3, input_data_format=last) for f in rescaled]
+    planar = [to_channel_dimension_format(f, first, input_channel_dim=last) for f in normalized]
+    return torch.tensor(np.array(planar)).numpy()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 
 _START_DEADLINE_S = 120.0
 _WATCH_INTERVAL_S = 0.05
+_LAST_WORDS_S = 5.0
 # The only variables a decoder gets: where programs and libraries lie, never a credential.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Decoding allocates and frees whole pictures. Kept in the heap they cost nothing; given back to the kernel each time,
@@ -58,7 +60,7 @@ class ChildProcess:
             RuntimeError: it does not start; nothing can be decoded on this machine.
         """
         self._memory_limit_bytes = memory_limit_bytes
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -136,13 +138,16 @@ class ChildProcess:
             raise RuntimeError(f"a decoder process does not start: {error.message}") from None
 
     def _explain_death(self, decoder: str | None) -> ChildFailed:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS_S)  # the connection closes before the traceback is written
         self._process.kill()
         code = self._process.wait()
         self._log.seek(0)
         last_words = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
         self.kill()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return ChildFailed("decoder crashed", f"the decoder process died of {how}: {''.join(last_words)}"[:2000], decoder)
+        message = f"the decoder process died of {how}: {''.join(last_words)}"
+        return ChildFailed("decoder crashed", message[:2000], decoder)
 
 
 def _scrubbed_environment() -> dict[str, str]:

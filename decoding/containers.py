@@ -24,7 +24,9 @@ _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(ALLO
 
 # Text that FFmpeg would take for a list of further files. Refused by name for the sake of the reason; the
 # allow-list above would refuse it too.
-_PLAYLIST_MARKS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smil", b"<smoothstreamingmedia", b"<asx", b"<playlist")
+_PLAYLIST_MARKS = (
+    b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smil", b"<smoothstreamingmedia", b"<asx", b"<playlist",
+)  # fmt: skip
 
 
 def open_container(path: str, said: list[LogLine] | None = None) -> av.container.InputContainer:
@@ -80,15 +82,17 @@ def _refuse_playlists(path: str) -> None:
         head = file.read(1024).lower()
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(_PLAYLIST_MARKS) or (text.startswith(b"<?xml") and any(m in text for m in _PLAYLIST_MARKS)):
-        raise UndecodableClip("playlist, not a video", f"the file starts with {bytes(text[:24])!r}: it names other files")
+        raise UndecodableClip("playlist, not a video", f"the file starts with {text[:24]!r}: it names other files")
 
 
 def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine]) -> UndecodableClip:
     said = "; ".join(dict.fromkeys(line.strip() for _, _, line in logs)) or str(error.strerror)
     if "not on whitelist" in said:
-        return UndecodableClip("container not allowed", f"allowed are {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {said}")
+        return UndecodableClip("container not allowed", f"allowed: {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {said}")
     if "moov atom not found" in said:
-        return UndecodableClip("truncated before its index", "the file ends before its moov box, without which no frame is found")
+        return UndecodableClip(
+            "truncated before its index", "the file ends before its moov box, which lists its frames"
+        )
     return UndecodableClip("not a readable video", f"FFmpeg: {said}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import av.container
 import av.error
@@ -33,20 +35,26 @@ class Census:
     num_bad: int = 0
 
 
-def decode_announced(path: str, wanted: Mapping[int, int], config: SamplingConfig) -> Pictures | None:
+def decode_announced(
+    path: str, wanted: Mapping[int, int], key_pts: int | None, config: SamplingConfig
+) -> Pictures | None:
     """Decodes the frames whose presentation timestamps are the keys of `wanted`, under its values.
 
-    Returns None at the first sign that the file does not keep to its timeline: an error, a corrupt frame, a frame
-    that never comes.
+    Args:
+        key_pts: the key frame to start at, None for the start of the video.
+
+    Returns:
+        None at the first sign that the file does not keep to its timeline: an error, a corrupt frame, a frame that
+        never comes, a key frame that is none.
     """
     keep = _Keeper(config)
     container, stream = _open(path, config)
     with container, ffmpeg_log():
         try:
-            for frame in _decode_skipping(container, stream, wanted):
-                if frame.is_corrupt:
+            for frame in _decode_from(container, stream, key_pts, wanted):
+                if frame is None or frame.is_corrupt:
                     return None
-                if frame.pts in wanted:
+                if frame.pts is not None and frame.pts in wanted:
                     keep.add(wanted[frame.pts], frame)
                 if len(keep.by_key) == len(wanted):
                     return keep.pictures()
@@ -99,13 +107,31 @@ def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContaine
     return container, pick_video_stream(container, path, config.max_pixels)
 
 
-def _decode_skipping(
-    container: av.container.InputContainer, stream: VideoStream, wanted: Container[int]
-) -> Iterator[VideoFrame]:
+def _decode_from(
+    container: av.container.InputContainer, stream: VideoStream, key_pts: int | None, wanted: Container[int]
+) -> Iterator[VideoFrame | None]:
+    """Decodes in order from a key frame on; None where there is no key frame after all."""
+    packets: Iterator[av.Packet] = container.demux(stream)
+    if key_pts is None:
+        yield from _decode_skipping(packets, stream, wanted)
+        return
+    container.seek(key_pts, stream=stream)
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, wanted)
+    # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
+    shown = dropwhile(lambda frame: frame.pts is None or frame.pts < key_pts, frames)
+    first = next(shown, None)
+    if first is None or first.pts != key_pts or not first.key_frame:
+        yield None
+        return
+    yield first
+    yield from shown
+
+
+def _decode_skipping(packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int]) -> Iterator[VideoFrame]:
     """Decodes in order; frames that are neither wanted nor referred to by others are left out where FFmpeg can."""
     context = stream.codec_context
     can_skip = context.name in _SKIPPABLE_CODECS
-    for packet in container.demux(stream):
+    for packet in packets:
         if can_skip:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         yield from packet.decode()
@@ -124,12 +150,8 @@ def _decode_over_errors(
             yield None
 
 
-def _packets_to_first_error(
-    container: av.container.InputContainer, stream: VideoStream
-) -> Iterator[av.Packet | None]:
+def _packets_to_first_error(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
     """Yields the packets that can be read whole, then None, which makes the decoder hand out what it holds back."""
-    try:
+    with suppress(av.error.FFmpegError):  # the timeline knows the error already
         yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
-    except av.error.FFmpegError:
-        pass  # the timeline knows the error already
     yield None

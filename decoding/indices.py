@@ -82,7 +82,7 @@ def choose_as_model_card(
     if stride == 0:
         raise UndecodableClip(
             f"frame rate {rate:g} too low for the seed time base",
-            f"the model card's load_video fails at {rate:g} frames/s sampled at {fps or 1:g} frames/s; use --time-base pts",
+            f"the model card's load_video fails at {rate:g} frames/s sampled at {fps or 1:g}/s; use --time-base pts",
         )
     indices = tuple(range(0, num_frames, stride))
     timestamps_s = tuple(i / stride for i in indices)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
@@ -30,8 +31,13 @@ class FrameResizer:
         """Returns uint8 [S, S, 3]: converted, turned upright, resized without keeping the aspect ratio."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane = rgb.planes[0]
-        picture = Image.frombuffer("RGB", (rgb.width, rgb.height), plane, "raw", "RGB", plane.line_size, 1)
+        # Rows are padded: Pillow is told their length, and copies the plane once.
+        picture = Image.frombuffer("RGB", (rgb.width, rgb.height), _rows(plane), "raw", "RGB", plane.line_size, 1)
         return resize_picture(turn_upright(picture, frame.rotation), self._size[0])
+
+
+def _rows(plane: VideoPlane) -> np.ndarray:
+    return np.frombuffer(memoryview(plane), dtype=np.uint8)  # no copy
 
 
 def resize_picture(picture: Image.Image, image_size: int) -> np.ndarray:

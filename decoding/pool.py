@@ -19,7 +19,7 @@ from schemas.records import Clip, FailedClip, SampledClip
 _Task = Callable[[Seat], None]
 
 
-class SamplingFuture(Future["SampledClip | FailedClip"]):
+class SamplingFuture(Future[SampledClip | FailedClip]):
     """A clip under way; `decode_s` is the time its decoder took, in seconds, once it is done."""
 
     decode_s: float = 0.0

@@ -34,8 +34,13 @@ def _decode_announced(path: str, timeline: Timeline, span: Span, config: Samplin
     """Decodes the frames the timeline announces; None when the file does not keep to it."""
     low, choice = choose_from(timeline, span, config)
     wanted = {int(timeline.pts[low + i]): low + i for i in choice.indices}
-    pictures = decode_announced(path, wanted, config)
-    return pictures and assemble(choice, tuple(low + i for i in choice.indices), pictures, 1.0)
+    key_pts = timeline.key_before(min(wanted))
+    pictures = None if key_pts is None else decode_announced(path, wanted, key_pts, config)
+    if pictures is None:  # no window, or the file lies about its key frames
+        pictures = decode_announced(path, wanted, None, config)
+    if pictures is None:
+        return None
+    return assemble(choice, tuple(low + i for i in choice.indices), pictures, 1.0)
 
 
 def _decode_counted(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames:

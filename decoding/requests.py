@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,17 @@ def _sample(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip:
         frames_memory = shared_memory.allocate(config.frames_bytes)
         stack.callback(os.close, frames_memory)
         path, descriptors = stack.enter_context(_lend(clip.video))
-        request = {"task": "sample", "path": path, "start_s": clip.ref.start_s, "end_s": clip.ref.end_s}
+        request: dict[str, Json] = {"task": "sample", "path": path}
+        request |= {"start_s": clip.ref.start_s, "end_s": clip.ref.end_s}
         reply = _ask(seat, request, [frames_memory, *descriptors], config)
         shape = (len(reply["frame_indices"]), config.image_size, config.image_size, 3)
         frames = shared_memory.map_frames(frames_memory, shape)
     return SampledClip(clip.ref, _read_sampling(reply), frames)
 
 
-def _ask(seat: Seat, request: dict[str, Json], descriptors: list[int], config: SamplingConfig) -> dict[str, Any]:
+def _ask(
+    seat: Seat, request: dict[str, Json], descriptors: list[int], config: SamplingConfig
+) -> dict[str, Any]:  # Any: JSON
     reply = seat.ask(request | {"config": dataclasses.asdict(config)}, descriptors)
     if "reason" in reply:
         raise UndecodableClip(str(reply["reason"]), str(reply["message"]))
@@ -88,10 +91,17 @@ def _check_file(path: Path) -> str:
     return str(path.resolve())
 
 
-def _read_sampling(reply: dict[str, Any]) -> Sampling:
-    names = {field.name for field in dataclasses.fields(Sampling)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in reply.items()}
-    return Sampling(**{name: value for name, value in values.items() if name in names})
+def _read_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: JSON from `decoding.child`
+    return Sampling(
+        frame_indices=tuple(reply["frame_indices"]),
+        timestamps_s=tuple(reply["timestamps_s"]),
+        duration_s=reply["duration_s"],
+        frames_digest=reply["frames_digest"],
+        decoder=reply["decoder"],
+        width_px=reply["width_px"],
+        height_px=reply["height_px"],
+        decoded_share=reply["decoded_share"],
+    )
 
 
 def _warn(result: SampledClip | FailedClip, warning: str) -> SampledClip | FailedClip:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import version
 
 import av
@@ -12,7 +14,7 @@ from decoding.decord_decoder import decode_with_decord, doubt_about_decord
 from decoding.errors import UndecodableClip
 from decoding.pyav_decoder import decode_with_pyav, read_video_timeline
 from decoding.sampled import SampledFrames
-from decoding.timeline import Span
+from decoding.timeline import Span, Timeline
 
 PYAV = f"pyav {av.__version__}"
 
@@ -28,7 +30,7 @@ def sample_video(
     Raises:
         UndecodableClip: no faithful frames can be had.
     """
-    timeline = read_video_timeline(path, config.max_pixels)
+    timeline = _recall_timeline(path, _identity(path), config.max_pixels)
     doubt = doubt_about_decord(timeline)
     if config.decoder == "pyav" or (config.decoder == "auto" and doubt):
         return decode_with_pyav(path, timeline, span, config), PYAV
@@ -52,3 +54,14 @@ def probe_duration_s(path: str, config: SamplingConfig) -> float:
         UndecodableClip: it has no video stream, or no frames.
     """
     return read_video_timeline(path, config.max_pixels).end_s
+
+
+@lru_cache(maxsize=2)
+def _recall_timeline(path: str, identity: tuple[int, ...], max_pixels: int) -> Timeline:  # noqa: ARG001  # cache key
+    """Reads the packets of a long video once, and not again for each of its windows."""
+    return read_video_timeline(path, max_pixels)
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

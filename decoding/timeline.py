@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av.container
-import av.error
 import numpy as np
 from av.video.stream import VideoStream
 
 from decoding.errors import UndecodableClip
-from decoding.ffmpeg_log import LogLine, ffmpeg_log
+from decoding.ffmpeg_log import LogLine
+from decoding.packets import VideoPackets, read_packets
 
-# What FFmpeg says, without an error, when a file ends before its container does.
-_TRUNCATION_MARKS = ("ended prematurely", "partial file", "Packet corrupt", "exceeds containing master element")
 # A span beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
 _LONGEST_VIDEO_S = 30 * 86400.0
 _FIELD_CONTAINERS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
@@ -42,6 +40,7 @@ class Timeline:
         num_video_streams: cover pictures included.
         has_leading_pictures: whether frames precede, in time, a key frame that they follow in the file (open GOP).
         pts: int64 [N] presentation timestamps in units of `time_base`, increasing.
+        key_pts: int64 [K] the same of the key frames, increasing.
         times_s: float64 [N] seconds from the first frame.
         end_s: seconds from the first frame to the end of the last one.
         average_rate: mean frames a second as the container states it, or None.
@@ -60,6 +59,7 @@ class Timeline:
     num_video_streams: int
     has_leading_pictures: bool
     pts: np.ndarray
+    key_pts: np.ndarray
     times_s: np.ndarray
     end_s: float
     average_rate: Fraction | None
@@ -74,6 +74,11 @@ class Timeline:
     def is_sound(self) -> bool:
         """Whether nothing speaks against taking the timeline at its word."""
         return self.is_reliable and not self.problem and not self.num_missing
+
+    def key_before(self, pts: int) -> int | None:
+        """Returns the timestamp of the last key frame up to `pts`, or None where that is the start of the video."""
+        place = int(np.searchsorted(self.key_pts, pts, side="right")) - 1
+        return int(self.key_pts[place]) if place > 0 else None
 
     def window(self, span: Span) -> tuple[int, int]:
         """Returns the first frame of a span and the one after its last: frames with start_s <= time < end_s."""
@@ -90,8 +95,8 @@ def read_timeline(
     Raises:
         UndecodableClip: the stream holds no frame to show.
     """
-    packets = _read_packets(container, stream)
-    problem = packets.problem or _find_truncation(said) or _find_short_riff(path)
+    packets = read_packets(container, stream, said)
+    problem = packets.problem or _find_short_riff(path)
     num_missing = _count_missing(stream, os.path.getsize(path))
     if not packets.pts:
         _refuse_no_frames(stream, packets.has_discarded, num_missing, problem)
@@ -99,51 +104,6 @@ def read_timeline(
     if problem and not (num_missing and "mov" in timeline.container.split(",")):  # MP4's index is exact
         num_missing = max(num_missing, packets.num_corrupt, _estimate_missing(container, stream, timeline))
     return replace(timeline, problem=problem, num_missing=num_missing)
-
-
-@dataclass(frozen=True, slots=True)
-class _Packets:
-    """The packets to show: timestamps and durations in ticks, in decoding order."""
-
-    pts: list[int | None]
-    durations: list[int]
-    has_discarded: bool
-    has_leading_pictures: bool
-    num_corrupt: int
-    problem: str | None
-
-
-def _read_packets(container: av.container.InputContainer, stream: VideoStream) -> _Packets:
-    pts: list[int | None] = []
-    durations: list[int] = []
-    has_discarded = has_leading = False
-    key_pts = error_text = None
-    num_corrupt = 0
-    with ffmpeg_log() as logs:
-        try:
-            for packet in container.demux(stream):
-                num_corrupt += packet.is_corrupt
-                if packet.is_discard:
-                    has_discarded = True
-                elif packet.is_corrupt:
-                    continue
-                elif packet.size and not _is_hidden_vp8(stream, packet):
-                    pts.append(packet.pts)
-                    durations.append(packet.duration or 0)
-                    key_pts = packet.pts if packet.is_keyframe else key_pts
-                    has_leading |= packet.pts is not None and key_pts is not None and packet.pts < key_pts
-        except av.error.FFmpegError as error:
-            error_text = str(error.strerror)
-    return _Packets(pts, durations, has_discarded, has_leading, num_corrupt, error_text or _find_truncation(logs))
-
-
-def _find_truncation(said: list[LogLine]) -> str | None:
-    return next((line.strip() for _, _, line in said if any(mark in line for mark in _TRUNCATION_MARKS)), None)
-
-
-def _is_hidden_vp8(stream: VideoStream, packet: av.Packet) -> bool:
-    """VP8 keeps its alternate references in packets of their own; bit 4 of the frame tag says whether one is shown."""
-    return stream.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] & 0x10
 
 
 def _find_short_riff(path: str) -> str | None:
@@ -172,13 +132,13 @@ def _estimate_missing(container: av.container.InputContainer, stream: VideoStrea
 
 def _refuse_no_frames(stream: VideoStream, has_discarded: bool, num_missing: int, problem: str | None) -> None:
     if problem or num_missing:
-        raise UndecodableClip("truncated before its first frame", f"the file ends before its first frame: {problem or 'no data'}")
+        raise UndecodableClip("truncated before its first frame", f"no frame is in the file: {problem or 'no data'}")
     if has_discarded:
         raise UndecodableClip("no frames", "the file's edit list hides all of its frames")
     raise UndecodableClip("no frames", f"the {stream.codec_context.name} stream holds no frames")
 
 
-def _arrange(container: av.container.InputContainer, stream: VideoStream, packets: _Packets) -> Timeline:
+def _arrange(container: av.container.InputContainer, stream: VideoStream, packets: VideoPackets) -> Timeline:
     names = container.format.name.split(",")
     rate = stream.average_rate or stream.guessed_rate
     tick_s = float(stream.time_base or 0)
@@ -202,6 +162,7 @@ def _arrange(container: av.container.InputContainer, stream: VideoStream, packet
         num_video_streams=len(container.streams.video),
         has_leading_pictures=packets.has_leading_pictures,
         pts=ticks,
+        key_pts=np.sort(np.asarray(packets.key_pts, dtype=np.int64)),
         times_s=times_s,
         end_s=end_s,
         average_rate=stream.average_rate,

@@ -1,4 +1,4 @@
-"""Videos that carry their frame numbers in the picture, made with PyAV; and the plain decode they are checked against."""
+"""Videos with their frame numbers in the picture, made with PyAV, and the plain decode to check them against."""
 
 from __future__ import annotations
 

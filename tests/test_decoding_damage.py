@@ -62,7 +62,8 @@ def cut(video: Path, share: float, target: Path) -> Path:
     return target
 
 
-BROKEN = [json.loads(line) for line in (SHARED_MEDIA / "broken" / "manifest.jsonl").open()] if SHARED_MEDIA.is_dir() else []
+MANIFEST = SHARED_MEDIA / "broken" / "manifest.jsonl"
+BROKEN = [json.loads(line) for line in MANIFEST.read_text().splitlines()] if MANIFEST.exists() else []
 
 
 @needs_shared_media
@@ -202,9 +203,7 @@ DISGUISES = {
 
 @pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
 @pytest.mark.parametrize("disguise", sorted(DISGUISES))
-def test_a_playlist_posing_as_a_video_opens_neither_a_file_nor_an_address(
-    tmp_path, video, listener, disguise, decoder
-):
+def test_a_playlist_posing_as_a_video_opens_neither_a_file_nor_an_address(tmp_path, video, listener, disguise, decoder):
     secret = f"subfile,,start,0,end,0,,:{video}" if disguise == "concat" else str(video)
     for target in (secret, f"file://{video}", f"http://127.0.0.1:{listener.port}/x.mp4"):
         path = tmp_path / "clip.mp4"

@@ -52,6 +52,9 @@ MADE = {
     "one_frame.mp4": {"num_frames": 1},
 }
 
+WINDOWED = ("h264.mp4", "h264_short_gop.flv", "h264_open_gop.mp4", "fragmented.mp4", "transport_stream.ts",
+            "vp8_hidden_frames.webm", "no_duration.webm", "hevc_open_gop.mp4", "av1.mp4", "mpeg4.avi")  # fmt: skip
+
 
 def sample(path: Path, span: Span = Span(), **settings: object) -> tuple[SampledFrames, str]:
     return sample_video(str(path), span, SamplingConfig(**({"image_size": SIZE} | settings)), lambda decoder: None)
@@ -96,9 +99,10 @@ def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path):
 
 def cut_without_decoding(source: Path, target: Path, hidden_frames: int) -> Path:
     """Copies packets with the first frames before time zero, which MP4 stores as an edit list."""
-    with av.open(str(source)) as whole, av.open(
-        str(target), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}
-    ) as cut:
+    with (
+        av.open(str(source)) as whole,
+        av.open(str(target), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}) as cut,
+    ):
         stream = whole.streams.video[0]
         copied = cut.add_stream_from_template(stream)
         offset = round(hidden_frames / 10 / stream.time_base)
@@ -192,6 +196,30 @@ def test_a_window_of_a_longer_video_is_a_clip_of_its_own(tmp_path, decoder):
     assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(20, 30))
     assert sampled.timestamps_s == pytest.approx([i / 10 for i in range(10)])
     assert sampled.duration_s == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_encoder(str(MADE[n].get("codec", "libx264")))) for n in WINDOWED]
+)
+def test_a_window_far_into_a_video_shows_the_frames_of_a_plain_decode(tmp_path, name):
+    path = make_video(tmp_path / name, **(MADE[name] | {"num_frames": 90, "rate": 10, "pts": None}))
+    times_s, pictures = decode_plainly(path, SIZE)
+    for start_s in (0.0, 1.1, 3.0, 4.7, 6.2):
+        sampled, _ = sample(path, Span(start_s, start_s + 2.0), max_frames=7, decoder="pyav")
+        assert times_s[sampled.frame_indices[0]] >= start_s - 1e-6
+        assert [i for i in sampled.frame_indices if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+
+
+def test_a_window_is_decoded_from_the_key_frame_before_it_whatever_lies_further_back(tmp_path):
+    path = make_video(
+        tmp_path / "long.mp4", 120, is_noisy=True, options={"g": "10"}, container_options={"movflags": "faststart"}
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+    path.write_bytes(content)
+    sampled, _ = sample(path, Span(10.0, 11.0), max_frames=10, decoder="pyav")
+    assert sampled.decoded_share == 1.0
+    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(100, 110))
 
 
 def test_windows_side_by_side_share_no_frame_and_miss_none(tmp_path):

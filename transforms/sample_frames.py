@@ -74,7 +74,7 @@ class SampleFramesFn(LookAheadDoFn):
         future.add_done_callback(partial(_release_unused, self._budget, self._config.frames_bytes))
         return future
 
-    def wait_for_room(self, element: Clip) -> None:
+    def wait_for_room(self, element: Clip) -> None:  # noqa: ARG002  # every clip takes the same room
         started_s = time.monotonic()
         self._budget.wait_for_room(self._config.frames_bytes)
         self._waited_ms.inc(round((time.monotonic() - started_s) * 1000))
@@ -98,6 +98,7 @@ def _release_unused(budget: FrameBudget, acquired_bytes: int, future: Future[Sam
 
 
 def num_cores() -> int:
+    """Returns the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
