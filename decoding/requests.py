@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -53,9 +54,9 @@ def _sample(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip:
         request: dict[str, Json] = {"task": "sample", "path": path}
         request |= {"start_s": clip.ref.start_s, "end_s": clip.ref.end_s}
         reply = _ask(seat, request, [frames_memory, *descriptors], config)
-        shape = (len(reply["frame_indices"]), config.image_size, config.image_size, 3)
-        frames = shared_memory.map_frames(frames_memory, shape)
-    return SampledClip(clip.ref, _read_sampling(reply), frames)
+        sampling = _read_sampling(reply)
+        shape = (len(sampling.frame_indices), config.image_size, config.image_size, 3)
+        return SampledClip(clip.ref, sampling, shared_memory.map_frames(frames_memory, shape))
 
 
 def _ask(
@@ -72,6 +73,12 @@ def _lend(video: bytes | Path) -> Iterator[tuple[str | None, list[int]]]:
     """Yields the path of a video file, or None and the descriptor of memory that holds the video."""
     if isinstance(video, Path):
         yield _check_file(video), []
+        return
+    if not shared_memory.HAS_MEMORY_FILES:
+        with tempfile.NamedTemporaryFile(suffix=".video") as file:
+            file.write(video)
+            file.flush()
+            yield file.name, []
         return
     descriptor = shared_memory.store(video)
     try:
@@ -92,6 +99,13 @@ def _check_file(path: Path) -> str:
 
 
 def _read_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: JSON from `decoding.child`
+    try:
+        return _to_sampling(reply)
+    except (KeyError, TypeError) as error:
+        raise ChildFailed("decoder crashed", f"its reply makes no sense: {reply!r:.200}", None) from error
+
+
+def _to_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: as above
     return Sampling(
         frame_indices=tuple(reply["frame_indices"]),
         timestamps_s=tuple(reply["timestamps_s"]),

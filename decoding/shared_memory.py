@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 
 import numpy as np
+
+# Linux has memory that is opened like a file; where there is none, encoded videos go through a temporary file.
+HAS_MEMORY_FILES = sys.platform == "linux"
 
 
 def allocate(num_bytes: int) -> int:
@@ -30,13 +34,12 @@ def map_frames(descriptor: int, shape: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def path_of(descriptor: int) -> str:
-    """Returns a path under which this process can open the memory."""
-    proc = f"/proc/self/fd/{descriptor}"
-    return proc if os.path.exists(proc) else f"/dev/fd/{descriptor}"
+    """Returns a path under which this process can open stored memory, each time from its start."""
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _create() -> int:
-    if hasattr(os, "memfd_create"):
+    if HAS_MEMORY_FILES:
         return os.memfd_create("framescribe", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:  # macOS: a file whose name is gone already
         return os.dup(file.fileno())

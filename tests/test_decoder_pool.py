@@ -175,6 +175,16 @@ def test_a_process_is_replaced_after_its_number_of_clips(monkeypatch, video):
     pool.close()
 
 
+def test_without_memory_files_bytes_go_through_a_temporary_file_that_is_gone_afterwards(
+    pool, video, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("decoding.shared_memory.HAS_MEMORY_FILES", False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    by_file = pool.submit(clip_of(video.read_bytes())).result()
+    assert by_file.sampling == pool.submit(clip_of(video)).result().sampling
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_descriptor_and_no_memory_is_left_behind(pool, video):
     pool.submit(clip_of(video.read_bytes())).result()
     before = psutil.Process().num_fds()

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from decoding.config import SamplingConfig
 from decoding.errors import UndecodableClip
@@ -19,7 +21,7 @@ from decoding.sample import sample_video
 from decoding.sampled import SampledFrames
 from decoding.timeline import Span
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip
-from tests.decoding_fixtures import SHARED_MEDIA, make_video, needs_shared_media, read_number
+from tests.decoding_fixtures import SHARED_MEDIA, make_video, needs_shared_media, numbered_frame, read_number
 
 CONFIG = SamplingConfig(max_frames=8, image_size=64, deadline_s=20.0)
 # What a reason may look like: a few words for a person, nothing of FFmpeg's own language.
@@ -137,6 +139,29 @@ def test_a_hole_in_the_middle_never_passes_for_a_sound_clip(video, tmp_path):
 def test_giant_pictures_are_refused_by_their_header(video):
     with pytest.raises(UndecodableClip, match="dimensions 128x96 over the limit"):
         sample(video, max_pixels=100 * 100)
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        sound = container.add_stream("aac", rate=8000)
+        cover = container.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 128, 96, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(numbered_frame(1, 128, 96), format="rgb24")
+        container.mux([*cover.encode(picture), *cover.encode(None)])
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), dtype=np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        container.mux([*sound.encode(silence), *sound.encode(None)])
+    with pytest.raises(UndecodableClip, match="cover picture only"):
+        sample(tmp_path / "song.mp4")
+
+
+@pytest.mark.parametrize("box", [b"stsz", b"stts", b"stsc", b"stco", b"ctts"])
+def test_a_table_that_declares_billions_of_frames_costs_one_clip(pool, video, box):
+    content = bytearray(video.read_bytes())
+    place = content.index(box) + (12 if box == b"stsz" else 8)
+    content[place : place + 4] = b"\x7f\xff\xff\xff"
+    assert isinstance(result_of(pool, bytes(content)), SampledClip | FailedClip)
 
 
 @pytest.mark.parametrize("seed", range(12))

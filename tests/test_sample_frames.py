@@ -1,0 +1,131 @@
+"""Clips become sampled clips inside a pipeline, within one budget of memory for a worker process."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from decoding.config import SamplingConfig
+from decoding.pool import get_decoder_pool
+from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
+from tests.decoding_fixtures import make_video, read_number
+from transforms.frame_budget import FrameBudget, get_frame_budget
+from transforms.sample_frames import SampleFrames, SampleFramesFn
+
+CONFIG = SamplingConfig(max_frames=4, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return make_video(tmp_path_factory.mktemp("videos") / "clip.mp4")
+
+
+def clip_of(video: Path | bytes, clip_id: str = "clip") -> Clip:
+    return Clip(ClipRef(clip_id, "unit", "clip.mp4"), video)
+
+
+def run(elements: list[object], threads: int = 1, **settings: object) -> tuple[list[object], dict[str, int]]:
+    """Runs the step over elements and returns its outputs, as they were written down, and its counters."""
+    with _lock:
+        _written.clear()
+    options = PipelineOptions(runner="FnApiRunner", direct_num_workers=threads, direct_running_mode="multi_threading")
+    pipeline = beam.Pipeline(options=options)
+    _ = (
+        pipeline
+        | beam.Create(elements)
+        | beam.Reshuffle()
+        | SampleFrames(CONFIG, num_children=2, **settings)
+        | beam.Map(_write_down)
+    )
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace("framescribe"))["counters"]
+    return list(_written), {counter.key.metric.name: counter.committed for counter in counters}
+
+
+_written: list[object] = []
+_lock = threading.Lock()
+
+
+def _write_down(element: object) -> None:
+    if isinstance(element, SampledClip):
+        # As AnnotateClips does once the engine has taken the frames.
+        get_frame_budget(_budget_bytes).release(element.frames.nbytes)
+    with _lock:
+        _written.append(element)
+
+
+_budget_bytes = 5 * CONFIG.frames_bytes // 2
+
+
+def test_clips_are_sampled_and_everything_else_passes_through(video):
+    failed = FailedClip(ClipRef("bad", "unit", "bad.mp4"), Stage.READ, "unreadable", "no such member")
+    end = UnitEnd("unit", 3)
+    written, counters = run(
+        [clip_of(video, "good"), failed, clip_of(b"no video", "broken"), end], frame_memory_bytes=_budget_bytes
+    )
+    sampled = [element for element in written if isinstance(element, SampledClip)]
+    assert failed in written
+    assert end in written
+    assert [clip.ref.clip_id for clip in sampled] == ["good"]
+    assert [read_number(frame) for frame in sampled[0].frames] == [0, 9, 19, 29]
+    assert [clip.ref.clip_id for clip in written if isinstance(clip, FailedClip) and clip.stage is Stage.DECODE] == [
+        "broken"
+    ]
+    assert counters["clips_sampled"] == 1
+    assert counters["clips_failed_to_decode"] == 1
+    assert counters["decode_milliseconds"] > 0
+
+
+def test_more_bundle_threads_than_the_budget_has_room_for_finish_all_the_same(video):
+    clips = [clip_of(video, f"clip-{i}") for i in range(24)]
+    written, counters = run(clips, threads=4, frame_memory_bytes=_budget_bytes, clips_ahead=8)
+    assert sorted(clip.ref.clip_id for clip in written) == sorted(clip.ref.clip_id for clip in clips)
+    assert counters["clips_sampled"] == 24
+    assert get_frame_budget(_budget_bytes).held_bytes == 0
+
+
+def test_what_a_failed_bundle_sampled_is_given_back(video):
+    step = SampleFramesFn(CONFIG, num_children=1, frame_memory_bytes=_budget_bytes, clips_ahead=8)
+    step.setup()
+    step.start_bundle()
+    list(step.process(clip_of(video)))
+    step.teardown()
+    get_decoder_pool(1, CONFIG).submit(clip_of(video)).result()  # the only decoder is past the abandoned clip now
+    assert get_frame_budget(_budget_bytes).held_bytes == 0
+
+
+def test_a_clip_larger_than_the_whole_budget_is_let_in_alone():
+    budget = FrameBudget(100)
+    assert budget.try_acquire(500)
+    assert not budget.try_acquire(1)
+    budget.release(500)
+    assert budget.try_acquire(60)
+    assert not budget.try_acquire(60)
+    assert budget.held_bytes == 60
+
+
+def test_a_thread_waits_for_room_until_another_releases():
+    budget = FrameBudget(100)
+    budget.try_acquire(80)
+    waiting = threading.Thread(target=budget.wait_for_room, args=(50,))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    budget.release(80)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="limit_bytes must be positive, got 0"):
+        FrameBudget(0)
+
+
+def test_all_threads_of_a_process_share_the_budget():
+    assert get_frame_budget(12345) is get_frame_budget(12345)
