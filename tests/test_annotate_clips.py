@@ -189,7 +189,7 @@ def test_a_segment_is_asked_as_a_video_of_its_own(loads: list[EngineConfig]) -> 
 def test_a_gpu_in_use_by_another_process_is_an_error_that_names_the_runner_option(tmp_path: Path) -> None:
     claim = (
         "import sys; from pathlib import Path; from transforms.gpu_slots import claim_slot;"
-        f"claim_slot(['GPU-1'], Path({str(tmp_path)!r})); print('claimed', flush=True); sys.stdin.read()"
+        f"slot = claim_slot(['GPU-1'], Path({str(tmp_path)!r})); print('claimed', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", claim], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
