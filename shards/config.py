@@ -15,6 +15,7 @@ class ReadConfig:
         max_sidecar_bytes: a larger sidecar or manifest line is no metadata; of a sidecar only its size is kept.
         max_attempts: how often a store is asked before the run stops.
         backoff_s: the wait before the second attempt; it doubles with each, so the default waits 7.5 s in all.
+        patience_s: no further attempt after so long: most clients of stores try for half a minute by themselves.
     """
 
     video_column: str | None = None
@@ -22,10 +23,12 @@ class ReadConfig:
     max_sidecar_bytes: int = 1 << 20
     max_attempts: int = 5
     backoff_s: float = 0.5
+    patience_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("max_video_bytes", "max_sidecar_bytes", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.backoff_s < 0:
-            raise ValueError(f"backoff_s must not be negative, got {self.backoff_s}")
+        for name in ("backoff_s", "patience_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -53,7 +53,11 @@ class Location:
 
     def sibling(self, path: str) -> Location:
         """Returns another path of the same store, as its listing gave it."""
-        return Location(uri_in(self.fs, path), self.fs, path)
+        if self.is_local:
+            return Location(path, self.fs, path)
+        # By the protocol it was asked for with (az, not abfs): storage options are found by it again in the worker.
+        below = self.fs.unstrip_protocol(path).partition("://")[2]
+        return Location(f"{self.uri.partition('://')[0]}://{below}", self.fs, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +98,17 @@ class Store:
             StoreRefused: the store knows us not, or not well enough.
             StoreUnavailable: it still failed at the last attempt.
         """
-        failures = store_errors()
+        started_s = time.monotonic()
         for attempt in range(1, self.config.max_attempts + 1):
             try:
                 return action()
             except (StoreUnavailable, StoreRefused):
                 raise
-            except failures as error:
+            except store_errors() as error:
                 cause = _cause_of(error)
                 self._raise_permanent(what, cause)
-                if attempt == self.config.max_attempts:
-                    self._give_up(what, cause)
+                if attempt == self.config.max_attempts or time.monotonic() - started_s > self.config.patience_s:
+                    self._give_up(what, cause, attempt)
             time.sleep(self.config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -159,9 +163,9 @@ class Store:
         if isinstance(error, PermissionError) or without_key or not passing:
             raise StoreRefused(f"cannot {what}: {self._describe(error)}; check the credentials") from None
 
-    def _give_up(self, what: str, error: BaseException) -> NoReturn:
+    def _give_up(self, what: str, error: BaseException, attempt: int) -> NoReturn:
         raise StoreUnavailable(
-            f"cannot {what}: {self._describe(error)}, {self.config.max_attempts} times in a row; "
+            f"cannot {what}: {self._describe(error)}, at attempt {attempt} of {self.config.max_attempts}; "
             "run the same command again once the store answers: finished units are kept"
         ) from None
 
@@ -174,11 +178,6 @@ def protocol_of(uri: str) -> str:
     scheme, separator, _ = uri.partition("://")
     protocol = scheme.split("::")[-1].lower() if separator else "file"
     return "file" if protocol == "local" else protocol
-
-
-def uri_in(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """Returns the URI of a path in a file system; a plain path for a local one."""
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
 def local_path(location: Location) -> Path:

@@ -59,14 +59,14 @@ def ids_of(clips: Iterable[Clip | FailedClip]) -> list[str]:
 class FlakyFileSystem(MemoryFileSystem):
     """A store in memory, `flaky://`, that raises what is put into `failures`, one a call, and counts its reads."""
 
-    protocol = "flaky"
+    protocol = ("flaky", "shaky")
     store: dict[str, object] = {}  # noqa: RUF012  # how MemoryFileSystem keeps its files
     failures: list[BaseException] = []  # noqa: RUF012
     reads: list[tuple[int | None, int | None]] = []  # noqa: RUF012
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        return "/" + path.removeprefix("flaky://").strip("/")
+        return "/" + path.removeprefix("flaky://").removeprefix("shaky://").strip("/")
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: object) -> bytes:
         type(self).reads.append((start, end))
@@ -82,3 +82,4 @@ class FlakyFileSystem(MemoryFileSystem):
 
 
 fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+fsspec.register_implementation("shaky", FlakyFileSystem, clobber=True)

@@ -66,7 +66,7 @@ def test_a_store_that_goes_on_failing_stops_the_run_with_what_to_do(shard):
     units = plan_units([shard])
     FlakyFileSystem.failures += [TimeoutError("slow")] * 9
     with pytest.raises(
-        StoreUnavailable, match=r"cannot read flaky://s/a\.tar.*3 times in a row; run the same command again"
+        StoreUnavailable, match=r"cannot read flaky://s/a\.tar.*at attempt 3 of 3; run the same command again"
     ):
         read_all(units, ReadConfig(backoff_s=0.0, max_attempts=3))
 
@@ -117,6 +117,17 @@ def test_storage_options_may_be_given_for_each_protocol():
     store = Store({"memory": {"marker": 1}, "flaky": {}}, QUICK)
     assert store.locate("flaky://s/a.tar").fs.storage_options == {}
     assert store.locate("memory://a").fs.storage_options == {"marker": 1}
+
+
+def test_units_keep_the_protocol_that_their_storage_options_are_given_for(shard):
+    assert [unit.shard for unit in plan_units(["shaky://s/*.tar", "shaky://s"])] == ["shaky:///s/a.tar"]
+
+
+def test_a_store_that_takes_its_time_to_fail_is_not_asked_for_ever(shard):
+    units = plan_units([shard])
+    FlakyFileSystem.failures += [TimeoutError("slow")] * 9
+    with pytest.raises(StoreUnavailable, match="at attempt 1 of 5"):
+        read_all(units, ReadConfig(backoff_s=0.0, patience_s=0.0))
 
 
 @pytest.mark.parametrize(
