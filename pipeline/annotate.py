@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.model_config import ModelConfig
@@ -20,6 +20,7 @@ from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from storage.output_store import OutputStore, open_output
+from storage.run_journal import write_run
 from transforms.pending_unit import check_failed_share
 
 
@@ -59,15 +60,22 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     if started.num_outdated:
         _say(f"{started.num_outdated} parts are of shards that were cut into other units since; they are in no table")
     if started.todo:
-        _run_units(run, config, run_columns(config, checkpoint, model, record), store, started)
+        counters = _run_units(run, config, run_columns(config, checkpoint, model, record), store, started)
+        write_run(store, replace(record, counters=counters))
     _say("building the tables")
     published = publish(config.output, config.storage_options, config.max_failed_share)
     check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, published.failure_reasons)
     return published
 
 
-def _run_units(run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun) -> None:
-    """Runs the pipeline in a thread of its own, so that this one can show progress and hear Ctrl-C."""
+def _run_units(
+    run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun
+) -> dict[str, int]:
+    """Runs the pipeline in a thread of its own, so that this one can show progress and hear Ctrl-C.
+
+    Returns:
+        What the workers counted.
+    """
     progress = ProgressBar(store, started.todo)
     outcome = ThreadPoolExecutor(1, thread_name_prefix="pipeline").submit(_run_pipeline, run, config, columns, started)
     outcome.add_done_callback(lambda _: progress.end())
@@ -78,12 +86,13 @@ def _run_units(run: Run, config: RunConfig, columns: RunColumns, store: OutputSt
             f"stopped; what is committed under {config.output} is kept. The same command goes on from there, "
             f"`publish --output {config.output}` builds tables of what is done"
         ) from None
-    outcome.result()
+    return outcome.result()
 
 
-def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: StartedRun) -> None:
+def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: StartedRun) -> dict[str, int]:
     import apache_beam as beam
 
+    from pipeline.counters import describe_counters, read_counters
     from pipeline.graph import build_graph
     from pipeline.runners import find_failures, make_options
 
@@ -97,6 +106,11 @@ def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: Sta
     state = find_failures(result)
     if state is not None:
         raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
+    counters = read_counters(result)
+    line = describe_counters(counters)
+    if line is not None:
+        _say(line)
+    return counters
 
 
 def _count_clips(units: Sequence[WorkUnit]) -> int:

@@ -42,12 +42,14 @@ class RunRecord:
         settings: JSON object, nested as it likes, without credentials.
         prompts: prompt id to text.
         versions: package to version; not part of what is compared.
+        counters: what the last start that ended counted, such as the engine's seconds; not compared either.
     """
 
     fingerprint: str
     settings: Settings
     prompts: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class PlannedUnit:
 
 def write_run(store: OutputStore, run: RunRecord) -> None:
     """Writes run.json."""
-    content = {"settings": run.settings, "prompts": run.prompts, "versions": run.versions}
+    content = {"settings": run.settings, "prompts": run.prompts, "versions": run.versions, "counters": run.counters}
     store.put(RUN_FILE, _to_json({"fingerprint": run.fingerprint, **content}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -13,6 +14,7 @@ from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd
 from schemas.run_columns import RunColumns
 from storage.output_store import OutputStore, StorageOptions, open_output
 from storage.run_journal import write_part
+from transforms.engine_registry import computed_dtype
 from transforms.failure_tally import FailureTally, get_failure_tally
 from transforms.pending_unit import LostClipsError, PendingUnit
 
@@ -71,7 +73,9 @@ class CommitParts(beam.DoFn):
     def _commit(self, unit: PendingUnit) -> CommittedPart:
         num_clips, num_failed = len(unit.outcomes), unit.num_failed
         self._tally.admit(unit.outcomes.values(), self._max_failed_share)
-        write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), self._run))
+        # What `auto` came to is only known where the engine runs: here.
+        run = replace(self._run, dtype=computed_dtype() or self._run.dtype) if self._run.dtype == "auto" else self._run
+        write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), run))
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]
         self._num_parts.inc()

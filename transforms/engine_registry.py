@@ -72,6 +72,12 @@ def loaded_engines() -> list[Engine]:
     return [running.engine for running in list(_running.values())]
 
 
+def computed_dtype() -> str | None:
+    """Returns the dtype that this process's engines compute in, such as `bfloat16`; None before any is loaded."""
+    names = {str(engine.model.language.dtype).removeprefix("torch.") for engine in loaded_engines()}
+    return ", ".join(sorted(names)) or None
+
+
 def _claim_device(config: EngineConfig) -> str:
     """Returns the device to load on, with its GPU claimed for this process."""
     from llava_video.memory import choose_device, name_gpus
