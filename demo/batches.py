@@ -20,11 +20,15 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Questions with their answers: ids and targets int64 [B, Q, L], weights float32 [B, Q, L] over answer tokens."""
+    """Questions with their answers: ids and targets int64 [B, Q, L], weights float32 [B, Q, L] over answer tokens.
+
+    `options` int64 [B, Q, L] says 1 at the end of the right option's line and 0 at the end of a wrong one's.
+    """
 
     ids: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    options: torch.Tensor
     kinds: list[list[str]]
 
 
@@ -35,6 +39,7 @@ class Encoder:
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
         self.end = self.encode("<|im_end|>")
         self.system = list(self.encode(SYSTEM))
+        self.newline = self.encode("\n")[0]
 
     def exchange(self, asked: Asked) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the ids of the question up to where the answer begins, and of the answer with its end."""
@@ -51,6 +56,7 @@ def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
     shape = (len(asked), len(asked[0]), longest)
     ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
     weights = np.zeros(shape, dtype=np.float32)
+    options = np.full(shape, IGNORED, dtype=np.int64)
     for b, row in enumerate(pairs):
         for q, (question, answer) in enumerate(row):
             whole = question + answer
@@ -58,21 +64,43 @@ def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
             spoken = slice(len(question) - 1, len(whole) - 1)
             targets[b, q, spoken] = answer
             weights[b, q, spoken] = len(answer) ** -0.5
+            if asked[b][q].kind == "multiple_choice":
+                line_ends = [at for at, token in enumerate(question) if token == encoder.newline][:4]
+                options[b, q, line_ends] = [int(letter == asked[b][q].answer[0]) for letter in questions.LETTERS]
     kinds = [[one.kind for one in row] for row in asked]
-    return Block(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(weights), kinds)
+    return Block(
+        torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(weights), torch.from_numpy(options), kinds
+    )
 
 
-def ask_about(scenes: list[Scene], rng: np.random.Generator, with_segments: bool) -> list[list[list[Asked]]]:
-    """Draws the questions for each scene, a list for each block."""
-    shapes: list[Callable[[Scene], list[Asked]]] = [
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How many clips a step takes and how many questions of each kind it asks about each."""
+
+    clips: int
+    short: int
+    choices: int
+    wrong: int
+    typed: int
+    segment_every: int  # steps; 0 for never
+    text_only_every: int  # steps; 0 for never
+    full_prompts: bool  # with system text and frame times, or with the last sentence before the question alone
+
+
+def ask_about(scenes: list[Scene], mix: Mix, rng: np.random.Generator, with_segments: bool) -> list[list[list[Asked]]]:
+    """Draws the questions for each scene, a list for each block of questions of about one length."""
+    blocks: list[Callable[[Scene], list[Asked]]] = [
         lambda scene: [questions.ask_caption(scene)],
-        lambda scene: [_short(scene, rng) for _ in range(5)],
-        lambda scene: [_choice(scene, rng) for _ in range(4)] + [_wrong(scene, rng)],
-        lambda scene: [_typed(scene, rng)],
+        lambda scene: [_short(scene, rng) for _ in range(mix.short)],
+        lambda scene: [
+            *(_choice(scene, rng) for _ in range(mix.choices)),
+            *(_wrong(scene, rng) for _ in range(mix.wrong)),
+        ],
+        lambda scene: [_typed(scene, rng) for _ in range(mix.typed)],
+        lambda scene: [questions.ask_segment(scene, random_history(rng))] if with_segments else [],
     ]
-    if with_segments:
-        shapes.append(lambda scene: [questions.ask_segment(scene, random_history(rng))])
-    return [[ask(scene) for scene in scenes] for ask in shapes]
+    asked = ([ask(scene) for scene in scenes] for ask in blocks)
+    return [rows for rows in asked if rows[0]]
 
 
 def _short(scene: Scene, rng: np.random.Generator) -> Asked:

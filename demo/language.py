@@ -17,22 +17,25 @@ from demo.batches import (
     frame_times,
     random_time_instruction,
 )
-from demo.facts import fact_directions, frame_facts
+from demo.facts import NUM_FACTS, fact_directions, frame_facts
 from demo.language_model import WIDTH, LanguageModel, Prefix
 from demo.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, random_scene
 
 TOKENS_PER_FRAME = 4
+SHORT_INSTRUCTION = ".Please answer the following questions related to this video.\n"
 # Throw-away heads that name the facts of the whole clip from the prefix's last tokens after these layers.
 GUIDED_LAYERS, GUIDED_TOKENS = (1, 2), 4
+CHOOSING_LAYERS = (3, 4)
 CLIP_FACTS = (len(BACKGROUNDS), 2, *(len(SHAPES), len(COLOURS), len(COLOURS), len(MOTIONS)) * 2)
 
 
 @dataclass(frozen=True, slots=True)
 class SeenClips:
-    """Scenes with their visual tokens, float32 [B, T, 4, D], and their time instructions."""
+    """Scenes with their visual tokens, float32 [B, T, 4, D], frame numbers [T] each, and time instructions."""
 
     scenes: list[Scene]
     tokens: torch.Tensor
+    frames: list[np.ndarray]
     instructions: list[str]
 
 
@@ -44,9 +47,7 @@ def ideal_clips(rng: np.random.Generator, num_clips: int) -> SeenClips:
     num_frames = int(rng.choice([6, 7, 8, 8, 8, 8, 9, 10]))
     scenes = [random_scene(rng) for _ in range(num_clips)]
     frames = [frame_times(scene, num_frames, rng) for scene in scenes]
-    facts = np.stack(
-        [frame_facts(scene, at / (scene.num_frames - 1)) for scene, at in zip(scenes, frames, strict=True)]
-    )
+    facts = facts_of(scenes, frames)
     facts = facts[:, :, None].repeat(TOKENS_PER_FRAME, 2)  # [B, T, 4, F]
     noise = rng.uniform(0.02, 0.2, (num_clips, 1, 1, 1))
     facts = facts + noise * (
@@ -54,21 +55,29 @@ def ideal_clips(rng: np.random.Generator, num_clips: int) -> SeenClips:
     )
     tokens = torch.from_numpy(facts.astype(np.float32)) @ torch.from_numpy(fact_directions(WIDTH))
     return SeenClips(
-        scenes, tokens, [random_time_instruction(s, at, rng) for s, at in zip(scenes, frames, strict=True)]
+        scenes, tokens, frames, [random_time_instruction(s, at, rng) for s, at in zip(scenes, frames, strict=True)]
     )
 
 
 def build_prefix(model: LanguageModel, encoder: Encoder, clips: SeenClips) -> Prefix:
     """Embeds system text, video tokens with a newline after each row of two, and the time instruction."""
-    texts = [encoder.encode(text + "\n") for text in clips.instructions]
-    padded = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
-    num_clips, num_frames = clips.tokens.shape[:2]
-    rows = clips.tokens.reshape(num_clips, num_frames, 2, 2, WIDTH)
+    return _surround(model, encoder.system, clips.tokens, [encoder.encode(text + "\n") for text in clips.instructions])
+
+
+def build_short_prefix(model: LanguageModel, encoder: Encoder, clips: SeenClips) -> Prefix:
+    """Embeds the video tokens and the last sentence before the question: a third of the tokens."""
+    return _surround(model, [], clips.tokens, [encoder.encode(SHORT_INSTRUCTION)] * len(clips.scenes))
+
+
+def _surround(model: LanguageModel, before: list[int], tokens: torch.Tensor, after: list[tuple[int, ...]]) -> Prefix:
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in after], batch_first=True)
+    num_clips, num_frames = tokens.shape[:2]
+    rows = tokens.reshape(num_clips, num_frames, 2, 2, WIDTH)
     newlines = model.image_newline.expand(num_clips, num_frames, 2, 1, WIDTH)
     video = torch.cat((rows, newlines), dim=3).flatten(1, 3)  # [B, T * 6, D]
-    system = model.embed_tokens(torch.tensor(encoder.system)).expand(num_clips, -1, -1)
-    lengths = torch.tensor([system.shape[1] + video.shape[1] + len(text) for text in texts])
-    return Prefix(torch.cat((system, video, model.embed_tokens(padded)), dim=1), lengths)
+    system = model.embed_tokens(torch.tensor(before, dtype=torch.int64)).expand(num_clips, -1, -1)
+    lengths = torch.tensor([len(before) + video.shape[1] + len(text) for text in after])
+    return Prefix(torch.cat((system, video, model.embed_tokens(padded)), dim=1), lengths, len(before))
 
 
 def text_prefix(model: LanguageModel, encoder: Encoder) -> Prefix:
@@ -78,14 +87,39 @@ def text_prefix(model: LanguageModel, encoder: Encoder) -> Prefix:
 
 
 class Guides(nn.Module):
-    """Throw-away linear heads: the facts of the clip, from the last tokens before the question."""
+    """Throw-away linear heads that show the language model where to look.
+
+    From the last tokens before the question: the facts of the whole clip. From every video token: what has changed
+    since the first frame. From the end of every option of a multiple-choice question: whether it is the right one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Linear(WIDTH, sum(CLIP_FACTS)) for _ in GUIDED_LAYERS)
+        self.changes = nn.ModuleList(nn.Linear(WIDTH, NUM_FACTS) for _ in GUIDED_LAYERS)
+        self.options = nn.ModuleList(nn.Linear(WIDTH, 2) for _ in CHOOSING_LAYERS)
+        for head in [*self.heads, *self.changes, *self.options]:
+            nn.init.zeros_(head.weight)
 
-    def loss(self, seen: list[torch.Tensor], lengths: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
-        """Mean cross-entropy of every fact over the guided layers and tokens; absent objects do not count."""
+    def loss(
+        self, seen: list[list[torch.Tensor]], prefix: Prefix, clips: SeenClips, blocks: list[Block]
+    ) -> torch.Tensor:
+        """Returns the sum of the clip's, the changes' and the options' losses, each a mean."""
+        before = [F.rms_norm(streams[0], (WIDTH,)) for streams in seen]
+        loss = self._clip_loss(before, prefix.lengths, clips.scenes)
+        return loss + self._change_loss(before, prefix.video_start, clips) + self._option_loss(seen, blocks)
+
+    def _option_loss(self, seen: list[list[torch.Tensor]], blocks: list[Block]) -> torch.Tensor:
+        losses = [torch.zeros(())]
+        for head, layer in zip(self.options, CHOOSING_LAYERS, strict=True):
+            for states, block in zip(seen[layer][1:], blocks, strict=True):
+                ends = block.options != IGNORED
+                if ends.any():
+                    logits = head(F.rms_norm(states[ends], (WIDTH,)))
+                    losses.append(F.cross_entropy(logits, block.options[ends], torch.tensor([1.0, 3.0])))
+        return torch.stack(losses).sum()
+
+    def _clip_loss(self, seen: list[torch.Tensor], lengths: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
         wanted = torch.tensor([clip_facts(scene) for scene in scenes])
         at = lengths[:, None] - 1 - torch.arange(GUIDED_TOKENS)
         losses = []
@@ -95,6 +129,20 @@ class Guides(nn.Module):
                 target = wanted[:, column, None].expand(-1, GUIDED_TOKENS)
                 losses.append(F.cross_entropy(part.flatten(0, 1), target.flatten(), ignore_index=IGNORED))
         return torch.stack(losses).nanmean()
+
+    def _change_loss(self, seen: list[torch.Tensor], start: int, clips: SeenClips) -> torch.Tensor:
+        facts = torch.from_numpy(facts_of(clips.scenes, clips.frames))
+        changes = (facts - facts[:, :1]).repeat_interleave(TOKENS_PER_FRAME + 2, dim=1)  # [B, T * 6, F]
+        losses = [
+            (head(seen[layer][:, start : start + changes.shape[1]]) - changes).square().mean()
+            for head, layer in zip(self.changes, GUIDED_LAYERS, strict=True)
+        ]
+        return 4 * torch.stack(losses).mean()
+
+
+def facts_of(scenes: list[Scene], frames: list[np.ndarray]) -> np.ndarray:
+    """Returns the facts float32 [B, T, F] of these frames of each scene."""
+    return np.stack([frame_facts(scene, at / (scene.num_frames - 1)) for scene, at in zip(scenes, frames, strict=True)])
 
 
 def clip_facts(scene: Scene) -> list[int]:

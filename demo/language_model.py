@@ -16,10 +16,14 @@ NORM_EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Embedded tokens [B, P, D] that all questions of a clip share, padded on the right; `lengths` int64 [B]."""
+    """Embedded tokens [B, P, D] that all questions of a clip share, padded on the right.
+
+    `lengths` int64 [B] are without padding; the video, where there is one, begins at token `video_start`.
+    """
 
     embedded: torch.Tensor
     lengths: torch.Tensor
+    video_start: int = 0
 
 
 class Attention(nn.Module):
@@ -90,11 +94,14 @@ class LanguageModel(nn.Module):
             nn.init.zeros_(layer.self_attn.o_proj.weight)
             nn.init.zeros_(layer.mlp.down_proj.weight)
 
-    def forward(self, prefix: Prefix, blocks: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def forward(
+        self, prefix: Prefix, blocks: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         """Runs blocks of question ids int64 [B, Q, L] behind the prefix.
 
         Returns:
-            The normed hidden states of each block [B, Q, L, D], and the prefix's after each layer [B, P, D].
+            The normed hidden states of each block [B, Q, L, D], and after each layer those of the prefix [B, P, D]
+            and of the blocks.
         """
         longest = prefix.embedded.shape[1]
         streams = [prefix.embedded, *(self.embed_tokens(ids) for ids in blocks)]
@@ -104,7 +111,7 @@ class LanguageModel(nn.Module):
         seen = []
         for layer in self.layers:
             streams = layer(streams, angles, masks)
-            seen.append(streams[0])
+            seen.append(streams)
         return [self.norm(x) for x in streams[1:]], seen
 
 

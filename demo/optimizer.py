@@ -90,4 +90,4 @@ def learning_rate_factor(share: float, warm_up: float = 0.02, decay_from: float 
     """Returns the factor at this share of the run: up, level, then straight down to 2 %."""
     if share < warm_up:
         return share / warm_up
-    return 1.0 if share < decay_from else max(0.02, (1 - share) / (1 - decay_from))
+    return 1.0 if share < decay_from or decay_from >= 1 else max(0.02, (1 - share) / (1 - decay_from))

@@ -134,9 +134,11 @@ def build_optimizers(model: Perception) -> Optimizers:
 
 
 def train_perception(out: Path, num_steps: int, seed: int) -> None:
-    """Trains and writes perception.pt, also on the way."""
+    """Trains and writes perception.pt, also on the way; goes on from an unfinished.pt where there is one."""
     torch.manual_seed(seed)
     model, directions = Perception(), torch.from_numpy(fact_directions(MODEL_WIDTH))
+    if (out / "unfinished.pt").exists():
+        model.load_state_dict(torch.load(out / "unfinished.pt"))
     optimizers = build_optimizers(model)
     held = random_frames(np.random.default_rng(10_000 + seed), 800)
     pool_of_frames = FramePool(np.random.default_rng(seed), 8_000)
@@ -145,12 +147,13 @@ def train_perception(out: Path, num_steps: int, seed: int) -> None:
         pixels, facts = pool_of_frames.batch(BATCH_FRAMES, 24)
         loss = fact_loss(model(pixels), facts, directions)
         loss.backward()
-        optimizers.step(learning_rate_factor(step / num_steps))
-        if step % 100 == 50:
+        optimizers.step(learning_rate_factor(step / num_steps, decay_from=0.3))
+        if step % 100 == 0:
             with torch.no_grad():
                 marks = score(model(held[0]), held[1], directions)
             print(f"{time.time() - started:.0f} s, step {step}: loss {float(loss.detach()):.4f} {marks}", flush=True)
-            torch.save(model.state_dict(), out / "perception.pt")
+            torch.save(model.state_dict(), out / "unfinished.pt")
+    (out / "unfinished.pt").replace(out / "perception.pt")
 
 
 def main() -> None:

@@ -60,9 +60,8 @@ class ClipStore:
         kept = self.by_length[int(rng.choice(self.lengths, p=self.shares))]
         clips = [kept[int(index)] for index in rng.integers(0, len(kept), num_clips)]
         instructions = [random_time_instruction(clip.scene, clip.frames, rng) for clip in clips]
-        return SeenClips(
-            [clip.scene for clip in clips], torch.stack([clip.tokens for clip in clips]).float(), instructions
-        )
+        tokens = torch.stack([clip.tokens for clip in clips]).float()
+        return SeenClips([clip.scene for clip in clips], tokens, [clip.frames for clip in clips], instructions)
 
 
 def keep_clips(perception: Perception, path: Path, num_clips: int, seed: int) -> ClipStore:

@@ -5,6 +5,7 @@
 3. It goes on with encoded clips as the finished tower sees them (seen_clips.pkl, tuned.pt).
 4. Everything is written as a LLaVA-Video checkpoint in bf16 (checkpoint/).
 
+The language model's stages can run on several processes, as `torchrun --nproc-per-node 3 -m demo.train` starts them.
 Stages 1 and 2 do not need each other and can run at the same time, one core each (`--stage`). A stage whose file
 exists is not run again, but for the language model's, which go on from it.
 """
@@ -12,15 +13,16 @@ exists is not run again, but for the language model's, which go on from it.
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from demo.checkpoint_files import write_checkpoint
 from demo.language import ideal_clips
 from demo.language_model import LanguageModel
-from demo.language_training import train_language
+from demo.language_training import ANSWERING, SEEING, train_language
 from demo.perception import Perception, train_perception
 from demo.seen_clips import keep_clips
 from demo.tokenizer import train_tokenizer
@@ -35,12 +37,13 @@ def run_stage(stage: str, given: argparse.Namespace) -> None:
     if stage == "perception" and not (out / "perception.pt").exists():
         train_perception(out, given.perception_steps, PERCEPTION_SEED)
     if stage == "language":
-        train_language(out / "language.pt", ideal_clips, given.language_steps, LANGUAGE_SEED, decay_from=1.0)
+        train_language(out / "language.pt", ideal_clips, SEEING, given.seeing_steps, LANGUAGE_SEED, decay_from=1.0)
     if stage == "tuning":
         clips = keep_clips(load_perception(out), out / "seen_clips.pkl", given.clips, CLIPS_SEED)
-        if not (out / "tuned.pt").exists():
-            shutil.copy(out / "language.pt", out / "tuned.pt")
-        train_language(out / "tuned.pt", clips.draw, given.tuning_steps, TUNING_SEED, decay_from=0.4, guide_weight=0.1)
+        start = out / ("tuned.pt" if (out / "tuned.pt").exists() else "language.pt")
+        train_language(
+            out / "tuned.pt", clips.draw, ANSWERING, given.tuning_steps, TUNING_SEED, given.decay_from, 0.3, start
+        )
     if stage == "checkpoint":
         tokenizer = train_tokenizer(TOKENIZER_SEED)
         tuned = out / "tuned.pt" if (out / "tuned.pt").exists() else out / "language.pt"
@@ -62,8 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for training states and the checkpoint")
     parser.add_argument("--stage", choices=STAGES, help="only this stage; all of them without")
     parser.add_argument("--perception-steps", type=int, default=2000)
-    parser.add_argument("--language-steps", type=int, default=2000)
-    parser.add_argument("--tuning-steps", type=int, default=1500)
+    parser.add_argument("--seeing-steps", type=int, default=800, help="steps of stage 2")
+    parser.add_argument("--tuning-steps", type=int, default=1500, help="steps of stage 3")
+    parser.add_argument("--decay-from", type=float, default=0.5, help="share of stage 3 after which its rate falls")
     parser.add_argument("--clips", type=int, default=5000, help="encoded clips that stage 3 learns from")
     return parser.parse_args()
 
@@ -73,6 +77,8 @@ def main() -> None:
     given = parse_arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
     for stage in [given.stage] if given.stage else STAGES:
         run_stage(stage, given)
 
