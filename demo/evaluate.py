@@ -55,7 +55,8 @@ def evaluate(engine: Engine, seed: int, num_clips: int) -> list[Answered]:
 def ask_about_clip(engine: Engine, scene: Scene, video: bytes, rng: np.random.Generator) -> list[Answered]:
     """Asks every kind of question about one encoded clip, and its text-only questions."""
     seeing, blind = list(draw_questions(scene, rng)), list(draw_text_questions(scene, rng))
-    opened = engine.open(*decode_evenly(video, NUM_FRAMES))
+    frames, times_s, duration_s = decode_evenly(video, NUM_FRAMES)
+    opened = engine.open(frames, times_s.tolist(), duration_s)
     pending = [(asked, opened.ask(asked.question, GenerationConfig(max_new_tokens=160))) for asked in seeing]
     pending += [(asked, engine.ask(asked.question, GenerationConfig(max_new_tokens=160))) for asked in blind]
     answered = [read(asked, future) for asked, future in pending]
@@ -67,7 +68,7 @@ def ask_backwards(engine: Engine, scene: Scene, video: bytes) -> list[Answered]:
     """Asks for the caption of the same decoded frames in reverse order."""
     frames, times_s, duration_s = decode_evenly(video, NUM_FRAMES)
     asked = Asked("played_backwards", questions.prompts().caption, answers.caption(play_backwards(scene)))
-    opened = engine.open(frames[::-1].copy(), times_s, duration_s)
+    opened = engine.open(frames[::-1].copy(), times_s.tolist(), duration_s)
     answered = read(asked, opened.ask(asked.question, GenerationConfig(max_new_tokens=160)))
     opened.close()
     return [answered]

@@ -32,7 +32,7 @@ def encode_frames(frames: np.ndarray, crf: int = 20, preset: str = "veryfast") -
 
 def decode_evenly(video: bytes, num_frames: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Returns frames uint8 [T, H, W, 3], their times in seconds [T] and the duration in seconds."""
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     chosen = np.array(spread_indices(len(frames), num_frames))
     return np.stack([frames[index] for index in chosen]), chosen / FPS, len(frames) / FPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,8 +85,13 @@ def _random_actor(rng: np.random.Generator, centre_x: float, roomy: bool) -> Act
     others = [name for name in COLOURS if name != colour]
     end_colour = str(rng.choice(others)) if motion == "turns" else colour
     return Actor(
-        str(rng.choice(SHAPES)), colour, end_colour, motion, tuple(start), tuple(end), float(rng.uniform(0.38, 0.62))
+        str(rng.choice(SHAPES)), colour, end_colour, motion, _place(start), _place(end), float(rng.uniform(0.38, 0.62))
     )
+
+
+def _place(numbers: Sequence[float]) -> tuple[float, float, float]:
+    x, y, radius = numbers
+    return x, y, radius
 
 
 def play_backwards(scene: Scene) -> Scene:
@@ -112,7 +118,8 @@ def draw_frames(scene: Scene, share: np.ndarray) -> np.ndarray:
     frames[:] = ground
     for actor in scene.actors:
         for frame, place, colour in zip(frames, actor.place(share), actor.colours(share), strict=True):
-            _draw_shape(frame, actor.shape, *(place * FRAME_PX), np.array(COLOURS[colour], dtype=np.float32))
+            x, y, radius = place * FRAME_PX
+            _draw_shape(frame, actor.shape, x, y, radius, np.array(COLOURS[colour], dtype=np.float32))
     return np.clip(frames + 0.5, 0, 255).astype(np.uint8)
 
 
