@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types check bench constraints
+.PHONY: help setup demo test test-slow test-faults fuzz soak lint format types check bench constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -13,6 +13,8 @@ help:
 	@echo "  make demo         annotate the demo clips with the demo model; show captions and QA beside the truth"
 	@echo "  make test         the tests, under ten minutes on two cores"
 	@echo "  make test-slow    the tests that take longer"
+	@echo "  make test-faults  runs that are killed over and over again; make fuzz: arbitrary bytes as inputs for an hour;"
+	@echo "                    make soak: thousands of clips in one go, watching memory and open files"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
@@ -39,6 +41,15 @@ test: setup
 
 test-slow: setup
 	$(PY) -m pytest -m "slow and not faults" $(PYTEST)
+
+test-faults: setup
+	$(PY) -m pytest -m faults $(PYTEST)
+
+fuzz: setup
+	FRAMESCRIBE_FUZZ_EXAMPLES=20000 $(PY) -m pytest --timeout 3600 tests/test_fuzz_inputs.py tests/test_fuzz_parsers.py $(PYTEST)
+
+soak: setup
+	$(PY) -m tests.soak
 
 lint: setup
 	$(PY) -m ruff format --check .
