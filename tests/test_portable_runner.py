@@ -1,0 +1,102 @@
+"""The same graph through Beam's portable job service: what pickles only by luck is found here, not on a cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from golden_cases import COMMITTED
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """\
+recipe: seed
+caption: {id: seed_caption, prompt: Please describe this video in detail., max_new_tokens: 3}
+stop_loops: true
+retries: []
+"""
+_START_S = 60
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment() -> dict[str, str]:
+    # The worker pool starts `python` from PATH: it has to be the one with everything installed.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def _serve(module: str, flag: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    port = _free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, f"{flag}={port}"], env=_environment(), cwd=log.parent, stderr=log.open("wb")
+    )
+    deadline = time.monotonic() + _START_S
+    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+        assert process.poll() is None, f"{module} ended: {log.read_text()}"
+        assert time.monotonic() < deadline, f"{module} does not listen after {_START_S} s: {log.read_text()}"
+        time.sleep(0.2)
+    return process, port
+
+
+@pytest.fixture
+def job_service(tmp_path: Path) -> Iterator[str]:
+    process, port = _serve(
+        "apache_beam.runners.portability.local_job_service_main", "--port", tmp_path / "job_service.log"
+    )
+    yield f"localhost:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def worker_pool(tmp_path: Path) -> Iterator[str]:
+    process, port = _serve(
+        "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "worker_pool.log"
+    )
+    yield f"localhost:{port}"
+    process.kill()
+    process.wait()
+
+
+def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:
+    """Runs the command on two demo clips and returns the annotated clip ids."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    clips = [str(path) for path in sorted((ROOT / "demo" / "clips").glob("*.mp4"))[:2]]
+    command = [sys.executable, str(ROOT / "run_pipeline.py"), "annotate", "--input", *clips]
+    command += ["--output", str(tmp_path / "out"), "--model", str(COMMITTED / "checkpoints" / "g9"), "--device", "cpu"]
+    command += [
+        "--frames",
+        "2",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--kv-memory-gb",
+        "0.1",
+        "--unit-clips",
+        "1",
+    ]
+    done = subprocess.run([*command, *beam_flags], env=_environment(), cwd=tmp_path, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+    return pq.read_table(tmp_path / "out" / "captions")["clip_id"].to_pylist()
+
+
+def test_the_graph_runs_with_loopback_workers(tmp_path: Path, job_service: str) -> None:
+    flags = ["--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=LOOPBACK"]
+    assert _annotate(tmp_path, *flags) == ["clips/01_left", "clips/02_right_up"]
+
+
+def test_the_graph_runs_with_an_external_worker_pool(tmp_path: Path, job_service: str, worker_pool: str) -> None:
+    flags = ["--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL"]
+    clip_ids = _annotate(tmp_path, *flags, f"--environment_config={worker_pool}")
+    assert clip_ids == ["clips/01_left", "clips/02_right_up"]
