@@ -28,7 +28,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
 
     Flags that are neither ours nor close to one of ours are taken to be Beam's, and checked against its own.
     """
-    parser = _build_parser()
+    parser = build_parser()
     flags, unknown = parser.parse_known_args(arguments)
     if unknown and flags.command != "annotate":
         parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
@@ -43,14 +43,20 @@ def parse_command(arguments: Sequence[str]) -> Command:
     return Command(flags.command, flags, tuple(unknown))
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all sub-commands."""
     parser = argparse.ArgumentParser(
         prog="framescribe",
         description="Annotates video data sets with LLaVA-Video: captions and question-answer pairs, as Parquet.",
         epilog=EPILOG,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="annotate | plan | publish")
-    annotate = commands.add_parser("annotate", help="read clips, annotate them, write tables", epilog=EPILOG)
+    annotate = commands.add_parser(
+        "annotate",
+        help="read clips, annotate them, write tables",
+        usage="%(prog)s --input URI [URI ...] --output FOLDER [flags]",
+        epilog=EPILOG,
+    )
     _add_input_flags(annotate)
     _add_output_flags(annotate)
     _add_model_flags(annotate)
