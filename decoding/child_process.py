@@ -118,7 +118,9 @@ class ChildProcess:
 
     def _watch(self, stop_s: float, allowed_s: float, decoder: str | None) -> None:
         """Waits until the process says something, within its limits."""
-        while not select.select([self._connection], [], [], _WATCH_INTERVAL_S)[0]:
+        waiting = select.poll()  # not select.select, which ends at descriptor 1024
+        waiting.register(self._connection, select.POLLIN)
+        while not waiting.poll(_WATCH_INTERVAL_S * 1000):
             if time.monotonic() > stop_s:
                 self.kill()
                 raise ChildFailed("deadline exceeded", f"not decoded within {allowed_s:g} s", decoder)
