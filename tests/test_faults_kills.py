@@ -17,7 +17,7 @@ from tests.run_fixtures import annotate_arguments, find_hidden, make_shard, read
 
 _NUM_UNITS = 5
 _KILLS_A_RUN = 2
-_QUICK_SEEDS, _LONG_SEEDS = range(1), range(1, 25)
+_QUICK_SEEDS, _LONG_SEEDS = range(1), range(1, 26)
 
 
 @pytest.fixture(scope="module")
