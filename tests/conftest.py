@@ -12,6 +12,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 from hypothesis import settings
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+_num_examples = int(os.environ.get("FRAMESCRIBE_FUZZ_EXAMPLES", "100"))  # `make fuzz` looks longer
+settings.register_profile("local", deadline=None, max_examples=_num_examples)
+settings.register_profile("ci", deadline=None, max_examples=_num_examples, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
