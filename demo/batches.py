@@ -16,19 +16,22 @@ from demo.tokenizer import SYSTEM, TURN_END, time_instruction
 from demo.world import FPS, Scene, random_scene
 
 IGNORED = -100
+KNOWN_ANSWERS = tuple(dict.fromkeys(answer for category in answers.CATEGORIES for answer in category))
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Questions with their answers: ids and targets int64 [B, Q, L], weights float32 [B, Q, L] over answer tokens.
 
-    `options` int64 [B, Q, L] says 1 at the end of the right option's line and 0 at the end of a wrong one's.
+    `options` int64 [B, Q, L] says 1 at the end of the right option's line and 0 at the end of a wrong one's;
+    `known` int64 [B, Q, L] numbers the right answer among KNOWN_ANSWERS at the end of the question's line.
     """
 
     ids: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     options: torch.Tensor
+    known: torch.Tensor
     kinds: list[list[str]]
 
 
@@ -39,7 +42,7 @@ class Encoder:
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text).ids))
         self.end = self.encode("<|im_end|>")
         self.system = list(self.encode(SYSTEM))
-        self.newline = self.encode("\n")[0]
+        self.newline, self.question_end = self.encode("\n")[0], self.encode("?\n")[0]
 
     def exchange(self, asked: Asked) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the ids of the question up to where the answer begins, and of the answer with its end."""
@@ -56,7 +59,7 @@ def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
     shape = (len(asked), len(asked[0]), longest)
     ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
     weights = np.zeros(shape, dtype=np.float32)
-    options = np.full(shape, IGNORED, dtype=np.int64)
+    options, known = (np.full(shape, IGNORED, dtype=np.int64) for _ in range(2))
     for b, row in enumerate(pairs):
         for q, (question, answer) in enumerate(row):
             whole = question + answer
@@ -67,9 +70,16 @@ def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
             if asked[b][q].kind == "multiple_choice":
                 line_ends = [at for at, token in enumerate(question) if token == encoder.newline][:4]
                 options[b, q, line_ends] = [int(letter == asked[b][q].answer[0]) for letter in questions.LETTERS]
+            if asked[b][q].kind in ("multiple_choice", "verification") and encoder.question_end in question:
+                known[b, q, question.index(encoder.question_end)] = KNOWN_ANSWERS.index(right_answer(asked[b][q]))
     kinds = [[one.kind for one in row] for row in asked]
     return Block(
-        torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(weights), torch.from_numpy(options), kinds
+        torch.from_numpy(ids),
+        torch.from_numpy(targets),
+        torch.from_numpy(weights),
+        torch.from_numpy(options),
+        torch.from_numpy(known),
+        kinds,
     )
 
 
@@ -85,6 +95,14 @@ class Mix:
     segment_every: int  # steps; 0 for never
     text_only_every: int  # steps; 0 for never
     full_prompts: bool  # with system text and frame times, or with the last sentence before the question alone
+
+
+def right_answer(asked: Asked) -> str:
+    """Returns the answer itself, for a multiple-choice question the text of the right option."""
+    if asked.kind != "multiple_choice":
+        return asked.answer
+    mark = f"\n{asked.answer[0]}. "
+    return asked.question.partition(mark)[2].partition("\n")[0]
 
 
 def ask_about(scenes: list[Scene], mix: Mix, rng: np.random.Generator, with_segments: bool) -> list[list[list[Asked]]]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from demo.batches import (
     IGNORED,
+    KNOWN_ANSWERS,
     Block,
     Encoder,
     frame_times,
@@ -25,7 +26,7 @@ TOKENS_PER_FRAME = 4
 SHORT_INSTRUCTION = ".Please answer the following questions related to this video.\n"
 # Throw-away heads that name the facts of the whole clip from the prefix's last tokens after these layers.
 GUIDED_LAYERS, GUIDED_TOKENS = (1, 2), 4
-CHOOSING_LAYERS = (3, 4)
+KNOWING_LAYERS, CHOOSING_LAYERS = (2, 3), (4,)
 CLIP_FACTS = (len(BACKGROUNDS), 2, *(len(SHAPES), len(COLOURS), len(COLOURS), len(MOTIONS)) * 2)
 
 
@@ -90,7 +91,8 @@ class Guides(nn.Module):
     """Throw-away linear heads that show the language model where to look.
 
     From the last tokens before the question: the facts of the whole clip. From every video token: what has changed
-    since the first frame. From the end of every option of a multiple-choice question: whether it is the right one.
+    since the first frame. From the end of a question's line: its answer. From the end of every option's line: whether
+    it is the right one.
     """
 
     def __init__(self) -> None:
@@ -98,7 +100,8 @@ class Guides(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(WIDTH, sum(CLIP_FACTS)) for _ in GUIDED_LAYERS)
         self.changes = nn.ModuleList(nn.Linear(WIDTH, NUM_FACTS) for _ in GUIDED_LAYERS)
         self.options = nn.ModuleList(nn.Linear(WIDTH, 2) for _ in CHOOSING_LAYERS)
-        for head in [*self.heads, *self.changes, *self.options]:
+        self.known = nn.ModuleList(nn.Linear(WIDTH, len(KNOWN_ANSWERS)) for _ in KNOWING_LAYERS)
+        for head in [*self.heads, *self.changes, *self.options, *self.known]:
             nn.init.zeros_(head.weight)
 
     def loss(
@@ -107,17 +110,12 @@ class Guides(nn.Module):
         """Returns the sum of the clip's, the changes' and the options' losses, each a mean."""
         before = [F.rms_norm(streams[0], (WIDTH,)) for streams in seen]
         loss = self._clip_loss(before, prefix.lengths, clips.scenes)
-        return loss + self._change_loss(before, prefix.video_start, clips) + self._option_loss(seen, blocks)
-
-    def _option_loss(self, seen: list[list[torch.Tensor]], blocks: list[Block]) -> torch.Tensor:
-        losses = [torch.zeros(())]
+        loss = loss + self._change_loss(before, prefix.video_start, clips)
+        for head, layer in zip(self.known, KNOWING_LAYERS, strict=True):
+            loss = loss + 0.5 * _marked_loss(head, seen[layer][1:], [block.known for block in blocks])
         for head, layer in zip(self.options, CHOOSING_LAYERS, strict=True):
-            for states, block in zip(seen[layer][1:], blocks, strict=True):
-                ends = block.options != IGNORED
-                if ends.any():
-                    logits = head(F.rms_norm(states[ends], (WIDTH,)))
-                    losses.append(F.cross_entropy(logits, block.options[ends], torch.tensor([1.0, 3.0])))
-        return torch.stack(losses).sum()
+            loss = loss + 2 * _marked_loss(head, seen[layer][1:], [block.options for block in blocks])
+        return loss
 
     def _clip_loss(self, seen: list[torch.Tensor], lengths: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
         wanted = torch.tensor([clip_facts(scene) for scene in scenes])
@@ -138,6 +136,14 @@ class Guides(nn.Module):
             for head, layer in zip(self.changes, GUIDED_LAYERS, strict=True)
         ]
         return 4 * torch.stack(losses).mean()
+
+
+def _marked_loss(head: nn.Module, states: list[torch.Tensor], marks: list[torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of a head over the tokens that carry a mark."""
+    marked = [mark != IGNORED for mark in marks]
+    chosen = torch.cat([x[there] for x, there in zip(states, marked, strict=True)])  # [N, D]
+    wanted = torch.cat([mark[there] for mark, there in zip(marks, marked, strict=True)])
+    return F.cross_entropy(head(F.rms_norm(chosen, (WIDTH,))), wanted)
 
 
 def facts_of(scenes: list[Scene], frames: list[np.ndarray]) -> np.ndarray:

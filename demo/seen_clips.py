@@ -58,7 +58,9 @@ class ClipStore:
     def draw(self, rng: np.random.Generator, num_clips: int) -> SeenClips:
         """Draws clips of one length; lengths come as often as they were kept."""
         kept = self.by_length[int(rng.choice(self.lengths, p=self.shares))]
-        clips = [kept[int(index)] for index in rng.integers(0, len(kept), num_clips)]
+        # The right object is seen in clips of two alone, so those come more often.
+        chances = np.array([len(clip.scene.actors) ** 1.5 for clip in kept])
+        clips = [kept[int(index)] for index in rng.choice(len(kept), num_clips, p=chances / chances.sum())]
         instructions = [random_time_instruction(clip.scene, clip.frames, rng) for clip in clips]
         tokens = torch.stack([clip.tokens for clip in clips]).float()
         return SeenClips([clip.scene for clip in clips], tokens, [clip.frames for clip in clips], instructions)
