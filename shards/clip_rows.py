@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from shards.clip_ids import clean_id, window_suffix
 from shards.errors import InputError
 from shards.kinds import split_extension
-from shards.redaction import strip_credentials
+from storage.redaction import strip_credentials
 
 OWN_COLUMNS = frozenset({"clip_id", "start_s", "end_s"})
 _MAX_VIDEO_CHARS = 8192

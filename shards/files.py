@@ -9,9 +9,9 @@ from pathlib import Path
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
 from shards.indexed_clip import IndexedClip
 from shards.naming import NamedShard
-from shards.redaction import strip_credentials
 from shards.store import Store
 from shards.videos import fetch_video, read_videos
+from storage.redaction import strip_credentials
 
 
 def index_files(shard: NamedShard) -> Iterator[IndexedClip]:

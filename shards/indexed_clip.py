@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from schemas.records import WorkUnit
 from shards.clip_ids import make_unit_id
 from shards.errors import ShardChanged
-from shards.redaction import strip_credentials
+from storage.redaction import strip_credentials
 
 
 @dataclass(frozen=True, slots=True)

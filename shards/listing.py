@@ -11,8 +11,8 @@ from typing import Any
 from schemas.records import InputKind
 from shards.errors import InputError, NoInputFound
 from shards.kinds import SUPPORTED, kind_of
-from shards.redaction import strip_credentials
 from shards.store import Location, Store, protocol_of
+from storage.redaction import strip_credentials
 
 
 @dataclass(frozen=True, slots=True)

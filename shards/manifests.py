@@ -13,10 +13,10 @@ from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import path_of, split_extension
 from shards.manifest_lines import RawRow, iterate_csv_rows, iterate_json_rows, read_csv_header
 from shards.ranged_file import open_shard
-from shards.redaction import strip_credentials
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store, protocol_of
 from shards.videos import folder_of, prepare_fetch, read_videos
+from storage.redaction import strip_credentials
 
 _PLAN_BLOCK_BYTES = 8 << 20
 _MAX_SHOWN_PROBLEMS = 20

@@ -11,7 +11,7 @@ from shards.clip_ids import clean_id
 from shards.errors import InputError
 from shards.kinds import split_extension
 from shards.listing import FoundFile
-from shards.redaction import strip_credentials
+from storage.redaction import strip_credentials
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.parquet_columns import find_video_column, is_scalar
 from shards.parquet_rows import ParquetShard, iterate_rows, list_row_groups, open_parquet, pair_rows
-from shards.redaction import strip_credentials
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store
 from shards.videos import check_size, folder_of, prepare_fetch, read_videos
+from storage.redaction import strip_credentials
 
 _VIDEOS_AT_ONCE = 8  # decoded from their pages in memory, beside the one that is handed on
 _IDS_AT_ONCE = 4096

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from shards.errors import InputError, StoreRefused, StoreUnavailable
 from shards.ranged_file import open_shard
-from shards.redaction import strip_credentials
 from shards.store import Location, Store
+from storage.redaction import strip_credentials
 
 _Left = TypeVar("_Left")
 _Right = TypeVar("_Right")

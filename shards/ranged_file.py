@@ -6,8 +6,8 @@ import io
 from typing import Protocol
 
 from shards.errors import ShardChanged
-from shards.redaction import strip_credentials
 from shards.store import Location, Store, local_path
+from storage.redaction import strip_credentials
 
 READ_BLOCK_BYTES = 256 << 20  # a unit of default size is one ranged read; a larger one takes several, one at a time
 INDEX_BLOCK_BYTES = 64 << 10  # reading headers only: a small video's sidecar and the next header come with it

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.config import ReadConfig
 from shards.errors import InputError, StoreRefused, StoreUnavailable
-from shards.redaction import redact, secrets_of, strip_credentials
+from storage.redaction import redact, secrets_of, strip_credentials
 
 _Result = TypeVar("_Result")
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)

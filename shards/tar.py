@@ -12,13 +12,13 @@ from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import compression_of
 from shards.ranged_file import INDEX_BLOCK_BYTES, READ_BLOCK_BYTES, ByteStream, open_shard
-from shards.redaction import strip_credentials
 from shards.sidecars import dump_metadata, merge_sidecars
 from shards.store import Location, Store
 from shards.tar_groups import TarGroup, clip_key, group_members, is_sidecar, is_video, key_of, normal_name, sidecars_of
 from shards.tar_headers import TarMember, iterate_members
 from shards.unprintable import clean_text
 from shards.videos import check_size
+from storage.redaction import strip_credentials
 
 
 def index_tar(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedClip]:

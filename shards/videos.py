@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from schemas.records import Clip, ClipRef, FailedClip, Stage
 from shards.errors import InputError, StoreRefused, VideoUnreadable
-from shards.redaction import strip_credentials
 from shards.store import Location, Store, local_path, protocol_of
 from shards.unprintable import clean_text
+from storage.redaction import strip_credentials
 
 
 def resolve_uri(video: str, folder: str) -> str:

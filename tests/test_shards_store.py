@@ -11,8 +11,8 @@ import pytest
 from pipeline.units import UnitConfig, plan_units
 from shards.config import ReadConfig
 from shards.errors import ShardChanged, StoreRefused, StoreUnavailable
-from shards.redaction import redact, strip_credentials
 from shards.store import Store
+from storage.redaction import redact, strip_credentials
 from tests.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 
