@@ -60,13 +60,18 @@ def test_one_other_token_is_too_many_where_answers_are_exact():
         check_same_answers((ONE, TWO), (CanaryAnswer(((1, 2, 4), (9,)), True), TWO), is_exact=True)
 
 
-def test_where_answers_are_not_exact_a_late_token_may_differ():
+def test_where_answers_are_not_exact_some_tokens_may_differ():
     check_same_answers((ONE, TWO), (CanaryAnswer(((1, 2, 4), (8,)), True), TWO), is_exact=False)
 
 
 def test_where_answers_are_not_exact_swapped_ones_are_found():
     with pytest.raises(CanaryFailed):
         check_same_answers((ONE, TWO), (TWO, ONE), is_exact=False)
+
+
+def test_where_answers_are_not_exact_nonsense_is_found():
+    with pytest.raises(CanaryFailed):
+        check_same_answers((ONE, TWO), (CanaryAnswer(((7, 7, 7), (7,)), True), TWO), is_exact=False)
 
 
 def test_a_count_that_was_right_must_stay_right():

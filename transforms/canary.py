@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ class Canary:
     Args:
         engine: whose answers are watched.
         is_exact: answers must be the same to the last token. Otherwise, as in bfloat16, where the other questions in
-            the batch change the last bits, they must be the same as far as it takes to tell the clips apart.
+            the batch change the last bits, each must share more tokens with its own first answer than with the
+            other clip's: words drift, what is seen does not.
     """
 
     def __init__(self, engine: Engine, is_exact: bool) -> None:
@@ -126,14 +128,9 @@ def check_same_answers(first: tuple[CanaryAnswer, ...], now: tuple[CanaryAnswer,
         first, now: the answers about each of `CANARY_CLIPS`, at the start of the process and now.
         is_exact: see `Canary`.
     """
-    tellings = zip(first[0].token_ids, first[1].token_ids, strict=True)
-    needed = [None if is_exact else count_telling(one, other) for one, other in tellings]
-    for clip, before, after in zip(CANARY_CLIPS, first, now, strict=True):
-        same = all(
-            old[:length] == new[:length]
-            for old, new, length in zip(before.token_ids, after.token_ids, needed, strict=True)
-        )
-        if not same or (before.is_count_right and not after.is_count_right):
+    for number, clip in enumerate(CANARY_CLIPS):
+        same = is_like(now[number], first[number], first[1 - number], is_exact)
+        if not same or (first[number].is_count_right and not now[number].is_count_right):
             raise CanaryFailed(
                 f"the canary clip of {clip.num_squares} square(s), always the same, is not answered as at the start of "
                 "this process: answers are mixed up or the device computes wrongly. The run stops; finished units are "
@@ -141,12 +138,17 @@ def check_same_answers(first: tuple[CanaryAnswer, ...], now: tuple[CanaryAnswer,
             )
 
 
-def count_telling(one: TokenIds, other: TokenIds) -> int:
-    """Returns how many tokens of an answer it takes to tell it from another; 0 where nothing tells them apart."""
-    if one == other:
-        return 0
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other))) + 1
+def is_like(now: CanaryAnswer, own: CanaryAnswer, other: CanaryAnswer, is_exact: bool) -> bool:
+    """Returns whether an answer is about the clip of the answer `own`, not of `other`; see `Canary`."""
+    if now.token_ids == own.token_ids:
+        return True
+    return not is_exact and count_shared(now, own) > count_shared(now, other)
+
+
+def count_shared(one: CanaryAnswer, other: CanaryAnswer) -> int:
+    """Returns how many tokens two answers have in common, wherever they stand."""
+    pairs = zip(one.token_ids, other.token_ids, strict=True)
+    return sum((Counter(mine) & Counter(theirs)).total() for mine, theirs in pairs)
 
 
 def draw_canary(num_squares: int, colour: tuple[int, int, int]) -> CanaryClip:

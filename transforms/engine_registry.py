@@ -34,7 +34,9 @@ class RunningEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.canary = Canary(engine, is_exact=str(engine.model.language.dtype) == "torch.float32")
+        # On a GPU even float32 may change with the batch, where TensorFloat-32 is on.
+        is_exact = engine.model.device.type == "cpu" and str(engine.model.language.dtype) == "torch.float32"
+        self.canary = Canary(engine, is_exact)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="recipes", daemon=True).start()
 
