@@ -69,8 +69,7 @@ class ModelRunner:
     def embed_prefix(self, video: VideoTask, video_tokens: Tensor | None) -> Tensor:
         """Returns the embeddings [L, D] of a prefix, with the video tokens in their place."""
         before, after = (
-            self._language.embed(torch.tensor(ids, dtype=torch.long, device=self.model.device))
-            for ids in (video.text.before_video, video.text.after_video)
+            self._language.embed(self._to_device(ids)) for ids in (video.text.before_video, video.text.after_video)
         )
         return torch.cat([before, after] if video_tokens is None else [before, video_tokens.to(before), after])
 
@@ -79,7 +78,9 @@ class ModelRunner:
         """Runs new questions on top of their prefixes and returns the first id of each answer."""
         self._pages.hold(max(max(question.pages) for question in questions))
         lengths = [len(question.token_ids) for question in questions]
-        slots = torch.cat([_slots(question, range(len(question.token_ids))) for question in questions])
+        slots = self._to_device(
+            [slot for question in questions for slot in _slots(question, range(len(question.token_ids)))]
+        )
         spans = _spans_by_video(questions, lengths)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -102,17 +103,20 @@ class ModelRunner:
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
         written = [len(question.token_ids) + len(question.generated) - 1 for question in questions]
-        slots = torch.cat([_slots(question, [position]) for question, position in zip(questions, written, strict=True)])
+        slots = self._to_device([_slots(q, [position])[0] for q, position in zip(questions, written, strict=True)])
         spans = _spans_by_video(questions, [1] * len(questions))
-        groups = _group_by_pages(questions, written)
+        # On the device once a step: every layer uses them, and each copy would wait for the device.
+        groups = [
+            (self._to_device(rows), self._to_device(tables), self._to_device(lengths))
+            for rows, tables, lengths in _group_by_pages(questions, written)
+        ]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, slots, keys, values)
             out, lse = torch.empty_like(queries), queries.new_empty(queries.shape[:2], dtype=torch.float32)
             for rows, tables, lengths in groups:
-                rows = rows.to(queries.device)
-                own = self._pages.read(layer, tables)
-                out[rows], lse[rows] = attend_pages(queries[rows], *own, lengths.to(queries.device))
+                rows, lengths = rows.to(queries.device), lengths.to(queries.device)  # further GPUs, if there are any
+                out[rows], lse[rows] = attend_pages(queries[rows], *self._pages.read(layer, tables), lengths)
             return merge_attention(out, lse, *_attend_prefixes(layer, queries, spans))
 
         ids = [question.generated[-1] for question in questions]
@@ -122,9 +126,11 @@ class ModelRunner:
         return self._choose(self._forward(ids, positions, attend), questions)
 
     def _forward(self, ids: list[int], positions: list[int], attend: Attend) -> Tensor:
-        device = self.model.device
-        embedded = self._language.embed(torch.tensor(ids, device=device))
-        return self._language.forward(embedded, torch.tensor(positions, device=device), attend)
+        embedded = self._language.embed(self._to_device(ids))
+        return self._language.forward(embedded, self._to_device(positions), attend)
+
+    def _to_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
 
     def _choose(self, hidden: Tensor, questions: Sequence[QuestionTask]) -> list[int]:
         """Picks each row's likeliest id after the repetition penalty over the ids it generated (arXiv 1909.05858)."""
@@ -139,9 +145,9 @@ class ModelRunner:
         return chosen.tolist()
 
 
-def _slots(question: QuestionTask, positions: Sequence[int]) -> Tensor:
+def _slots(question: QuestionTask, positions: Sequence[int]) -> list[int]:
     """Returns where suffix tokens of a row lie, counted in tokens over all pages."""
-    return torch.tensor([question.pages[i // PAGE_TOKENS] * PAGE_TOKENS + i % PAGE_TOKENS for i in positions])
+    return [question.pages[i // PAGE_TOKENS] * PAGE_TOKENS + i % PAGE_TOKENS for i in positions]
 
 
 def _spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
@@ -165,7 +171,9 @@ def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTas
     return out, lse
 
 
-def _group_by_pages(questions: Sequence[QuestionTask], written: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _group_by_pages(
+    questions: Sequence[QuestionTask], written: Sequence[int]
+) -> list[tuple[list[int], list[tuple[int, ...]], list[int]]]:
     """Groups rows of like length, so that short answers are not padded to the longest.
 
     Returns:
@@ -181,5 +189,5 @@ def _group_by_pages(questions: Sequence[QuestionTask], written: Sequence[int]) -
         width = max(written[index] for index in rows) // PAGE_TOKENS + 1
         tables = [(questions[index].pages + (0,) * width)[:width] for index in rows]
         lengths = [written[index] + 1 for index in rows]
-        groups.append((torch.tensor(rows), torch.tensor(tables), torch.tensor(lengths)))
+        groups.append((rows, tables, lengths))
     return groups
