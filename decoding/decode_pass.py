@@ -10,7 +10,7 @@ from itertools import dropwhile
 import av.container
 import av.error
 import numpy as np
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from decoding.config import SamplingConfig
@@ -20,6 +20,7 @@ from decoding.pictures import FrameResizer, Pictures, upright_size
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
+_BEFORE_ALL = -(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Census:
 
     Attributes:
         good: (place in the decoder's output, presentation timestamp) of each faithful frame, in output order.
-        num_bad: packets that did not decode and frames the decoder calls corrupt.
+        num_bad: packets that did not decode, frames the decoder calls corrupt, and frames predicted from those.
     """
 
     good: list[tuple[int, int | None]] = field(default_factory=list)
@@ -64,23 +65,53 @@ def decode_announced(
 
 
 def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[Census, Pictures]:
-    """Decodes every frame, over errors, and keeps those whose place in the decoder's output is wanted."""
+    """Decodes every frame, over errors, and keeps those whose place in the decoder's output is wanted.
+
+    After a loss, the frames up to the next key frame are predicted from a picture that is not there: the decoder shows
+    something for them, but not what was filmed. They count as bad.
+    """
     keep = _Keeper(config)
     good: list[tuple[int, int | None]] = []
+    losses = _Losses()
     num_bad = ordinal = 0
     container, stream = _open(path, config)
     with container, ffmpeg_log():
-        for frames in _decode_over_errors(container, stream):
-            num_bad += frames is None
+        for packet, frames in _decode_over_errors(container, stream):
+            if frames is None:
+                num_bad += 1
+                losses.add(None if packet is None else packet.pts)
             for frame in frames or ():
-                if frame.is_corrupt:
-                    num_bad += 1
-                else:
+                if losses.spare(frame):
                     good.append((ordinal, frame.pts))
                     if ordinal in wanted:
                         keep.add(ordinal, frame)
+                else:
+                    num_bad += 1
                 ordinal += 1
     return Census(good, num_bad), keep.pictures()
+
+
+class _Losses:
+    """Follows which frames are predicted from one that was lost."""
+
+    def __init__(self) -> None:
+        self._last_pts: int | None = None  # of the last frame lost, until a key frame makes up for it
+
+    def add(self, pts: int | None) -> None:
+        """Notes a lost frame; without a timestamp, any key frame that follows makes up for it."""
+        self._last_pts = max(self._last_pts or _BEFORE_ALL, _BEFORE_ALL if pts is None else pts)
+
+    def spare(self, frame: VideoFrame) -> bool:
+        """Whether a frame, next in the decoder's output, shows what was filmed."""
+        if frame.is_corrupt:
+            # Seldom does another frame refer to a damaged B-frame: what follows it is as sound as before.
+            if frame.pict_type != PictureType.B:
+                self.add(frame.pts)
+            return False
+        # The decoder holds frames back: a key frame from before the loss may come out after it.
+        if frame.key_frame and self._last_pts is not None and (frame.pts is None or frame.pts > self._last_pts):
+            self._last_pts = None
+        return self._last_pts is None or bool(frame.key_frame)
 
 
 class _Keeper:
@@ -139,15 +170,15 @@ def _decode_skipping(packets: Iterable[av.Packet], stream: VideoStream, wanted: 
 
 def _decode_over_errors(
     container: av.container.InputContainer, stream: VideoStream
-) -> Iterator[list[VideoFrame] | None]:
-    """Yields the frames that each packet gives, or None for a packet that does not decode."""
+) -> Iterator[tuple[av.Packet | None, list[VideoFrame] | None]]:
+    """Yields each packet and the frames that come out with it, or None for frames if it does not decode."""
     for packet in _packets_to_first_error(container, stream):
         try:
-            yield stream.decode(packet)
+            yield packet, stream.decode(packet)
         except av.error.EOFError:
             return
         except av.error.FFmpegError:
-            yield None
+            yield packet, None
 
 
 def _packets_to_first_error(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:

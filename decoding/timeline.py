@@ -39,12 +39,12 @@ class Timeline:
         coded_size: width and height in pixels as coded, before any rotation.
         num_video_streams: cover pictures included.
         has_leading_pictures: whether frames precede, in time, a key frame that they follow in the file (open GOP).
-        pts: int64 [N] presentation timestamps in units of `time_base`, increasing.
+        pts: int64 [N] presentation timestamps in ticks, increasing.
         key_pts: int64 [K] the same of the key frames, increasing.
         times_s: float64 [N] seconds from the first frame.
         end_s: seconds from the first frame to the end of the last one.
         average_rate: mean frames a second as the container states it, or None.
-        tick_s: seconds in a unit of `pts`.
+        tick_s: seconds a tick.
         is_reliable: whether `pts` names the frames; if not, frames can only be counted as they are decoded.
         has_frame_packets: whether the container stores one frame a packet (MPEG streams may store single fields).
         has_discarded: whether the file holds frames that an edit list hides.

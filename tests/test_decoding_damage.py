@@ -23,7 +23,7 @@ from decoding.timeline import Span
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip
 from tests.decoding_fixtures import SHARED_MEDIA, make_video, needs_shared_media, numbered_frame, read_number
 
-CONFIG = SamplingConfig(max_frames=8, image_size=64, deadline_s=20.0)
+CONFIG = SamplingConfig(max_frames=8, image_size=64, deadline_s=100.0)
 # What a reason may look like: a few words for a person, nothing of FFmpeg's own language.
 REASONS = (
     "no video stream", "encrypted", "truncated after ", "truncated before its ", "codec not supported", "dimensions ",
@@ -134,6 +134,19 @@ def test_a_hole_in_the_middle_never_passes_for_a_sound_clip(video, tmp_path):
     (tmp_path / "hole.mp4").write_bytes(content)
     with pytest.raises(UndecodableClip, match="damaged"):
         sample(tmp_path / "hole.mp4")
+
+
+def test_frames_predicted_from_a_lost_one_are_never_sampled(video, tmp_path):
+    with av.open(str(video)) as container:
+        lost = next(p for p in container.demux(video=0) if p.pts and p.pts * p.time_base > 2.1 and not p.is_keyframe)
+    content = bytearray(video.read_bytes())
+    content[lost.pos : lost.pos + 8] = b"\xff" * 8
+    (tmp_path / "scratched.mp4").write_bytes(content)
+    settings = {"max_frames": 60, "min_decoded_share": 0.5, "decoder": "pyav"}
+    sound, scratched = sample(video, **settings), sample(tmp_path / "scratched.mp4", **settings)
+    assert 0.8 <= scratched.decoded_share < 1.0
+    assert (scratched.frame_indices[0], scratched.frame_indices[-1]) == (0, 59)
+    assert [i for i in scratched.frame_indices if not np.array_equal(scratched.pictures[i], sound.pictures[i])] == []
 
 
 def test_giant_pictures_are_refused_by_their_header(video):
