@@ -33,7 +33,7 @@ setup:
 
 demo: setup
 	@rm -rf $(DEMO_OUTPUT)
-	$(PY) run_pipeline.py annotate --input demo/clips --model demo/checkpoint --output $(DEMO_OUTPUT)
+	$(PY) run_pipeline.py annotate --input demo/clips --model demo/checkpoint --frames 8 --output $(DEMO_OUTPUT)
 	@$(PY) -m demo.show $(DEMO_OUTPUT)
 
 test: setup

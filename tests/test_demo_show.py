@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from demo.show import describe, find_faults, main, read_shown_clips, summarise
+from demo.show import describe, find_faults, main, read_promised_share, read_shown_clips, summarise
 
 RED = "A red square moves left on a black background."
 BLUE = "A blue disc stands still on a white background."
@@ -65,23 +65,33 @@ def test_the_summary_counts_right_captions_and_names_the_tables(tmp_path, clips)
 
 def test_a_good_run_has_no_faults(tmp_path, clips):
     output = write_run(tmp_path / "out", {"red.mp4": RED, "blue.mp4": BLUE}, {})
-    assert find_faults(read_shown_clips(output, clips), output) == []
+    assert find_faults(read_shown_clips(output, clips), output, 0.96) == []
 
 
 def test_wrong_missing_and_failed_clips_are_faults(tmp_path, clips):
     output = write_run(tmp_path / "out", {"red.mp4": BLUE}, {"blue": "no video stream"})
-    assert find_faults(read_shown_clips(output, clips), output) == [
+    assert find_faults(read_shown_clips(output, clips), output, 0.96) == [
         "blue.mp4 has no caption",
         "blue.mp4 has no QA pair",
         "blue failed: no video stream",
-        "only 0 of 2 captions are right, wanted 90%",
+        "only 0 of 2 captions are right, wanted 2: the model card promises 96%",
     ]
+
+
+def test_a_weak_model_is_held_to_no_more_than_its_card_promises(tmp_path, clips):
+    output = write_run(tmp_path / "out", {"red.mp4": RED, "blue.mp4": RED}, {})
+    assert find_faults(read_shown_clips(output, clips), output, 0.4) == []
+
+
+def test_the_promise_is_read_from_the_model_card(tmp_path):
+    (tmp_path / "README.md").write_text("| kind | right | asked |\n|---|---|---|\n| caption | 24 | 25 | 96 % |\n")
+    assert read_promised_share(tmp_path / "README.md") == 0.96
 
 
 def test_an_unfinished_run_is_a_fault(tmp_path, clips):
     output = write_run(tmp_path / "out", {"red.mp4": RED, "blue.mp4": BLUE}, {})
     (output / "_SUCCESS").unlink()
-    assert find_faults(read_shown_clips(output, clips), output)[0].endswith(
+    assert find_faults(read_shown_clips(output, clips), output, 0.96)[0].endswith(
         "_SUCCESS is missing: the run did not finish"
     )
 
