@@ -22,7 +22,7 @@ TABLES = ("captions", "qa", "clips", "failures")
 
 @dataclass(frozen=True, slots=True)
 class ShownClip:
-    """One demo clip: what it shows, and what was written about it."""
+    """One demo clip: what it shows, and what was written about it, verified QA pairs first and marked."""
 
     name: str
     truth: str
@@ -123,8 +123,10 @@ def _caption_of(name: str, rows: list[dict[str, object]]) -> str:
 
 
 def _qa_pairs_of(name: str, rows: list[dict[str, object]]) -> tuple[tuple[str, str], ...]:
-    usable = (row for row in rows if _is_about(row, name) and row["status"] == "ok")
-    return tuple((str(row["question"]), str(row["answer"])) for row in usable)
+    usable = [row for row in rows if _is_about(row, name) and row["status"] == "ok"]
+    usable.sort(key=lambda row: row["verified"] is not True)
+    marks = ("  (verified)" if row["verified"] else "" for row in usable)
+    return tuple((str(row["question"]), f"{row['answer']}{mark}") for row, mark in zip(usable, marks, strict=True))
 
 
 def _is_about(row: dict[str, object], name: str) -> bool:

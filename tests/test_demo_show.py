@@ -17,7 +17,7 @@ BLUE = "A blue disc stands still on a white background."
 
 def write_table(output: Path, name: str, rows: list[dict[str, object]], columns: tuple[str, ...]) -> None:
     (output / name).mkdir(parents=True)
-    schema = pa.schema([(column, pa.string()) for column in columns])
+    schema = pa.schema([(column, pa.bool_() if column == "verified" else pa.string()) for column in columns])
     pq.write_table(pa.Table.from_pylist(rows, schema), output / name / "part-0.parquet")
 
 
@@ -28,7 +28,7 @@ def write_run(output: Path, captions: dict[str, str], failures: dict[str, str]) 
         {"source": sources[name], "status": "ok", "question": "Does it move?", "answer": "yes"} for name in captions
     ]
     write_table(output, "captions", texts, ("source", "text"))
-    write_table(output, "qa", asked, ("source", "status", "question", "answer"))
+    write_table(output, "qa", asked, ("source", "status", "question", "answer", "verified"))
     write_table(output, "clips", [{"source": source} for source in sources.values()], ("source",))
     failed = [{"clip_id": name, "message": message} for name, message in failures.items()]
     write_table(output, "failures", failed, ("clip_id", "message"))
@@ -52,7 +52,9 @@ def test_a_clip_is_shown_with_its_truth_its_caption_and_its_answers(tmp_path, cl
         f"  shows    {RED}",
         f"  caption  {RED}",
         "  Q        Does it move?",
-        "  A        yes",
+        "  A        yes  (verified)",
+        "  Q        What moves?",
+        "  A        it",
     ]
 
 
