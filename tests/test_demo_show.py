@@ -24,8 +24,11 @@ def write_table(output: Path, name: str, rows: list[dict[str, object]], columns:
 def write_run(output: Path, captions: dict[str, str], failures: dict[str, str]) -> Path:
     sources = {name: f"/data/demo/clips/{name}" for name in captions}
     texts = [{"source": sources[name], "text": text} for name, text in captions.items()]
+    pairs = [("What moves?", "it", None), ("Does it move?", "yes", True)]
     asked = [
-        {"source": sources[name], "status": "ok", "question": "Does it move?", "answer": "yes"} for name in captions
+        {"source": source, "status": "ok", "question": question, "answer": answer, "verified": verified}
+        for source in sources.values()
+        for question, answer, verified in pairs
     ]
     write_table(output, "captions", texts, ("source", "text"))
     write_table(output, "qa", asked, ("source", "status", "question", "answer", "verified"))
