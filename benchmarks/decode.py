@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import tempfile
 import time
@@ -85,24 +86,25 @@ class _Row:
 
 
 class _Side:
-    """Our decoding with one decoder: a pool of one process, whose CPU time counts together with ours."""
+    """Our decoding with one decoder, in a pool of one process."""
 
     def __init__(self, frames: int, decoder: str, warm_up: Path) -> None:
-        before = set(psutil.Process().children())
         self.pool = DecoderPool(1, SamplingConfig(max_frames=frames, decoder=decoder))
         self.pool.submit(_clip(warm_up)).result()
-        (self._child,) = set(psutil.Process().children()) - before
 
     def sample(self, path: Path) -> tuple[float, str] | None:
         """Returns CPU seconds and the digest of the frames, None if the clip fails."""
-        started_s = self._cpu_s()
+        started_s = _cpu_seconds_of_all()
         result = self.pool.submit(_clip(path)).result()
-        cpu_s = self._cpu_s() - started_s
+        cpu_s = _cpu_seconds_of_all() - started_s
         return (cpu_s, result.sampling.frames_digest) if isinstance(result, SampledClip) else None
 
-    def _cpu_s(self) -> float:
-        times = self._child.cpu_times()
-        return float(times.user + times.system) + time.process_time()
+
+def _cpu_seconds_of_all() -> float:
+    """CPU time of this process and its children, ended ones too: a pool replaces its process now and then."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    alive = [child.cpu_times() for child in psutil.Process().children()]
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(times.user + times.system for times in alive)
 
 
 def _compare_clip(card: ProcessPoolExecutor, sides: dict[str, _Side], clip: Path, frames: int, rounds: int) -> _Row:
