@@ -145,6 +145,8 @@ def _typed(scene: Scene, rng: np.random.Generator) -> Asked:
         "Object Direction",
         "Attribute Change",
         "Spatial",
+        "Object Direction",  # these two ask which object it is about, or whether any: twice
+        "Attribute Change",
     )
     names = seeing if rng.random() < 0.8 else [name for name, _ in questions.prompts().types]
     return questions.ask_typed(scene, str(rng.choice(names)))

@@ -19,9 +19,9 @@ from demo.tokenizer import train_tokenizer
 
 # Seeing first: short prompts and short answers, three times as many clips a second. Then everything that recipes send.
 SEEING = Mix(4, short=5, choices=1, wrong=0, typed=0, segment_every=0, text_only_every=8, full_prompts=False)
-ANSWERING = Mix(2, short=4, choices=5, wrong=1, typed=1, segment_every=4, text_only_every=3, full_prompts=True)
+ANSWERING = Mix(3, short=4, choices=3, wrong=1, typed=2, segment_every=2, text_only_every=2, full_prompts=True)
 MEASURED = Mix(16, short=4, choices=4, wrong=1, typed=2, segment_every=1, text_only_every=1, full_prompts=True)
-TEXT_WEIGHT = 0.6
+TEXT_WEIGHT = 1.0
 SAVE_EVERY_S = 150
 HELD_OUT_SEED = 90_000_000
 
@@ -75,7 +75,7 @@ class Training:
         return every > 0 and (self.num_steps + self.rank) % every == 0
 
     def _learn_text_only(self) -> float:
-        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 2, 3)]
+        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 4)]
         hidden, _ = self.model(text_prefix(self.model, self.encoder), [block.ids for block in blocks])
         loss = answer_losses(self.model, hidden, blocks)
         (TEXT_WEIGHT * loss).backward()
@@ -104,7 +104,7 @@ def build_optimizers(model: LanguageModel, guides: Guides) -> Optimizers:
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     kept = {id(p) for p in matrices}
     others = [p for p in [*model.parameters(), *guides.parameters()] if id(p) not in kept]
-    return Optimizers(matrices, others, 0.012, 2.5e-3)
+    return Optimizers(matrices, others, 0.01, 2e-3)
 
 
 def share_gradients(parameters: list[nn.Parameter]) -> None:
