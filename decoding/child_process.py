@@ -21,6 +21,7 @@ from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 _START_DEADLINE_S = 120.0
 _WATCH_INTERVAL_S = 0.05
 _LAST_WORDS_S = 5.0
+_LAST_WORDS_BYTES = 16 << 10
 # The only variables a decoder gets: where programs and libraries lie, never a credential.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Decoding allocates and frees whole pictures. Kept in the heap they cost nothing; given back to the kernel each time,
@@ -144,7 +145,8 @@ class ChildProcess:
             self._process.wait(_LAST_WORDS_S)  # the connection closes before the traceback is written
         self._process.kill()
         code = self._process.wait()
-        self._log.seek(0)
+        # Only the end: a decoder that floods its log must not flood our memory when it dies.
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
         last_words = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
         self.kill()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
