@@ -130,4 +130,4 @@ def _flatten_settings(prefix: str, settings: Mapping[str, object]) -> Iterator[t
         if isinstance(value, Mapping):
             yield from _flatten_settings(f"{prefix}{name}.", value)
         else:
-            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False, default=str)
+            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
