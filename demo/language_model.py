@@ -148,5 +148,5 @@ def _before(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 
 def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    flat = (x.flatten(0, 1) for x in (queries, keys, values))
-    return F.scaled_dot_product_attention(*flat, attn_mask=mask).unflatten(0, queries.shape[:2])
+    q, k, v = (x.flatten(0, 1) for x in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).unflatten(0, queries.shape[:2])

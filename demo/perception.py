@@ -62,7 +62,7 @@ def pool(projected: torch.Tensor) -> torch.Tensor:
 def to_pixels(frames: np.ndarray) -> torch.Tensor:
     """Resizes uint8 [T, H, W, 3] as the pipeline does and normalises to float32 [T, 3, S, S]."""
     small = [Image.fromarray(frame).resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC) for frame in frames]
-    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def through_a_codec(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
