@@ -85,7 +85,7 @@ def find_faults(shown_clips: Sequence[ShownClip], output: Path, promised_share: 
     faults += [f"{shown.name} has no QA pair" for shown in shown_clips if not shown.qa_pairs]
     faults += [f"{row['clip_id']} failed: {row['message']}" for row in _read_rows(output, "failures")]
     num_right = sum(shown.is_right for shown in shown_clips)
-    num_wanted = _fewest_expected(len(shown_clips), promised_share)
+    num_wanted = fewest_expected(len(shown_clips), promised_share)
     if num_right < num_wanted:
         faults.append(
             f"only {num_right} of {len(shown_clips)} captions are right, wanted {num_wanted}: "
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def _fewest_expected(num_clips: int, share: float) -> int:
+def fewest_expected(num_clips: int, share: float) -> int:
     """Two standard deviations below the mean: a few clips say little about a share."""
     return math.ceil(num_clips * share - 2 * math.sqrt(num_clips * share * (1 - share)))
 

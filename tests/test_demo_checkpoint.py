@@ -10,6 +10,7 @@ import pytest
 from demo import evaluate, questions
 from demo.evaluate import CHECKPOINT
 from demo.questions import Asked
+from demo.show import fewest_expected, read_promised_share
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import play_backwards, random_scene
 from llava_video import Engine, EngineConfig, GenerationConfig
@@ -39,12 +40,13 @@ def test_the_checkpoint_is_at_most_six_megabytes():
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= MAX_BYTES
 
 
-def test_captions_say_what_encoded_clips_show(engine):
+def test_as_many_captions_say_what_encoded_clips_show_as_the_model_card_promises(engine):
     rng = np.random.default_rng(404)
     scenes = [random_scene(rng) for _ in range(NUM_CLIPS)]
     wanted = [questions.ask_caption(scene).answer for scene in scenes]
     got = [describe(engine, *decode_evenly(encode_scene(scene), 8)) for scene in scenes]
-    assert got == wanted
+    num_right = sum(caption == truth for caption, truth in zip(got, wanted, strict=True))
+    assert num_right >= fewest_expected(NUM_CLIPS, read_promised_share(CHECKPOINT / "README.md"))
 
 
 def test_a_clip_played_backwards_is_described_backwards(engine):
