@@ -158,13 +158,16 @@ def random_history(rng: np.random.Generator) -> list[str]:
     return [answers.retell(captions[:2]), captions[2]] if len(captions) == 3 and rng.random() < 0.5 else captions
 
 
-def ask_text_only(rng: np.random.Generator, num_refusals: int, num_retellings: int) -> list[list[list[Asked]]]:
-    """Draws text-only questions: those that only the video could answer, and retellings."""
+def ask_text_only(
+    rng: np.random.Generator, num_refusals: int, num_single: int, num_any: int
+) -> list[list[list[Asked]]]:
+    """Draws text-only questions: those that only the video could answer, and retellings of one and of any captions."""
     refused = []
     for _ in range(num_refusals):
         scene = random_scene(rng)
         refused.append(questions.ask_without_video((_short, _choice)[int(rng.integers(2))](scene, rng)))
-    return [[refused], [[questions.random_retelling(rng) for _ in range(num_retellings)]]]
+    single = [questions.random_single_retelling(rng) for _ in range(num_single)]
+    return [[refused], [single], [[questions.random_retelling(rng) for _ in range(num_any)]]]
 
 
 def frame_times(scene: Scene, num_frames: int, rng: np.random.Generator) -> np.ndarray:

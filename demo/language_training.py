@@ -19,7 +19,7 @@ from demo.tokenizer import train_tokenizer
 
 # Seeing first: short prompts and short answers, three times as many clips a second. Then everything that recipes send.
 SEEING = Mix(4, short=5, choices=1, wrong=0, typed=0, segment_every=0, text_only_every=8, full_prompts=False)
-ANSWERING = Mix(3, short=4, choices=3, wrong=1, typed=2, segment_every=2, text_only_every=2, full_prompts=True)
+ANSWERING = Mix(3, short=4, choices=3, wrong=1, typed=2, segment_every=2, text_only_every=1, full_prompts=True)
 MEASURED = Mix(16, short=4, choices=4, wrong=1, typed=2, segment_every=1, text_only_every=1, full_prompts=True)
 TEXT_WEIGHT = 1.0
 SAVE_EVERY_S = 150
@@ -75,7 +75,7 @@ class Training:
         return every > 0 and (self.num_steps + self.rank) % every == 0
 
     def _learn_text_only(self) -> float:
-        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 4)]
+        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 10, 2)]
         hidden, _ = self.model(text_prefix(self.model, self.encoder), [block.ids for block in blocks])
         loss = answer_losses(self.model, hidden, blocks)
         (TEXT_WEIGHT * loss).backward()
@@ -93,7 +93,7 @@ class Training:
             ]
             hidden, _ = self.model(build_prefix(self.model, self.encoder, clips), [block.ids for block in blocks])
             count_right(self.model, hidden, blocks, counts)
-            texts = [lay_out(self.encoder, rows) for rows in ask_text_only(rng, 8, 4)]
+            texts = [lay_out(self.encoder, rows) for rows in ask_text_only(rng, 4, 4, 8)]
             hidden, _ = self.model(text_prefix(self.model, self.encoder), [block.ids for block in texts])
             count_right(self.model, hidden, texts, counts)
         return " ".join(f"{kind} {right / asked:.2f}" for kind, (right, asked) in sorted(counts.items()))

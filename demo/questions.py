@@ -115,7 +115,16 @@ def random_retelling(rng: np.random.Generator) -> Asked:
     captions = [answers.caption(random_scene(rng)) for _ in range(int(rng.integers(1, 4)))]
     if rng.random() < 0.25:
         captions = [answers.retell(captions)]
-    return ask_retelling(captions, (prompts().summary, prompts().video)[int(rng.integers(2))])
+    return ask_retelling(captions, _either(rng))
+
+
+def random_single_retelling(rng: np.random.Generator) -> Asked:
+    """Asks to retell one caption, which teaches copying before its order matters."""
+    return ask_retelling([answers.caption(random_scene(rng))], _either(rng))
+
+
+def _either(rng: np.random.Generator) -> str:
+    return (prompts().summary, prompts().video)[int(rng.integers(2))]
 
 
 def pick(rng: np.random.Generator, pairs: list[answers.Pair]) -> answers.Pair:

@@ -66,8 +66,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, help="only this stage; all of them without")
     parser.add_argument("--perception-steps", type=int, default=2000)
     parser.add_argument("--seeing-steps", type=int, default=800, help="steps of stage 2")
-    parser.add_argument("--tuning-steps", type=int, default=1500, help="steps of stage 3")
-    parser.add_argument("--decay-from", type=float, default=0.5, help="share of stage 3 after which its rate falls")
+    parser.add_argument("--tuning-steps", type=int, default=3000, help="steps of stage 3")
+    parser.add_argument("--decay-from", type=float, default=0.6, help="share of stage 3 after which its rate falls")
     parser.add_argument("--clips", type=int, default=5000, help="encoded clips that stage 3 learns from")
     return parser.parse_args()
 
