@@ -103,6 +103,8 @@ class EngineThread:
         videos = self._scheduler.next_videos()
         if videos:
             self._prefill(videos)
+        elif self._scheduler.has_unprefilled:
+            self._stats.memory_waits += 1
         questions = self._scheduler.next_questions()
         if questions:
             self._start(questions)

@@ -52,6 +52,11 @@ class Scheduler:
         """Whether any question waits or runs."""
         return bool(self.running) or any(video.waiting for video in self.videos)
 
+    @property
+    def has_unprefilled(self) -> bool:
+        """Whether a video with a waiting question has no prefix yet."""
+        return any(video.prefix is None and video.waiting for video in self.videos)
+
     def add_video(self, video: VideoTask) -> None:
         """Queues a video; it is prefilled once a question to it waits."""
         self.videos.append(video)
