@@ -11,11 +11,13 @@ from torch import Tensor
 
 from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import MadeClip, Workload
-from llava_video.attention import attend_prefix, attend_suffix, merge_attention
+from llava_video.attention import attend_suffix, merge_attention
+from llava_video.attention_kernels import choose_kernel
 from llava_video.engine import Engine
 from llava_video.kv_cache import SuffixPages
 from llava_video.model_runner import ModelRunner
 from llava_video.pixels import find_unique_frames, resize_frames
+from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
 from llava_video.tasks import VideoTask
 
 _SCORED_ANSWERS = 3
@@ -77,16 +79,22 @@ def _score_by_engine(engine: Engine, clip: MadeClip, question: str, ids: list[in
     language = engine.model.language
     heads, width = engine.model.config.language.num_key_value_heads, engine.model.config.language.head_dim
     pages = SuffixPages(1, heads, width, language.layer_devices, language.dtype)
-    runner = ModelRunner(engine.model, pages, 1, len(clip.frames), engine.config.attn_implementation)
     unique, order = find_unique_frames(resize_frames(clip.frames, engine.model.config.tower.image_size))
     text = engine.tokenizer.video_prefix(clip.timestamps_s, clip.duration_s)
-    task = VideoTask(0, "", "", unique, np.asarray(order), text, 0)
+    num_tokens = len(text.before_video) + engine.model.num_video_tokens(len(clip.frames)) + len(text.after_video)
+    task = VideoTask(0, "", "", unique, np.asarray(order), text, num_tokens)
+    pool = None
+    if engine.model.device.type == "cuda":  # through the kernel that its decoding steps use
+        kernel = choose_kernel(engine.model.device, language.dtype)
+        num_chunks = -(-num_tokens // CHUNK_TOKENS)
+        pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, language.layer_devices, language.dtype, kernel)
+    runner = ModelRunner(engine.model, pages, 1, len(clip.frames), engine.config.attn_implementation, pool)
     prefix = runner.prefill(task, runner.encode_videos([task])[0])
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         own = attend_suffix(queries, keys, values)
-        return merge_attention(*own, *attend_prefix(queries, prefix.keys[layer], prefix.values[layer]))
+        return merge_attention(*own, *prefix.attend(layer, queries))
 
     suffix = torch.tensor([*engine.tokenizer.video_question(question), *ids[:-1]], device=engine.model.device)
-    positions = prefix.num_tokens + torch.arange(len(suffix), device=suffix.device)
+    positions = task.num_tokens + torch.arange(len(suffix), device=suffix.device)
     return language.logits(language.forward(language.embed(suffix), positions, attend)[-len(ids) :])

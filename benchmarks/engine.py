@@ -54,16 +54,17 @@ def make_engine(size: str, config: EngineConfig, folder: Path, tokenizer: Path) 
     write_configuration(size, folder, tokenizer)
     checkpoint = Checkpoint(f"random-{size}", folder, "random")
     model_config = read_model_config(checkpoint)
+    prompts = PromptTokenizer(checkpoint)
     device = choose_device(config.device)
     model = load_model(
         make_weights,
         model_config,
-        PromptTokenizer(checkpoint).num_ids,
+        prompts.num_ids,
         [device] * model_config.language.num_hidden_layers,
         choose_dtype(config.dtype, device),
         config.attn_implementation,
     )
-    return Engine(config, checkpoint, model)
+    return Engine(config, checkpoint, model, prompts)
 
 
 def run_seed_loop(engine: Engine, workload: Workload, num_clips: int) -> tuple[Measured, Answers]:
@@ -167,6 +168,9 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--attn-implementation", default="sdpa")
+    parser.add_argument(
+        "--static-decode", action=argparse.BooleanOptionalAction, help="fixed shapes and CUDA graphs; on one GPU"
+    )
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--seed-clips", type=int, help="clips of the seed loop; all")
     parser.add_argument("--frames", type=int, default=16)
@@ -189,6 +193,7 @@ def main() -> None:
         device=flags.device,
         dtype=flags.dtype,
         attn_implementation=flags.attn_implementation,
+        static_decode=flags.static_decode,
     )
     with tempfile.TemporaryDirectory() as folder:
         engine = (

@@ -9,6 +9,8 @@ Letters: N tokens, R rows, S suffix tokens, P prefix tokens, H query heads, K ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,14 +21,22 @@ from llava_video.errors import CheckpointError
 _MAX_SCORES = 1 << 26
 
 
+# Attention that adds a bias to the scores: queries [X, K, M, E], keys and values [X, K, T, E], bias [X, 1, 1, T];
+# returns outputs [X, K, M, E] and log-sum-exps float32 [X, K, M].
+AttendWithBias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 def fold_groups(queries: Tensor, num_key_value_heads: int) -> Tensor:
-    """Folds query heads that share keys into the tokens: [N, H, E] to [K, N * G, E]."""
-    return queries.unflatten(1, (num_key_value_heads, -1)).transpose(0, 1).flatten(1, 2)
+    """Folds query heads that share keys into the tokens: [..., N, H, E] to [..., K, N * G, E]."""
+    return queries.unflatten(-2, (num_key_value_heads, -1)).transpose(-4, -3).flatten(-3, -2)
 
 
-def unfold_groups(folded: Tensor, num_tokens: int) -> Tensor:
-    """Undoes `fold_groups`: [K, N * G, ...] to [N, H, ...]."""
-    return folded.unflatten(1, (num_tokens, -1)).transpose(0, 1).flatten(1, 2)
+def unfold_groups(out: Tensor, lse: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Undoes `fold_groups` for outputs [..., K, N * G, E] and log-sum-exps [..., K, N * G]."""
+    out, lse = (
+        folded.unflatten(-2, (num_tokens, -1)).transpose(-4, -3).flatten(-3, -2) for folded in (out, lse[..., None])
+    )
+    return out, lse[..., 0]
 
 
 def attend_with_lse(
@@ -73,6 +83,20 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     return out_a * share_a + out_b * (1 - share_a)
 
 
+def attend_with_bias(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain `AttendWithBias`, for any device."""
+    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5 + bias  # [X, K, M, T]
+    lse = scores.logsumexp(dim=-1)
+    return scores.sub_(lse[..., None]).exp_().to(values.dtype) @ values, lse
+
+
+def merge_chunks(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Joins attention over J disjoint sets of keys: outputs [C, J, ..., E] with log-sum-exps [C, J, ...]."""
+    total = lses.logsumexp(dim=1)
+    shares = (lses - total[:, None]).exp().to(outs.dtype)
+    return (outs * shares[..., None]).sum(dim=1), total
+
+
 def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, implementation: str | None) -> Tensor:
     """Attends within one whole sequence: queries [L, H, E], keys and values [L, K, E]; returns [L, H, E]."""
     if implementation == "flash_attention_2":
@@ -94,14 +118,14 @@ def attend_suffix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor
     last_visible = torch.arange(length, device=queries.device).repeat_interleave(num_heads // num_kv_heads)
     folded = fold_groups(queries, num_kv_heads)
     out, lse = attend_with_lse(folded, keys.transpose(0, 1), values.transpose(0, 1), last_visible)
-    return unfold_groups(out, length), unfold_groups(lse, length)
+    return unfold_groups(out, lse, length)
 
 
 def attend_prefix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of queries [N, H, E] of one clip's rows to its prefix, keys and values [K, P, E]."""
     num_tokens, num_kv_heads = len(queries), len(keys)
     out, lse = attend_with_lse(fold_groups(queries, num_kv_heads), keys, values)
-    return unfold_groups(out, num_tokens), unfold_groups(lse, num_tokens)
+    return unfold_groups(out, lse, num_tokens)
 
 
 def attend_pages(queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,14 +44,21 @@ class Engine:
         generation_defaults: what the checkpoint says about generation.
     """
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, model: LlavaVideoModel) -> None:
+    def __init__(
+        self, config: EngineConfig, checkpoint: Checkpoint, model: LlavaVideoModel, tokenizer: PromptTokenizer
+    ) -> None:
         self.config, self.checkpoint, self.model = config, checkpoint, model
         self.stats = EngineStats()
-        self.tokenizer = PromptTokenizer(checkpoint, config.prompt_layout)
+        self.tokenizer = tokenizer
         self.generation_defaults = read_generation_defaults(checkpoint)
         memory = plan_memory(config, model)
         runner = ModelRunner(
-            model, memory.pages, memory.limits.max_rows, memory.vision_batch_frames, config.attn_implementation
+            model,
+            memory.pages,
+            memory.limits.max_rows,
+            memory.vision_batch_frames,
+            config.attn_implementation,
+            memory.pool,
         )
         rule = StopRule(self.generation_defaults.eos_token_ids)
         self._thread = EngineThread(runner, Scheduler(memory.limits), rule, self.tokenizer, self.stats)
@@ -76,7 +83,7 @@ class Engine:
         check_faster_video(checkpoint, model_config)
         read = partial(read_weights, checkpoint)
         model = load_model(read, model_config, num_ids, devices, dtype, config.attn_implementation)
-        return cls(config, checkpoint, model)
+        return cls(config, checkpoint, model, tokenizer)
 
     def open(
         self,

@@ -26,6 +26,8 @@ class EngineConfig:
         kv_budget_bytes: memory for keys and values; None takes what is free on the device after loading.
         max_rows: questions answered at the same time.
         vision_batch_frames: frames that pass the vision tower at once; None suits the device.
+        static_decode: decoding steps of few fixed shapes, replayed as CUDA graphs on a GPU; None: on one GPU yes, on
+            CPUs and over several GPUs no.
         storage_options: fsspec options for a model given as URI; never written anywhere.
     """
 
@@ -40,6 +42,7 @@ class EngineConfig:
     kv_budget_bytes: int | None = None
     max_rows: int = 256
     vision_batch_frames: int | None = None
+    static_decode: bool | None = None
     storage_options: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

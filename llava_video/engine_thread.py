@@ -187,7 +187,7 @@ class EngineThread:
         limits, video = self._scheduler.limits, question.video
         if video.is_closed:
             self._fail([question], EngineClosed("the video was closed before the question was answered"))
-        elif video.num_tokens > limits.prefix_tokens or num_pages_for(question.max_tokens) > limits.num_pages:
+        elif limits.tokens_held(video) > limits.prefix_tokens or num_pages_for(question.max_tokens) > limits.num_pages:
             self._fail([question], ClipTooLarge(_describe_size(question, self._scheduler)))
             _release_frames(video)
         else:

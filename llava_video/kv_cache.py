@@ -1,28 +1,56 @@
-"""Where keys and values live: one contiguous prefix a clip, and pages for the suffix of every row."""
+"""Where keys and values live: the prefix of a clip, once, and pages for the suffix of every row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from llava_video.attention import attend_prefix
 
 PAGE_TOKENS = 32
 _FIRST_PAGES = 64
 
 
-@dataclass(slots=True)
-class PrefixKV:
-    """Keys and values of a clip's prompt prefix, per layer [K, P, E]; exists once however many questions share it."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
+class Prefix(Protocol):
+    """Keys and values of a clip's prompt prefix; they exist once, however many questions share them."""
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of the prefix, P."""
-        return self.keys[0].shape[1]
+    def size_bytes(self) -> int:
+        """Bytes that keys and values of all layers take."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keeps one layer's keys and values [P, K, E]; layers come in order."""
+
+    def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Attends queries [N, H, E] of the clip's rows; returns outputs [N, H, E] and log-sum-exps [N, H]."""
+
+    def release(self) -> None:
+        """Gives the memory back; nothing attends any more."""
+
+
+@dataclass(slots=True)
+class PrefixKV:
+    """A prefix with tensors of its own, keys and values [K, P, E] for each layer."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:  # noqa: ARG002  # layers come in order
+        """Keeps one layer's keys and values [P, K, E]."""
+        # Heads first and contiguous: the order in which every later step multiplies them.
+        self.keys.append(keys.transpose(0, 1).contiguous())
+        self.values.append(values.transpose(0, 1).contiguous())
+
+    def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Attends all queries of the clip in one product."""
+        return attend_prefix(queries, self.keys[layer], self.values[layer])
+
+    def release(self) -> None:
+        """Does nothing: the tensors go with their owner."""
 
     @property
     def size_bytes(self) -> int:
@@ -35,14 +63,15 @@ class SuffixPages:
 
     A row's pages are reserved when it is admitted, so that a running row never runs out, and nothing is ever
     concatenated: a step writes one token into each row's last page. On a GPU all pages are taken from the start; on a
-    CPU they grow with their use, by doubling.
+    CPU they grow with their use, by doubling. One page more than promised is for rows that only fill up a batch.
     """
 
     def __init__(
         self, num_pages: int, num_heads: int, head_dim: int, layer_devices: Sequence[torch.device], dtype: torch.dtype
     ) -> None:
-        self._num_pages = num_pages
-        held = num_pages if layer_devices[0].type == "cuda" else min(num_pages, _FIRST_PAGES)
+        self.spare_page = num_pages
+        self._num_pages = num_pages + 1
+        held = self._num_pages if layer_devices[0].type == "cuda" else min(self._num_pages, _FIRST_PAGES)
         shape = (num_heads, held, PAGE_TOKENS, head_dim)
         # Zeros, not empty memory: masked positions weigh nothing, but nothing times NaN is NaN.
         self._keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from llava_video.attention_kernels import choose_kernel
 from llava_video.engine_config import EngineConfig
 from llava_video.kv_cache import PAGE_TOKENS, SuffixPages, bytes_per_token
 from llava_video.model import LlavaVideoModel
+from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
 from llava_video.scheduler import Limits
 
-# Left free on a GPU for activations: a 14k-token prefill of the 7B needs about 3 GB, a tower batch of 64 frames 2 GB.
-_ACTIVATION_BYTES = 8 << 30
+# Left free on a GPU: a 14k-token prefill of the 7B needs about 3 GB, a tower batch of 64 frames 2 GB, CUDA graphs 2 GB.
+_ACTIVATION_BYTES = 12 << 30
 # Questions and answers are short beside a video's 13k tokens; a quarter of the budget holds 100 and more rows.
 _SUFFIX_SHARE = 0.25
 _CPU_SHARE, _CPU_MOST_BYTES = 0.3, 8 << 30
@@ -27,6 +29,7 @@ class MemoryPlan:
 
     limits: Limits
     pages: SuffixPages
+    pool: PrefixPool | None
     vision_batch_frames: int
 
 
@@ -63,19 +66,27 @@ def choose_layer_devices(device_map: str | None, device: torch.device, num_layer
 
 def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
     """Divides the memory for keys and values between prefixes and the pages of questions and answers."""
-    language = model.config.language
-    per_token = bytes_per_token(
-        language.num_hidden_layers, language.num_key_value_heads, language.head_dim, model.language.dtype
-    )
-    budget = config.kv_budget_bytes or _free_bytes(model.language.layer_devices)
+    language, devices, dtype = model.config.language, model.language.layer_devices, model.language.dtype
+    heads, width = language.num_key_value_heads, language.head_dim
+    per_token = bytes_per_token(language.num_hidden_layers, heads, width, dtype)
+    budget = config.kv_budget_bytes or _free_bytes(devices)
     num_pages = max(int(budget * _SUFFIX_SHARE) // per_token // PAGE_TOKENS, 1)
-    pages = SuffixPages(
-        num_pages, language.num_key_value_heads, language.head_dim, model.language.layer_devices, model.language.dtype
-    )
+    pages = SuffixPages(num_pages, heads, width, devices, dtype)
     limits = Limits(
         prefix_tokens=int(budget * (1 - _SUFFIX_SHARE)) // per_token, num_pages=num_pages, max_rows=config.max_rows
     )
-    return MemoryPlan(limits, pages, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
+    pool = None
+    if _decodes_statically(config, devices):
+        limits = replace(limits, prefix_unit=CHUNK_TOKENS)
+        num_chunks = max(1, limits.prefix_tokens // CHUNK_TOKENS)
+        pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, devices, dtype, choose_kernel(devices[0], dtype))
+    return MemoryPlan(limits, pages, pool, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
+
+
+def _decodes_statically(config: EngineConfig, devices: Sequence[torch.device]) -> bool:
+    if config.static_decode is not None:
+        return config.static_decode
+    return devices[0].type == "cuda" and len(set(devices)) == 1
 
 
 def _free_bytes(devices: Sequence[torch.device]) -> int:

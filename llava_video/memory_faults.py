@@ -18,8 +18,8 @@ def recover_prefill(scheduler: Scheduler, videos: list[VideoTask]) -> list[Quest
         The questions to fail: those of a video that was alone and still did not fit.
     """
     undone = [video for video in videos if video.prefix is None]
-    held = scheduler.used_prefix_tokens - sum(video.num_tokens for video in undone)
     scheduler.put_back(undone)
+    held = scheduler.used_prefix_tokens
     if held:
         _shrink(scheduler, prefix_tokens=held)
         return []

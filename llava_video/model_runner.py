@@ -8,11 +8,15 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from llava_video.attention import attend_causally, attend_pages, attend_prefix, attend_suffix, merge_attention
-from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages
+from llava_video.attention import attend_causally, attend_pages, attend_suffix, merge_attention
+from llava_video.choosing import SeenIds
+from llava_video.cuda_graphs import GraphedDecoder
+from llava_video.kv_cache import PAGE_TOKENS, Prefix, PrefixKV, SuffixPages
 from llava_video.language_model import Attend
 from llava_video.model import LlavaVideoModel
-from llava_video.tasks import QuestionTask, VideoTask
+from llava_video.prefix_pool import PrefixPool
+from llava_video.static_decode import StaticDecoder
+from llava_video.tasks import QuestionTask, VideoTask, slots_of, spans_by_video
 
 
 class ModelRunner:
@@ -28,16 +32,17 @@ class ModelRunner:
         max_rows: int,
         vision_batch_frames: int,
         attn_implementation: str | None,
+        pool: PrefixPool | None = None,
     ) -> None:
-        self.model, self._pages = model, pages
+        """Takes the parts; with a `pool`, prefixes lie there and decoding steps have fixed shapes."""
+        self.model, self._pages, self._pool = model, pages, pool
         self._language = model.language
         self._vision_batch_frames = vision_batch_frames
         self._implementation = attn_implementation
-        self._seen = torch.zeros(max_rows, self._language.num_ids, dtype=torch.bool, device=self._head_device)
-
-    @property
-    def _head_device(self) -> torch.device:
-        return self._language.layer_devices[-1]
+        self._seen = SeenIds(max_rows, self._language.num_ids, self._language.layer_devices[-1])
+        self._static: GraphedDecoder | None = None
+        if pool is not None:
+            self._static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
 
     @torch.inference_mode()
     def encode_videos(self, videos: Sequence[VideoTask]) -> list[Tensor]:
@@ -48,23 +53,31 @@ class ModelRunner:
         batch = self._vision_batch_frames
         pooled = torch.cat([self.model.encode_frames(frames[i : i + batch]) for i in range(0, len(frames), batch)])
         parts = pooled.split([len(clip) for clip in clips])
+        self._wait()
         return [self.model.lay_out(part, video.frame_order) for part, video in zip(parts, videos, strict=True)]
 
     @torch.inference_mode()
-    def prefill(self, video: VideoTask, video_tokens: Tensor | None) -> PrefixKV:
+    def prefill(self, video: VideoTask, video_tokens: Tensor | None) -> Prefix:
         """Runs a clip's prefix through the language model and returns its keys and values."""
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-
-        def attend(_layer: int, queries: Tensor, new_keys: Tensor, new_values: Tensor) -> Tensor:
-            # Heads first and contiguous: the order in which every later step multiplies them.
-            keys.append(new_keys.transpose(0, 1).contiguous())
-            values.append(new_values.transpose(0, 1).contiguous())
-            return attend_causally(queries, new_keys, new_values, self._implementation)
-
         embeddings = self.embed_prefix(video, video_tokens)
-        self._language.forward(embeddings, torch.arange(len(embeddings), device=embeddings.device), attend)
-        return PrefixKV(keys, values)
+        prefix: Prefix = PrefixKV() if self._pool is None else self._pool.open(len(embeddings))
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            prefix.write(layer, keys, values)
+            return attend_causally(queries, keys, values, self._implementation)
+
+        try:
+            self._language.forward(embeddings, torch.arange(len(embeddings), device=embeddings.device), attend)
+        except torch.OutOfMemoryError:
+            prefix.release()
+            raise
+        self._wait()
+        return prefix
+
+    def _wait(self) -> None:
+        """Waits for the device, so that the seconds counted for each kind of work are its own."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def embed_prefix(self, video: VideoTask, video_tokens: Tensor | None) -> Tensor:
         """Returns the embeddings [L, D] of a prefix, with the video tokens in their place."""
@@ -79,9 +92,9 @@ class ModelRunner:
         self._pages.hold(max(max(question.pages) for question in questions))
         lengths = [len(question.token_ids) for question in questions]
         slots = self._to_device(
-            [slot for question in questions for slot in _slots(question, range(len(question.token_ids)))]
+            [slot for question in questions for slot in slots_of(question, range(len(question.token_ids)))]
         )
-        spans = _spans_by_video(questions, lengths)
+        spans = spans_by_video(questions, lengths)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, slots, keys, values)
@@ -95,16 +108,20 @@ class ModelRunner:
         first = [question.video.num_tokens for question in questions]
         positions = [start + i for start, length in zip(first, lengths, strict=True) for i in range(length)]
         hidden = self._forward(ids, positions, attend)
-        self._seen[[question.row for question in questions]] = False
+        self._seen.forget([question.row for question in questions])
         ends = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
         return self._choose(hidden[ends], questions)
 
     @torch.inference_mode()
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
-        written = [len(question.token_ids) + len(question.generated) - 1 for question in questions]
-        slots = self._to_device([_slots(q, [position])[0] for q, position in zip(questions, written, strict=True)])
-        spans = _spans_by_video(questions, [1] * len(questions))
+        return self._decode_by_clip(questions) if self._static is None else self._static.decode(questions)
+
+    def _decode_by_clip(self, questions: Sequence[QuestionTask]) -> list[int]:
+        """Runs a step of whatever shape, one product for each clip's prefix."""
+        written = [question.num_suffix_tokens - 1 for question in questions]
+        slots = self._to_device([slots_of(q, [position])[0] for q, position in zip(questions, written, strict=True)])
+        spans = spans_by_video(questions, [1] * len(questions))
         # On the device once a step: every layer uses them, and each copy would wait for the device.
         groups = [
             (self._to_device(rows), self._to_device(tables), self._to_device(lengths))
@@ -133,32 +150,11 @@ class ModelRunner:
         return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
 
     def _choose(self, hidden: Tensor, questions: Sequence[QuestionTask]) -> list[int]:
-        """Picks each row's likeliest id after the repetition penalty over the ids it generated (arXiv 1909.05858)."""
         logits = self._language.logits(hidden)  # [R, V]
         rows = torch.tensor([question.row for question in questions], device=logits.device)
-        if any(question.repetition_penalty != 1.0 for question in questions):
-            penalties = logits.new_tensor([question.repetition_penalty for question in questions])[:, None]
-            penalised = torch.where(logits < 0, logits * penalties, logits / penalties)
-            logits = torch.where(self._seen[rows], penalised, logits)
-        chosen = logits.argmax(dim=-1)
-        self._seen[rows, chosen] = True
-        return chosen.tolist()
-
-
-def _slots(question: QuestionTask, positions: Sequence[int]) -> list[int]:
-    """Returns where suffix tokens of a row lie, counted in tokens over all pages."""
-    return [question.pages[i // PAGE_TOKENS] * PAGE_TOKENS + i % PAGE_TOKENS for i in positions]
-
-
-def _spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
-    """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
-    spans, start = [], 0
-    for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
-        pairs = list(run)
-        stop = start + sum(length for _, length in pairs)
-        spans.append((pairs[0][0].video, start, stop))
-        start = stop
-    return spans
+        penalties = [question.repetition_penalty for question in questions]
+        is_penalised = any(penalty != 1.0 for penalty in penalties)
+        return self._seen.choose(logits, rows, logits.new_tensor(penalties) if is_penalised else None).tolist()
 
 
 def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTask, int, int]]) -> tuple[Tensor, Tensor]:
@@ -166,7 +162,7 @@ def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTas
     parts = []
     for video, start, stop in spans:
         assert video.prefix is not None, "a question starts after its video is prefilled"
-        parts.append(attend_prefix(queries[start:stop], video.prefix.keys[layer], video.prefix.values[layer]))
+        parts.append(video.prefix.attend(layer, queries[start:stop]))
     out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return out, lse
 

@@ -23,12 +23,18 @@ class Limits:
         num_pages: pages for questions and answers.
         max_rows: questions that run.
         prefill_tokens: prefix tokens prefilled between two decoding steps, unless one video alone has more.
+        prefix_unit: prefixes take memory in multiples of so many tokens.
     """
 
     prefix_tokens: int
     num_pages: int
     max_rows: int
     prefill_tokens: int = 16384
+    prefix_unit: int = 1
+
+    def tokens_held(self, video: VideoTask) -> int:
+        """Returns the prefix tokens that a video takes from the budget."""
+        return -(-video.num_tokens // self.prefix_unit) * self.prefix_unit
 
 
 class Scheduler:
@@ -80,18 +86,19 @@ class Scheduler:
         for video in self.videos:
             if video.prefix is not None or not video.waiting:
                 continue
-            fits_budget = self._used_prefix_tokens + video.num_tokens <= self.limits.prefix_tokens
+            held = self.limits.tokens_held(video)
+            fits_budget = self._used_prefix_tokens + held <= self.limits.prefix_tokens
             fits_step = not chosen or num_tokens + video.num_tokens <= self.limits.prefill_tokens
             if not (fits_budget and fits_step):
                 break
             chosen.append(video)
             num_tokens += video.num_tokens
-            self._used_prefix_tokens += video.num_tokens
+            self._used_prefix_tokens += held
         return chosen
 
     def put_back(self, videos: list[VideoTask]) -> None:
         """Undoes `next_videos` for videos that could not be prefilled after all."""
-        self._used_prefix_tokens -= sum(video.num_tokens for video in videos)
+        self._used_prefix_tokens -= sum(map(self.limits.tokens_held, videos))
 
     def next_questions(self) -> list[QuestionTask]:
         """Takes the questions that start now, with a row and pages each, sorted by video."""
@@ -141,7 +148,8 @@ class Scheduler:
             return
         self.videos.remove(video)
         if video.prefix is not None:
-            self._used_prefix_tokens -= video.num_tokens
+            self._used_prefix_tokens -= self.limits.tokens_held(video)
+            video.prefix.release()
             video.prefix = None
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
 from llava_video.generation import Completion, GenerationConfig
-from llava_video.kv_cache import PrefixKV
+from llava_video.kv_cache import PAGE_TOKENS, Prefix
 from llava_video.prompts import VideoPrefix
 
 
@@ -35,7 +36,7 @@ class VideoTask:
     text: VideoPrefix
     num_tokens: int
     on_encoded: Callable[[], None] | None = None
-    prefix: PrefixKV | None = None
+    prefix: Prefix | None = None
     waiting: list[QuestionTask] = field(default_factory=list)
     num_running: int = 0
     is_closed: bool = False
@@ -67,6 +68,27 @@ class QuestionTask:
         return len(self.token_ids) + self.generation.max_new_tokens
 
     @property
+    def num_suffix_tokens(self) -> int:
+        """Tokens of the question and of its answer so far."""
+        return len(self.token_ids) + len(self.generated)
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the whole prompt."""
         return self.video.num_tokens + len(self.token_ids)
+
+
+def slots_of(question: QuestionTask, positions: Sequence[int]) -> list[int]:
+    """Returns where suffix tokens of a row lie, counted in tokens over all pages."""
+    return [question.pages[i // PAGE_TOKENS] * PAGE_TOKENS + i % PAGE_TOKENS for i in positions]
+
+
+def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
+    """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
+    spans, start = [], 0
+    for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
+        pairs = list(run)
+        stop = start + sum(length for _, length in pairs)
+        spans.append((pairs[0][0].video, start, stop))
+        start = stop
+    return spans

@@ -1,0 +1,89 @@
+"""Replays decoding steps as CUDA graphs, one for each shape that comes often; other devices just run them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from llava_video.static_decode import StaticDecoder, StepShape, sizes_of, view_numbers
+from llava_video.tasks import QuestionTask
+
+_log = logging.getLogger(__name__)
+
+_CAPTURE_AFTER = 8
+"""Steps of one shape before it is captured: shapes that pass by, as while clips join, are not worth a graph."""
+
+_MOST_GRAPHS = 64
+
+
+class _Step:
+    """The buffers of one shape, on the host and on the device, and its graph once it has one."""
+
+    def __init__(self, shape: StepShape, device: torch.device) -> None:
+        is_pinned = device.type == "cuda"
+        self.host = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, pin_memory=is_pinned)
+        self.host_penalties = torch.ones(shape.rows, pin_memory=is_pinned)
+        self._buffer, self.penalties = self.host.to(device), self.host_penalties.to(device)
+        self.numbers = view_numbers(self._buffer, shape)
+        self.num_runs = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.chosen: Tensor | None = None
+
+    def upload(self) -> None:
+        """Copies the host's numbers; every step ends by reading its ids, so no copy is still under way."""
+        self._buffer.copy_(self.host, non_blocking=True)
+        self.penalties.copy_(self.host_penalties, non_blocking=True)
+
+
+class GraphedDecoder:
+    """Runs the static decoder's steps, captured where that pays."""
+
+    def __init__(self, decoder: StaticDecoder, device: torch.device) -> None:
+        self._decoder, self._device = decoder, device
+        self._steps: dict[StepShape, _Step] = {}
+        self._num_captures_left = _MOST_GRAPHS if device.type == "cuda" else 0
+        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
+        """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
+        shape = self._decoder.shape_of(questions)
+        step = self._steps.get(shape)
+        if step is None:
+            step = self._steps[shape] = _Step(shape, self._device)
+        self._decoder.write_numbers(questions, shape, step.host.numpy())
+        step.host_penalties[: len(questions)] = torch.tensor([question.repetition_penalty for question in questions])
+        step.upload()
+        return self._run(step)[: len(questions)].tolist()
+
+    def _run(self, step: _Step) -> Tensor:
+        step.num_runs += 1
+        if step.graph is None and step.num_runs > _CAPTURE_AFTER and self._num_captures_left:
+            self._capture(step)
+        if step.graph is None or step.chosen is None:
+            return self._decoder.run(step.numbers, step.penalties)
+        step.graph.replay()
+        return step.chosen
+
+    def _capture(self, step: _Step) -> None:
+        """Records a step without running it. Whatever goes wrong, steps still run one kernel after the other."""
+        self._num_captures_left -= 1
+        try:
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(stream):
+                # Thread-local: other threads may pin memory or load clips meanwhile.
+                graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+                try:
+                    step.chosen = self._decoder.run(step.numbers, step.penalties)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            self._num_captures_left = 0
+            _log.warning("no CUDA graphs, decoding goes on without: %s", error)
+            return
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        step.graph = graph

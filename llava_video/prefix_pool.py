@@ -1,0 +1,109 @@
+"""Prefixes of all clips in one pool of chunks, which lie still in memory, so that one kernel can read them all."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llava_video.attention import AttendWithBias, fold_groups, merge_chunks, unfold_groups
+
+CHUNK_TOKENS = 1024
+"""A 13,440-token clip fills 14 chunks and wastes 4 % of them; enough of them run side by side to fill a GPU."""
+
+
+class PrefixPool:
+    """Keys and values [X, K, T, E] of X chunks of T tokens for each layer, allocated once.
+
+    Low chunks are given out first, so that those in use stay together at the front.
+    """
+
+    def __init__(
+        self,
+        num_chunks: int,
+        chunk_tokens: int,
+        num_heads: int,
+        head_dim: int,
+        layer_devices: Sequence[torch.device],
+        dtype: torch.dtype,
+        attend: AttendWithBias,
+    ) -> None:
+        self.chunk_tokens, self.num_chunks, self.attend = chunk_tokens, num_chunks, attend
+        shape = (num_chunks, num_heads, chunk_tokens, head_dim)
+        # Zeros, not empty memory: chunks that nobody owns are read too, and thrown away, but never as NaN.
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
+        self._free = list(range(num_chunks))
+
+    def open(self, num_tokens: int) -> PooledPrefix:
+        """Takes the chunks for a prefix.
+
+        Raises:
+            MemoryError: there are not enough; the scheduler promised more than the pool has.
+        """
+        wanted = -(-num_tokens // self.chunk_tokens)
+        if wanted > len(self._free):
+            raise MemoryError(f"a prefix of {num_tokens} tokens wants {wanted} chunks, {len(self._free)} are free")
+        return PooledPrefix(self, tuple(heapq.heappop(self._free) for _ in range(wanted)), num_tokens)
+
+    def give_back(self, chunks: Sequence[int]) -> None:
+        """Frees chunks."""
+        for chunk in chunks:
+            heapq.heappush(self._free, chunk)
+
+
+class PooledPrefix:
+    """A prefix in chunks of a pool."""
+
+    def __init__(self, pool: PrefixPool, chunks: tuple[int, ...], num_tokens: int) -> None:
+        self.chunks, self.num_tokens, self._pool = chunks, num_tokens, pool
+        self._is_released = False
+        # Once, not in every layer: each copy to a GPU would wait for it.
+        self._index = torch.tensor(chunks, device=pool.keys[0].device)
+        fills = torch.tensor(self.fills, device=self._index.device)
+        self._bias = bias_of(fills, pool.chunk_tokens, pool.keys[0].dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the chunks over all layers."""
+        pool = self._pool
+        return len(self.chunks) * sum(
+            keys[0].nbytes + values[0].nbytes for keys, values in zip(pool.keys, pool.values, strict=True)
+        )
+
+    @property
+    def fills(self) -> list[int]:
+        """How many tokens each chunk holds."""
+        size = self._pool.chunk_tokens
+        return [min(size, self.num_tokens - index * size) for index in range(len(self.chunks))]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Copies one layer's keys and values [P, K, E] into the chunks."""
+        size = self._pool.chunk_tokens
+        for pool, new in ((self._pool.keys[layer], keys), (self._pool.values[layer], values)):
+            for chunk, part in zip(self.chunks, new.split(size), strict=True):
+                pool[chunk, :, : len(part)] = part.transpose(0, 1)
+
+    def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Attends to every chunk apart and merges; shapes as `Prefix.attend`."""
+        pool = self._pool
+        index, bias = (part.to(queries.device) for part in (self._index, self._bias))  # further GPUs, if there are any
+        keys, values = pool.keys[layer][index], pool.values[layer][index]  # [J, K, T, E]
+        folded = fold_groups(queries, keys.shape[1]).expand(len(index), -1, -1, -1)  # [J, K, N * G, E]
+        out, lse = merge_chunks(*(part[None] for part in pool.attend(folded, keys, values, bias)))
+        return unfold_groups(out[0], lse[0], len(queries))
+
+    def release(self) -> None:
+        """Gives the chunks back, once."""
+        if not self._is_released:
+            self._is_released = True
+            self._pool.give_back(self.chunks)
+
+
+def bias_of(fills: Tensor, chunk_tokens: int, dtype: torch.dtype) -> Tensor:
+    """Returns what is added to the scores of chunks that hold `fills` [X] tokens: [X, 1, 1, T], 0 or minus infinity."""
+    positions = torch.arange(chunk_tokens, device=fills.device)
+    bias = torch.zeros(len(fills), chunk_tokens, device=fills.device, dtype=dtype)
+    return bias.masked_fill_(positions >= fills[:, None], float("-inf"))[:, None, None]

@@ -1,0 +1,162 @@
+"""Decoding steps whose tensors have few fixed shapes, so that a GPU replays them as CUDA graphs.
+
+A step of the 7B is a thousand small kernels; launched one by one they take longer than they run. The work of a step is
+rounded up to a shape, all numbers it depends on lie in one buffer, and nothing in it asks the host for anything.
+
+Letters: N rows, C clips, M rows of one clip, X chunks of the pool, J chunks of one clip, B pages of one row; T tokens
+of a chunk, K key-value heads, G query heads that share one, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from llava_video.attention import attend_pages, fold_groups, merge_attention, merge_chunks, unfold_groups
+from llava_video.choosing import SeenIds
+from llava_video.kv_cache import PAGE_TOKENS, SuffixPages
+from llava_video.language_model import LanguageModel
+from llava_video.prefix_pool import PooledPrefix, PrefixPool, bias_of
+from llava_video.tasks import QuestionTask, slots_of, spans_by_video
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The sizes that a step is rounded up to: N, C, M, X, J and B."""
+
+    rows: int
+    clips: int
+    rows_per_clip: int
+    chunks: int
+    chunks_per_clip: int
+    pages: int
+
+
+def round_up(number: int, least: int = 1) -> int:
+    """Rounds up to a power of two or to one and a half of one: at most a third is for nothing."""
+    power = max(least, 1 << (number - 1).bit_length())
+    return power * 3 // 4 if number <= power * 3 // 4 and power > max(least, 2) else power
+
+
+@dataclass(frozen=True)
+class StepNumbers(Generic[Array]):
+    """All that a step depends on, int64, on the host or on the device.
+
+    Attributes:
+        ids, positions: [N] the last id of each row and where it stands.
+        slots, tables, lengths: [N], [N, B], [N] where its keys go, its pages, its suffix tokens.
+        rows: [N] which ids it has generated.
+        cells: [N] its place among the clips' rows, counted in C * M.
+        members: [C * M] which of the N rows stands at each place.
+        owners, fills: [X] the clip that each chunk belongs to, and its tokens.
+        chunks, absent: [C, J] the chunks of each clip, and 1 where there is none.
+    """
+
+    ids: Array
+    positions: Array
+    slots: Array
+    tables: Array
+    lengths: Array
+    rows: Array
+    cells: Array
+    members: Array
+    owners: Array
+    fills: Array
+    chunks: Array
+    absent: Array
+
+
+def sizes_of(shape: StepShape) -> list[tuple[int, ...]]:
+    """Returns the sizes of the fields of `StepNumbers`."""
+    n, c, m, x, j, b = astuple(shape)
+    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
+
+
+def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
+    """Divides one flat buffer into the numbers of a step, as views."""
+    sizes = sizes_of(shape)
+    bounds = accumulate(map(prod, sizes), initial=0)
+    parts = zip(pairwise(bounds), sizes, strict=True)
+    return StepNumbers(*(buffer[start:stop].reshape(size) for (start, stop), size in parts))
+
+
+class StaticDecoder:
+    """Writes a step's numbers down and runs it, from a prefix pool and pages that lie still."""
+
+    def __init__(self, language: LanguageModel, pool: PrefixPool, pages: SuffixPages, seen: SeenIds) -> None:
+        self._language, self._pool, self._pages, self._seen = language, pool, pages, seen
+        pages.hold(pages.spare_page)
+
+    def shape_of(self, questions: Sequence[QuestionTask]) -> StepShape:
+        """Rounds up what these running questions need."""
+        spans = spans_by_video(questions, [1] * len(questions))
+        chunks = [_prefix_of(video.prefix).chunks for video, _, _ in spans]
+        return StepShape(
+            rows=round_up(len(questions), 4),
+            clips=round_up(len(spans)),
+            rows_per_clip=round_up(max(stop - start for _, start, stop in spans)),
+            chunks=min(self._pool.num_chunks, round_up(1 + max(map(max, chunks)), 16)),
+            chunks_per_clip=round_up(max(map(len, chunks)), 4),
+            pages=round_up(max(question.num_suffix_tokens - 1 for question in questions) // PAGE_TOKENS + 1, 4),
+        )
+
+    def write_numbers(self, questions: Sequence[QuestionTask], shape: StepShape, buffer: np.ndarray) -> None:
+        """Fills a buffer on the host; what pads the shape writes to the spare page and row, and is never read."""
+        numbers = view_numbers(buffer, shape)
+        buffer[:] = 0
+        numbers.slots[:], numbers.lengths[:] = self._pages.spare_page * PAGE_TOKENS, 1
+        numbers.tables[:], numbers.rows[:] = self._pages.spare_page, self._seen.spare_row
+        numbers.fills[:], numbers.absent[:, 1:] = self._pool.chunk_tokens, 1
+        for index, question in enumerate(questions):
+            length = question.num_suffix_tokens
+            numbers.ids[index], numbers.rows[index] = question.generated[-1], question.row
+            numbers.positions[index] = question.video.num_tokens + length - 1
+            numbers.slots[index], numbers.lengths[index] = slots_of(question, [length - 1])[0], length
+            pages = question.pages[: shape.pages]
+            numbers.tables[index, : len(pages)] = pages
+        for clip, (video, start, stop) in enumerate(spans_by_video(questions, [1] * len(questions))):
+            prefix, first = _prefix_of(video.prefix), clip * shape.rows_per_clip
+            numbers.cells[start:stop] = range(first, first + stop - start)
+            numbers.members[first : first + stop - start] = range(start, stop)
+            held = list(prefix.chunks)
+            numbers.owners[held], numbers.fills[held] = clip, prefix.fills
+            numbers.chunks[clip, : len(held)], numbers.absent[clip, : len(held)] = held, 0
+
+    def run(self, numbers: StepNumbers[Tensor], penalties: Tensor) -> Tensor:
+        """Runs one step and returns the next id of each row [N]; `penalties` float32 [N]."""
+        bias = bias_of(numbers.fills, self._pool.chunk_tokens, self._language.dtype)
+        missing = numbers.absent.float().masked_fill_(numbers.absent.bool(), float("-inf"))[..., None, None]
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self._pages.write(layer, numbers.slots, keys, values)
+            own = attend_pages(queries, *self._pages.read(layer, numbers.tables), numbers.lengths)
+            return merge_attention(*own, *self._attend_pool(layer, queries, numbers, bias, missing))
+
+        hidden = self._language.forward(self._language.embed(numbers.ids), numbers.positions, attend)
+        return self._seen.choose(self._language.logits(hidden), numbers.rows, penalties)
+
+    def _attend_pool(
+        self, layer: int, queries: Tensor, numbers: StepNumbers[Tensor], bias: Tensor, missing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attends the rows [N, H, E] of every clip to its chunks: all chunks of the pool in one product."""
+        num_chunks, num_clips = len(numbers.owners), len(numbers.chunks)
+        keys, values = self._pool.keys[layer][:num_chunks], self._pool.values[layer][:num_chunks]  # [X, K, T, E]
+        grid = queries[numbers.members].unflatten(0, (num_clips, -1))  # [C, M, H, E]
+        folded = fold_groups(grid, keys.shape[1])[numbers.owners]  # [X, K, M * G, E]
+        outs, lses = self._pool.attend(folded, keys, values, bias)
+        out, lse = merge_chunks(outs[numbers.chunks], lses[numbers.chunks] + missing)  # [C, K, M * G, E]
+        out, lse = unfold_groups(out, lse, grid.shape[1])  # [C, M, H, E]
+        return out.flatten(0, 1)[numbers.cells], lse.flatten(0, 1)[numbers.cells]
+
+
+def _prefix_of(prefix: object) -> PooledPrefix:
+    assert isinstance(prefix, PooledPrefix), "static decoding takes prefixes from a pool"
+    return prefix
