@@ -112,12 +112,15 @@ def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, implementatio
 
 
 def attend_suffix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention of new tokens among themselves, shapes as `attend_causally`; also log-sum-exps [L, H]."""
-    length, num_heads, _ = queries.shape
-    num_kv_heads = keys.shape[1]
+    """Causal attention of new tokens among themselves: queries [..., L, H, E], keys and values [..., L, K, E].
+
+    Returns:
+        outputs [..., L, H, E] and log-sum-exps [..., L, H].
+    """
+    length, num_heads, num_kv_heads = queries.shape[-3], queries.shape[-2], keys.shape[-2]
     last_visible = torch.arange(length, device=queries.device).repeat_interleave(num_heads // num_kv_heads)
     folded = fold_groups(queries, num_kv_heads)
-    out, lse = attend_with_lse(folded, keys.transpose(0, 1), values.transpose(0, 1), last_visible)
+    out, lse = attend_with_lse(folded, keys.transpose(-3, -2), values.transpose(-3, -2), last_visible)
     return unfold_groups(out, lse, length)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -95,13 +95,13 @@ class ModelRunner:
             [slot for question in questions for slot in slots_of(question, range(len(question.token_ids)))]
         )
         spans = spans_by_video(questions, lengths)
+        places, own_places = _pad(lengths)
+        grid, cells = self._to_device(places), self._to_device(own_places)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, slots, keys, values)
-            own = [
-                attend_suffix(*part) for part in zip(*(t.split(lengths) for t in (queries, keys, values)), strict=True)
-            ]
-            out, lse = (torch.cat(parts) for parts in zip(*own, strict=True))
+            out, lse = attend_suffix(*(packed[grid.to(packed.device)] for packed in (queries, keys, values)))
+            out, lse = (padded.flatten(0, 1)[cells.to(padded.device)] for padded in (out, lse))
             return merge_attention(out, lse, *_attend_prefixes(layer, queries, spans))
 
         ids = [token_id for question in questions for token_id in question.token_ids]
@@ -155,6 +155,19 @@ class ModelRunner:
         penalties = [question.repetition_penalty for question in questions]
         is_penalised = any(penalty != 1.0 for penalty in penalties)
         return self._seen.choose(logits, rows, logits.new_tensor(penalties) if is_penalised else None).tolist()
+
+
+def _pad(lengths: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Lays packed sequences side by side, padded at their ends, where causal attention never looks.
+
+    Returns:
+        For each of R sequences the packed tokens at its L places [R][L], and for each token its place in R * L.
+    """
+    longest, starts = max(lengths), [0, *accumulate(lengths)]
+    grid = [
+        [start + min(i, length - 1) for i in range(longest)] for start, length in zip(starts, lengths, strict=False)
+    ]
+    return grid, [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
 
 
 def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTask, int, int]]) -> tuple[Tensor, Tensor]:
