@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
+from pipeline.earlier_run import describe_run, find_earlier_run
 from pipeline.progress import ProgressBar
 from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, overwrite_run, start_run
@@ -20,7 +21,7 @@ from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from storage.output_store import OutputStore, open_output
-from storage.run_journal import write_run
+from storage.run_journal import RunRecord, write_run
 from transforms.pending_unit import check_failed_share
 
 
@@ -30,12 +31,17 @@ class Interrupted(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What to run and where it shall be told."""
+    """What to run and where it shall be told.
+
+    Attributes:
+        reuse_from: output of an earlier run whose answers to unchanged questions are taken; None asks everything.
+    """
 
     inputs: tuple[str, ...]
     runner: str
     beam_flags: tuple[str, ...]
     overwrite: bool
+    reuse_from: str | None = None
 
 
 def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
@@ -52,6 +58,8 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     )
     record = record_run(config, checkpoint, model)
     store = open_output(config.output, config.storage_options)
+    if run.reuse_from is not None:
+        config, record = _reuse_answers(run.reuse_from, config, store, record, units)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
     if config.retry_failed:
         started = add_failed_units(store, started, units, record.fingerprint)
@@ -66,6 +74,15 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     published = publish(config.output, config.storage_options, config.max_failed_share)
     check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, published.failure_reasons)
     return published
+
+
+def _reuse_answers(
+    earlier: str, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]
+) -> tuple[RunConfig, RunRecord]:
+    """Returns settings and record of a run that takes the answers of an earlier one."""
+    found, num_units = find_earlier_run(earlier, config.storage_options, store, record, units)
+    _say(f"{num_units} of {len(units)} units have earlier answers; what is unchanged in them is not asked again")
+    return replace(config, earlier=found), replace(record, reused_run=describe_run(found))
 
 
 def _run_units(
@@ -92,7 +109,7 @@ def _run_units(
 def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: StartedRun) -> dict[str, int]:
     import apache_beam as beam
 
-    from pipeline.counters import describe_counters, read_counters
+    from pipeline.counters import describe_counters, describe_reuse, read_counters
     from pipeline.graph import build_graph
     from pipeline.runners import find_failures, make_options
 
@@ -107,9 +124,9 @@ def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: Sta
     if state is not None:
         raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
     counters = read_counters(result)
-    line = describe_counters(counters)
-    if line is not None:
-        _say(line)
+    for line in (describe_counters(counters), describe_reuse(counters) if config.earlier else None):
+        if line is not None:
+            _say(line)
     return counters
 
 

@@ -69,7 +69,7 @@ def run_annotate(command: Command) -> None:
         canary_every=flags.canary_every,
         storage_options=flags.storage_options,
     )
-    run = Run(tuple(flags.input), flags.runner, command.beam_flags, flags.overwrite)
+    run = Run(tuple(flags.input), flags.runner, command.beam_flags, flags.overwrite, flags.reuse_from)
     _report(annotate(run, config, model), flags.output)
 
 

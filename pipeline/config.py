@@ -19,9 +19,10 @@ from recipes.recipe import Recipe
 from schemas.run_columns import RunColumns
 from shards.config import ReadConfig
 from storage.run_journal import RunRecord
+from transforms.earlier_answers import EarlierRun
 
 # Raised by hand when the program's own rules change what is written for the same settings.
-ROW_VERSION = 1
+ROW_VERSION = 2
 _PACKAGES = ("framescribe", "apache-beam", "torch", "transformers", "av", "decord", "pyarrow", "pillow", "numpy")
 
 
@@ -38,6 +39,7 @@ class RunConfig:
         frame_memory_bytes: frames a worker holds between decoding and encoding.
         clips_ahead: clips a bundle thread has under way in each of decoding and annotation.
         canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
+        earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.earlier_run`.
         storage_options: fsspec options for inputs and output; never written anywhere.
     """
 
@@ -54,6 +56,7 @@ class RunConfig:
     frame_memory_bytes: int = 4 << 30
     clips_ahead: int = 16
     canary_every: int = 500
+    earlier: EarlierRun | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 
     def __post_init__(self) -> None:

@@ -31,5 +31,13 @@ def describe_counters(counters: Mapping[str, int]) -> str | None:
     return f"engine: {parts}; {counters.get('engine.encoded_clips', 0)} clips seen, {tokens} tokens written, {fill}"
 
 
+def describe_reuse(counters: Mapping[str, int]) -> str | None:
+    """Returns the line that tells how many answers came from an earlier run, or None without counters."""
+    if not counters:
+        return None
+    reused, asked = (counters.get(f"framescribe.answers_{name}", 0) for name in ("reused", "asked"))
+    return f"answers: {reused} taken from the earlier run, {asked} asked"
+
+
 # `waiting` is the engine's thread without work: for frames to be decoded, or for a recipe to ask.
 _ENGINE_TIMES = ("encode", "prefill", "question", "decode", "waiting")

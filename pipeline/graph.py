@@ -63,6 +63,7 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
                 config.frame_memory_bytes,
                 config.clips_ahead,
                 config.canary_every,
+                config.earlier,
             )
             | "Commit parts" >> beam.ParDo(commit).with_output_types(CommittedPart)
         )

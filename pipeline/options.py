@@ -103,6 +103,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
     again.add_argument("--retry-failed", action="store_true", help="try the clips again that failed in this output")
     group.add_argument(
+        "--reuse-from",
+        metavar="FOLDER",
+        help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
+    )
+    group.add_argument(
         "--max-failed-share", type=_share, default=1.0, metavar="X", help="stop once more than this share failed (1.0)"
     )
 

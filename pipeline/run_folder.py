@@ -74,7 +74,8 @@ def check_same_run(store: OutputStore, run: RunRecord) -> None:
         raise OtherRunError(
             f"{store.address('')} holds a run with other settings (there -> now):\n"
             + "\n".join(f"  {line}" for line in describe_difference(recorded, run))
-            + "\nUse the same settings, choose another --output, or start with --overwrite to remove that run."
+            + "\nUse the same settings, choose another --output, or start with --overwrite to remove that run. "
+            "Where only the recipe differs, another --output with --reuse-from this one asks only what changed."
         )
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
-from schemas.tables import PART_SCHEMA
+from schemas.tables import PUBLISHED_SCHEMA
 from storage.layout import part_name
 from storage.output_store import OutputStore
 from storage.run_journal import DamagedRunError, read_part
@@ -21,7 +21,7 @@ _PARTS_AHEAD = 32
 def read_parts(
     store: OutputStore, unit_ids: Sequence[str], fingerprint: str, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yields the parts of the units in this order, all columns or some.
+    """Yields the parts of the units in this order: the columns that tables are made of, or some of them.
 
     Raises:
         DamagedRunError: a part is damaged, of other settings or of another version of the program.
@@ -40,8 +40,8 @@ def read_parts(
 
 
 def _read_checked(store: OutputStore, unit_id: str, fingerprint: str, columns: list[str] | None) -> pa.Table:
-    part = read_part(store, unit_id, columns)
-    wanted = PART_SCHEMA if columns is None else pa.schema([PART_SCHEMA.field(name) for name in columns])
+    wanted = pa.schema([PUBLISHED_SCHEMA.field(name) for name in columns or PUBLISHED_SCHEMA.names])
+    part = read_part(store, unit_id, wanted.names)
     if not part.schema.equals(wanted):
         raise DamagedRunError(
             f"{store.address(part_name(unit_id))} has not the columns of this version of FrameScribe: publish with the "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.tables import PART_SCHEMA
+from schemas.tables import PUBLISHED_SCHEMA
 
 # Clips that are dealt out at a time: handling a few rows costs as much as handling hundreds.
 _CLIPS_AT_A_TIME = 5_000
@@ -34,7 +34,9 @@ def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: 
 def _deal_out(parts: Iterable[pa.Table], slice_starts: Sequence[str], paths: Sequence[Path]) -> None:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with ExitStack() as open_files:
-        writers = [open_files.enter_context(pa.ipc.new_stream(path, PART_SCHEMA, options=options)) for path in paths]
+        writers = [
+            open_files.enter_context(pa.ipc.new_stream(path, PUBLISHED_SCHEMA, options=options)) for path in paths
+        ]
         for clips in _gather(parts):
             ids = clips["clip_id"].to_pylist()
             bounds = [*(bisect.bisect_left(ids, start) for start in slice_starts), len(ids)]

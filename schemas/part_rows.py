@@ -9,7 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.records import Caption, ClipAnnotation, ClipRef, FailedClip, QAPair, Sampling, Stage, Status
+from schemas.records import (
+    Caption,
+    ClipAnnotation,
+    ClipRef,
+    FailedClip,
+    KeptCompletion,
+    QAPair,
+    Sampling,
+    Stage,
+    Status,
+)
 from schemas.run_columns import RunColumns
 from schemas.tables import PART_SCHEMA
 
@@ -17,6 +27,7 @@ ANNOTATED = "annotated"
 FAILED = "failed"
 
 Row = dict[str, Any]  # the cells have their columns' types, which PART_SCHEMA checks
+Record = ClipRef | Sampling | Caption | QAPair | KeptCompletion
 
 # In a row `start_s` is where the clip starts in its source video: the caption's own bounds need other names.
 _CAPTION_NAMES = {"start_s": "caption_start_s", "end_s": "caption_end_s"}
@@ -41,6 +52,11 @@ def read_outcomes(part: pa.Table) -> list[ClipAnnotation | FailedClip]:
     return [_read_outcome(row) for row in part.to_pylist()]
 
 
+def read_completions(cells: Iterable[Row]) -> tuple[KeptCompletion, ...]:
+    """Returns the completions that the column of this name holds for one clip."""
+    return tuple(KeptCompletion(**_select(KeptCompletion, completion)) for completion in cells)
+
+
 def _outcome_cells(outcome: ClipAnnotation | FailedClip) -> Row:
     if isinstance(outcome, FailedClip):
         return _failed_cells(outcome)
@@ -49,6 +65,7 @@ def _outcome_cells(outcome: ClipAnnotation | FailedClip) -> Row:
         "status": ANNOTATED,
         **_cells(outcome.sampling),
         **_answer_cells(outcome.captions, outcome.qa_pairs),
+        "completions": [_cells(completion) for completion in outcome.completions],
     }
 
 
@@ -60,6 +77,7 @@ def _failed_cells(failed: FailedClip) -> Row:
         "reason": _cell(failed.reason),
         "message": _cell(failed.message),
         **_answer_cells((), ()),
+        "completions": [],
     }
 
 
@@ -79,7 +97,7 @@ def _caption_cells(caption: Caption) -> Row:
     return {_CAPTION_NAMES.get(name, name): cell for name, cell in _cells(caption).items()}
 
 
-def _cells(record: ClipRef | Sampling | Caption | QAPair | RunColumns) -> Row:
+def _cells(record: Record | RunColumns) -> Row:
     return {field.name: _cell(getattr(record, field.name)) for field in fields(record)}
 
 
@@ -103,6 +121,7 @@ def _read_outcome(row: Row) -> ClipAnnotation | FailedClip:
         sampling=Sampling(**_select(Sampling, row)),
         captions=tuple(_read_caption(cells) for cells in row["captions"]),
         qa_pairs=tuple(QAPair(**_select(QAPair, cells)) for cells in row["qa_pairs"]),
+        completions=read_completions(row["completions"]),
     )
 
 
@@ -111,11 +130,11 @@ def _read_caption(cells: Row) -> Caption:
     return Caption(**_select(Caption, own_names))
 
 
-def _select(record: type[ClipRef | Sampling | Caption | QAPair], row: Row) -> Row:
+def _select(record: type[Record], row: Row) -> Row:
     return {name: _value(name, row[name]) for name in _names(record)}
 
 
-def _names(record: type[ClipRef | Sampling | Caption | QAPair]) -> list[str]:
+def _names(record: type[Record]) -> list[str]:
     return [field.name for field in fields(record)]
 
 

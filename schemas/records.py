@@ -213,13 +213,29 @@ class QAPair:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptCompletion:
+    """What the model wrote to one question, kept so that a later run need not ask it again.
+
+    Attributes:
+        question_digest: 16 bytes over the frames with their times, the words and the limits of generation.
+        token_ids: every generated id, as in `llava_video.generation.Completion`.
+    """
+
+    question_digest: bytes
+    token_ids: tuple[int, ...] = field(repr=False)
+    finish_reason: str
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClipAnnotation:
-    """All captions and QA pairs of one clip."""
+    """All captions and QA pairs of one clip, and every completion that they were read from, retries included."""
 
     ref: ClipRef
     sampling: Sampling
     captions: tuple[Caption, ...]
     qa_pairs: tuple[QAPair, ...]
+    completions: tuple[KeptCompletion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,17 @@ RUN_COLUMNS = (
     _column("fingerprint", _TEXT, "Digest of all settings that change rows, as in `_framescribe/run.json`."),
 )
 
+_KEPT_COLUMNS = (
+    _column(
+        "question_digest",
+        pa.binary(16),
+        "Digest of all that the answer depends on beside the model: frames and times, words, limits of generation.",
+    ),
+    _column("token_ids", pa.list_(pa.int32()), "Every token that the model wrote."),
+    _column("finish_reason", _TEXT, "Why the completion ended: `stop`, `length` or `looped`."),
+    _column("num_prompt_tokens", _COUNT, "Tokens of the prompt, the video's included."),
+)
+
 _CAPTION_INDEX = _column("caption_index", _COUNT, "Place of the caption among the clip's captions, from 0.")
 _QA_INDEX = _column("qa_index", _COUNT, "Place of the QA pair among the clip's QA pairs, from 0.")
 
@@ -129,9 +140,13 @@ PART_SCHEMA = pa.schema(
         *COUNT_COLUMNS,
         _column("captions", pa.list_(pa.struct(CAPTION_COLUMNS)), "The clip's captions, in the recipe's order."),
         _column("qa_pairs", pa.list_(pa.struct(QA_COLUMNS)), "The clip's QA pairs, in the recipe's order."),
+        _column("completions", pa.list_(pa.struct(_KEPT_COLUMNS)), "All that the model wrote, for `--reuse-from`."),
         *RUN_COLUMNS,
     )
 )
+
+# Of a part, what the tables are made of.
+PUBLISHED_SCHEMA = pa.schema([column for column in PART_SCHEMA if column.name != "completions"])
 
 TABLES: Mapping[str, pa.Schema] = MappingProxyType(
     {

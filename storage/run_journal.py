@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +43,8 @@ class RunRecord:
         prompts: prompt id to text.
         versions: package to version; not part of what is compared.
         counters: what the last start that ended counted, such as the engine's seconds; not compared either.
+        reused_run: address and fingerprint of the run that the last start took answers from; empty for none, and not
+            compared: rows with such answers are those that asking would have given.
     """
 
     fingerprint: str
@@ -50,6 +52,7 @@ class RunRecord:
     prompts: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+    reused_run: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,7 @@ class PlannedUnit:
 
 def write_run(store: OutputStore, run: RunRecord) -> None:
     """Writes run.json."""
-    content = {"settings": run.settings, "prompts": run.prompts, "versions": run.versions, "counters": run.counters}
-    store.put(RUN_FILE, _to_json({"fingerprint": run.fingerprint, **content}))
+    store.put(RUN_FILE, _to_json({one.name: getattr(run, one.name) for one in fields(run)}))
 
 
 def read_run(store: OutputStore) -> RunRecord | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from schemas.part_rows import build_part, read_outcomes
-from schemas.records import ClipRef, Status
+from schemas.records import ClipRef, KeptCompletion, Status
 from schemas.run_columns import RunColumns
 from schemas.tables import PART_SCHEMA, TABLES, describe_tables, field_description
 from tests.output_fixtures import RUN, make_annotation, make_caption, make_failed, make_pair, make_ref
@@ -31,7 +31,7 @@ def test_every_column_says_what_it_holds(schema):
     assert [field.name for field in schema if not field_description(field)] == []
 
 
-@pytest.mark.parametrize("column", ["captions", "qa_pairs"])
+@pytest.mark.parametrize("column", ["captions", "qa_pairs", "completions"])
 def test_every_nested_column_says_what_it_holds(column):
     nested = PART_SCHEMA.field(column).type.value_type
     assert [field.name for field in nested if not field_description(field)] == []
@@ -53,7 +53,12 @@ def test_no_table_has_a_column_twice(table):
 
 
 def test_a_part_gives_back_the_records_it_was_built_from():
-    outcomes = [make_annotation("a"), make_failed("b"), make_annotation("c", num_pairs=0)]
+    completions = (KeptCompletion(b"0123456789abcdef", (1, 151645), "stop", 3000),)
+    outcomes = [
+        replace(make_annotation("a"), completions=completions),
+        make_failed("b"),
+        make_annotation("c", num_pairs=0),
+    ]
     assert read_outcomes(build_part("unit-0", outcomes, RUN)) == outcomes
 
 

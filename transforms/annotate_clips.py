@@ -6,14 +6,18 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.metrics import Metrics
 
 from llava_video.engine_config import EngineConfig
 from llava_video.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
+from transforms.clip_memory import ClipMemory, RememberingVideo
+from transforms.earlier_answers import EarlierAnswers, EarlierRun
 from transforms.engine_metrics import EngineMetrics
 from transforms.engine_registry import RunningEngine, get_engine
 from transforms.engine_video import EngineVideo, WrongVideo
@@ -23,6 +27,8 @@ from transforms.lookahead import LookAheadDoFn
 _log = logging.getLogger(__name__)
 # sysexits.h EX_SOFTWARE: the runner starts another process.
 _EXIT_BROKEN_DEVICE = 70
+_NAMESPACE = "framescribe"
+_Outcome = ClipAnnotation | FailedClip
 
 
 class ModelChanged(RuntimeError):
@@ -40,6 +46,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         frame_memory_bytes: int = 4 << 30,
         clips_ahead: int = 16,
         canary_every: int = 0,
+        earlier: EarlierRun | None = None,
     ) -> None:
         """Composes the step.
 
@@ -48,9 +55,12 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
             frame_memory_bytes: the size of the budget that `SampleFrames` took the frames' memory from.
             clips_ahead: clips that a bundle thread has under way here.
             canary_every: clips of a worker from one check with clips of known content to the next; 0 never checks.
+            earlier: a run of the same model and frames; what it asked already is not asked again.
         """
         super().__init__()
-        self._fn = AnnotateClipsFn(engine, recipe, model_revision, frame_memory_bytes, clips_ahead, canary_every)
+        self._fn = AnnotateClipsFn(
+            engine, recipe, model_revision, frame_memory_bytes, clips_ahead, canary_every, earlier
+        )
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
         outcomes = ClipAnnotation | FailedClip | UnitEnd
@@ -68,6 +78,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         frame_memory_bytes: int,
         clips_ahead: int,
         canary_every: int,
+        earlier: EarlierRun | None,
     ) -> None:
         super().__init__(clips_ahead)
         self._engine_config = engine
@@ -75,12 +86,16 @@ class AnnotateClipsFn(LookAheadDoFn):
         self._model_revision = model_revision
         self._frame_memory_bytes = frame_memory_bytes
         self._canary_every = canary_every
+        self._earlier = earlier
+        self._num_asked = Metrics.counter(_NAMESPACE, "answers_asked")
+        self._num_reused = Metrics.counter(_NAMESPACE, "answers_reused")
 
     def setup(self) -> None:
         super().setup()
         self._running: RunningEngine = get_engine(self._engine_config)
         self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
         self._metrics = EngineMetrics(self._running.engine)
+        self._answers = None if self._earlier is None else EarlierAnswers(self._earlier)
         found = self._running.engine.checkpoint.revision
         if self._model_revision not in (None, found):
             raise ModelChanged(
@@ -91,17 +106,29 @@ class AnnotateClipsFn(LookAheadDoFn):
     def handles(self, element: Any) -> bool:
         return isinstance(element, SampledClip)
 
-    def submit(self, element: SampledClip) -> Future[ClipAnnotation | FailedClip]:
+    def submit(self, element: SampledClip) -> Future[tuple[_Outcome, ClipMemory]]:
         release = _once(lambda: self._budget.release(element.frames.nbytes))
-        future = self._running.run(self._annotate(element, release))
+        with ExitStack() as on_error:
+            on_error.callback(release)
+            memory = ClipMemory({} if self._answers is None else self._answers.find(element))
+            on_error.pop_all()
+        future = self._running.run(self._annotate(element, release, memory))
         future.add_done_callback(lambda _: release())
         return future
 
-    async def _annotate(self, clip: SampledClip, release: Callable[[], None]) -> ClipAnnotation | FailedClip:
+    async def _annotate(
+        self, clip: SampledClip, release: Callable[[], None], memory: ClipMemory
+    ) -> tuple[_Outcome, ClipMemory]:
         await self._running.canary.pass_clip(self._canary_every)
-        return await annotate_clip(self._running, self._recipe, clip, release)
+        return await annotate_clip(self._running, self._recipe, clip, release, memory), memory
 
-    def collect(self, future: Future[ClipAnnotation | FailedClip]) -> ClipAnnotation | FailedClip:
+    def collect(self, future: Future[tuple[_Outcome, ClipMemory]]) -> _Outcome:
+        outcome, memory = self._wait(future)
+        self._num_asked.inc(memory.num_asked)
+        self._num_reused.inc(memory.num_reused)
+        return outcome
+
+    def _wait(self, future: Future[tuple[_Outcome, ClipMemory]]) -> tuple[_Outcome, ClipMemory]:
         try:
             return future.result()
         except EngineBroken as error:
@@ -118,9 +145,12 @@ class AnnotateClipsFn(LookAheadDoFn):
 
 
 async def annotate_clip(
-    running: RunningEngine, recipe: Recipe, clip: SampledClip, release: Callable[[], None]
+    running: RunningEngine, recipe: Recipe, clip: SampledClip, release: Callable[[], None], memory: ClipMemory
 ) -> ClipAnnotation | FailedClip:
     """Runs a recipe over one clip; `release` is called once the engine no longer holds the frames.
+
+    Args:
+        memory: what is known of this clip's answers; a clip of which all are known is never encoded.
 
     Raises:
         WrongVideo: the frames are not those that were sampled, or an answer belongs to another clip.
@@ -138,14 +168,14 @@ async def annotate_clip(
                 f"clip {clip_id!r}: the frames changed between decoding and the model (digest "
                 f"{video.video.frames_digest[:12]}, sampled as {sampling.frames_digest[:12]}); the run stops"
             )
-        result = await recipe.annotate(video, clip_id)
+        result = await recipe.annotate(RememberingVideo(video, memory), clip_id)
     except PromptTooLong as error:
         return FailedClip(clip.ref, Stage.ANNOTATE, "prompt too long", str(error))
     except ClipTooLarge as error:
         return FailedClip(clip.ref, Stage.ANNOTATE, "too large for the device", str(error))
     finally:
         video.close()
-    return ClipAnnotation(clip.ref, sampling, result.captions, result.qa_pairs)
+    return ClipAnnotation(clip.ref, sampling, result.captions, result.qa_pairs, memory.completions)
 
 
 def _once(action: Callable[[], None]) -> Callable[[], None]:

@@ -1,0 +1,138 @@
+"""A changed recipe asks of a clip what it was not asked before, and says what asking everything would have said."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from llava_video.generation import GenerationConfig
+from recipes import RecipeResult, parse_recipe
+from schemas.records import KeptCompletion
+from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
+from tests.talking_engine import TalkingEngine
+from transforms.clip_memory import ClipMemory, RememberingVideo, digest_question
+from transforms.engine_video import EngineVideo
+
+FRAMES = np.random.default_rng(5).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+TIMES_S = tuple(5.0 * number for number in range(8))
+DURATION_S = 40.0
+NUM_TYPES = 3
+OF_A_PAIR = 5  # seen and blind, the wrong answers, and their question seen and blind
+GENERATION = GenerationConfig(20)
+SEEN = ("digest", (0.0, 1.0), 2.0)
+
+
+def annotate(recipe: str, memory: ClipMemory, frames: np.ndarray = FRAMES) -> tuple[RecipeResult, list[str]]:
+    """Returns the result of a recipe's text, and the questions that the engine was asked."""
+    engine = TalkingEngine("revision")
+
+    async def run() -> RecipeResult:
+        video = EngineVideo.open(engine, "clip", frames, TIMES_S, DURATION_S)  # type: ignore[arg-type]
+        return await parse_recipe(recipe, "test.yaml").annotate(RememberingVideo(video, memory), "clip")
+
+    return asyncio.run(run()), [question for _, question in engine.asked]
+
+
+def memory_of(recipe: str, frames: np.ndarray = FRAMES) -> ClipMemory:
+    """Returns a memory that knows what a recipe asked."""
+    asked = ClipMemory({})
+    annotate(recipe, asked, frames)
+    return ClipMemory({one.question_digest: one for one in asked.completions})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "num_asked"),
+    [
+        ("Describe this.", "Describe it all.", 1),
+        ("max_new_tokens: 50", "max_new_tokens: 51", 1),
+        ("Be brief.", "Be very brief.", 2 * NUM_TYPES),
+        ("Wrong for", "Wrong now for", 3 * NUM_TYPES),
+        ("[Only the letter., Letter", "[The letter., Letter", 2 * 2),
+        ("how many.", "how many there are.", 1 + OF_A_PAIR),
+        ("Ask {type}: ", "Ask {type} now: ", NUM_TYPES * (1 + OF_A_PAIR) + 1),  # one more: the first try about speed
+        ("    Count: how many.\n", "", 2 + 2),  # the choices that are left close with the other line each
+        ("penalty: 1.15", "penalty: 1.3", 1),
+        ("stop_loops: true", "stop_loops: false", 1 + NUM_TYPES * (1 + OF_A_PAIR) + 1),
+        ("min_seen_score: 0.5", "min_seen_score: 1.0", 0),
+        ("id: check", "id: look_again", 0),
+    ],
+)
+def test_a_changed_detailed_recipe_asks_what_changed_and_what_follows_from_it(before, after, num_asked):
+    changed = DETAILED_YAML.replace(before, after)
+    everything, again = ClipMemory({}), memory_of(DETAILED_YAML)
+    wanted, all_questions = annotate(changed, everything)
+    result, questions = annotate(changed, again)
+    assert result == wanted
+    assert again.completions == everything.completions
+    assert (len(questions), again.num_asked) == (num_asked, num_asked)
+    assert again.num_asked + again.num_reused == len(all_questions)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "num_asked"),
+    [
+        ("All in all?", "All told?", 1),
+        ("So far?", "Until now?", 1 + 1 + 1),  # the summary, the segment after it and the whole
+        ("What happens?", "What goes on?", 4 + 1 + 1),
+        ("segment_s: 10.0", "segment_s: 20.0", 2 + 1),
+        ("recipe: levels", "recipe: levels", 0),
+    ],
+)
+def test_a_changed_levels_recipe_asks_what_changed_and_what_follows_from_it(before, after, num_asked):
+    changed = LEVELS_YAML.replace(before, after)
+    wanted, _ = annotate(changed, ClipMemory({}))
+    result, questions = annotate(changed, memory_of(LEVELS_YAML))
+    assert result == wanted
+    assert len(questions) == num_asked
+
+
+def test_other_frames_are_asked_everything_but_what_needs_no_video():
+    memory = memory_of(DETAILED_YAML, 255 - FRAMES)
+    _, questions = annotate(DETAILED_YAML, memory)
+    assert len(questions) == memory.num_asked
+    assert memory.num_reused == 0  # the questions themselves came from the frames
+
+
+def test_a_question_with_other_times_frames_words_or_limits_is_another_question():
+    digests = {
+        digest_question(SEEN, "What?", GENERATION),
+        digest_question(None, "What?", GENERATION),
+        digest_question(("other", *SEEN[1:]), "What?", GENERATION),
+        digest_question((SEEN[0], (0.0, 1.5), 2.0), "What?", GENERATION),
+        digest_question((*SEEN[:2], 2.5), "What?", GENERATION),
+        digest_question(SEEN, "What? ", GENERATION),
+        digest_question(SEEN, "What?", GenerationConfig(21)),
+        digest_question(SEEN, "What?", GenerationConfig(20, 1.15)),
+        digest_question(SEEN, "What?", GenerationConfig(20, None, True)),
+    }
+    assert len(digests) == 9
+    assert {len(digest) for digest in digests} == {16}
+
+
+def test_a_name_that_is_no_unicode_can_stand_in_a_question():
+    assert digest_question(None, "clip-\udcff", GENERATION) != digest_question(None, "clip-\udcfe", GENERATION)
+
+
+def test_a_restored_completion_is_the_one_that_was_given():
+    engine = TalkingEngine("revision")
+    video = EngineVideo.open(engine, "clip", FRAMES, TIMES_S, DURATION_S)  # type: ignore[arg-type]
+
+    async def ask(memory: ClipMemory) -> list[object]:
+        remembering = RememberingVideo(video, memory)
+        return [await ask("Grüße?", GENERATION) for ask in (remembering.ask, remembering.ask_text)]
+
+    first = ClipMemory({})
+    given = asyncio.run(ask(first))
+    restored = asyncio.run(ask(ClipMemory({one.question_digest: one for one in first.completions})))
+    assert restored == given
+    assert len(engine.asked) == 2
+
+
+def test_completions_are_kept_in_an_order_that_does_not_depend_on_when_they_came():
+    known = {bytes([n]): KeptCompletion(bytes([n]), (n,), "stop", 7) for n in range(3)}
+    memory = ClipMemory(known)
+    for digest in (b"\x02", b"\x00", b"\x01"):
+        memory.recall(digest)
+    assert memory.completions == tuple(known.values())

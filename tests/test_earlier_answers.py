@@ -1,0 +1,72 @@
+"""Answers of an earlier run are found for the same clip with the same frames, and for nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from schemas.part_rows import build_part
+from schemas.records import KeptCompletion, SampledClip
+from storage.layout import part_name
+from storage.output_store import open_output
+from storage.run_journal import DamagedRunError, write_part
+from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
+from transforms import engine_registry
+from transforms.earlier_answers import EarlierAnswers, EarlierRun, OtherDtypeError, check_same_dtype
+
+KEPT = (KeptCompletion(b"a" * 16, (1, 2), "stop", 7), KeptCompletion(b"b" * 16, (3,), "length", 8))
+
+
+@pytest.fixture(autouse=True)
+def _no_engines(monkeypatch):
+    monkeypatch.setattr(engine_registry, "_running", {})
+
+
+@pytest.fixture
+def output():
+    name = memory_output()
+    for unit_id in ("one", "two"):
+        clips = [replace(make_annotation(f"{unit_id}-{n}", unit_id), completions=KEPT[: n + 1]) for n in range(2)]
+        write_part(open_output(name), unit_id, build_part(unit_id, [*clips, make_failed("bad", unit_id)], RUN))
+    return name
+
+
+def clip(clip_id: str, unit_id: str = "one", frames_digest: str = "d1" * 32) -> SampledClip:
+    made = make_annotation(clip_id, unit_id)
+    return SampledClip(made.ref, replace(made.sampling, frames_digest=frames_digest), np.zeros((1, 1, 1, 3), np.uint8))
+
+
+def test_the_completions_of_a_clip_are_found_by_the_digests_of_their_questions(output):
+    answers = EarlierAnswers(EarlierRun(output, RUN.fingerprint))
+    assert answers.find(clip("one-1")) == {b"a" * 16: KEPT[0], b"b" * 16: KEPT[1]}
+    assert answers.find(clip("two-0", "two")) == {b"a" * 16: KEPT[0]}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [clip("one-1", frames_digest="e2" * 32), clip("bad"), clip("new"), clip("one-1", "two"), clip("one-1", "unknown")],
+    ids=["other frames", "failed then", "new clip", "other unit", "new unit"],
+)
+def test_a_clip_that_is_not_the_same_has_no_answers(output, asked):
+    assert EarlierAnswers(EarlierRun(output, RUN.fingerprint)).find(asked) == {}
+
+
+def test_the_parts_of_the_last_units_are_read_once(output):
+    answers = EarlierAnswers(EarlierRun(output, RUN.fingerprint))
+    answers.find(clip("one-1"))
+    open_output(output).remove(part_name("one"))
+    answers.find(clip("two-1", "two"))
+    assert answers.find(clip("one-1")) != {}
+
+
+def test_a_part_of_other_settings_than_the_run_stops(output):
+    with pytest.raises(DamagedRunError, match=r"settings 'f00d', but the run there has 'beef'.*--reuse-from"):
+        EarlierAnswers(EarlierRun(output, "beef")).find(clip("one-1"))
+
+
+def test_answers_of_another_number_format_stop_with_what_to_do():
+    check_same_dtype("bfloat16", "bfloat16")
+    with pytest.raises(OtherDtypeError, match=r"computed in bfloat16, this worker computes in float32.*--dtype bfloat"):
+        check_same_dtype("bfloat16", "float32")
