@@ -16,7 +16,7 @@ from decoding import sample
 from decoding.config import SamplingConfig
 from decoding.errors import UndecodableClip
 from decoding.sampled import SampledFrames
-from decoding.shared_memory import map_frames, path_of
+from decoding.shared_memory import map_frames, path_of, write_frames
 from decoding.timeline import Span
 from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 from schemas.digest import digest_frames
@@ -78,9 +78,10 @@ def _answer(
 
 def _hand_over(sampled: SampledFrames, decoder: str, descriptor: int, image_size: int) -> dict[str, Json]:
     """Lays the frames into shared memory, repeats included, and describes them."""
+    _limit_file_size(None)
+    write_frames(descriptor, (sampled.pictures[index] for index in sampled.frame_indices))
+    _limit_file_size(_MAX_LOG_BYTES)
     frames = map_frames(descriptor, (len(sampled.frame_indices), image_size, image_size, 3))
-    for place, index in enumerate(sampled.frame_indices):
-        frames[place] = sampled.pictures[index]
     return {
         "frame_indices": list(sampled.frame_indices),
         "timestamps_s": list(sampled.timestamps_s),
@@ -105,10 +106,15 @@ def _limit_resources(memory_limit_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_LOG_BYTES, _MAX_LOG_BYTES))  # its log is all it may write
+    _limit_file_size(_MAX_LOG_BYTES)  # while it decodes, its log is all it may write
     if sys.platform == "linux":
         limit = memory_limit_bytes + _ADDRESS_SPACE_MARGIN_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _limit_file_size(num_bytes: int | None) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if num_bytes is None else num_bytes, most))
 
 
 if __name__ == "__main__":
