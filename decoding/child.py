@@ -21,7 +21,7 @@ from decoding.timeline import Span
 from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 from schemas.digest import digest_frames
 
-SampleVideo = Callable[[str, Span, SamplingConfig, Callable[[str], None]], tuple[SampledFrames, str]]
+SampleVideo = Callable[[str, Span, SamplingConfig], tuple[SampledFrames, str]]
 # Libraries and thread stacks reserve addresses they never touch; the parent watches what is really resident.
 _ADDRESS_SPACE_MARGIN_BYTES = 2 << 30
 _MAX_LOG_BYTES = 1 << 20
@@ -53,7 +53,7 @@ def _serve(connection: socket.socket, sample_video: SampleVideo) -> None:
         except ConnectionClosed:
             return
         try:
-            reply = _answer(connection, request, descriptors, sample_video)
+            reply = _answer(request, descriptors, sample_video)
         except UndecodableClip as error:
             reply = {"reason": error.reason, "message": error.message}
         except MemoryError as error:
@@ -64,15 +64,13 @@ def _serve(connection: socket.socket, sample_video: SampleVideo) -> None:
         send_message(connection, reply)
 
 
-def _answer(
-    connection: socket.socket, request: dict[str, Json], descriptors: list[int], sample_video: SampleVideo
-) -> dict[str, Json]:
+def _answer(request: dict[str, Json], descriptors: list[int], sample_video: SampleVideo) -> dict[str, Json]:
     config = SamplingConfig(**request["config"])  # type: ignore[arg-type]  # the parent's own asdict(SamplingConfig)
     path = path_of(descriptors[-1]) if request["path"] is None else str(request["path"])
     if request["task"] == "probe":
         return {"duration_s": sample.probe_duration_s(path, config)}
     span = Span(request["start_s"], request["end_s"])  # type: ignore[arg-type]  # numbers or None, from the parent
-    sampled, decoder = sample_video(path, span, config, lambda name: send_message(connection, {"using": name}))
+    sampled, decoder = sample_video(path, span, config)
     return _hand_over(sampled, decoder, descriptors[0], config.image_size)
 
 

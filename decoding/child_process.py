@@ -41,14 +41,12 @@ class ChildFailed(Exception):
     Attributes:
         reason: short and for people.
         message: the details.
-        decoder: the decoder that was at work, as far as the process told.
     """
 
-    def __init__(self, reason: str, message: str, decoder: str | None) -> None:
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message)
         self.reason = reason
         self.message = message
-        self.decoder = decoder
 
 
 class ChildProcess:
@@ -75,28 +73,20 @@ class ChildProcess:
         self.num_served = 0
         self._await_ready()
 
-    def ask(
-        self, request: Mapping[str, Json], descriptors: Sequence[int], deadline_s: float, decord_deadline_s: float
-    ) -> dict[str, Json]:
+    def ask(self, request: Mapping[str, Json], descriptors: Sequence[int], deadline_s: float) -> dict[str, Json]:
         """Returns the process's reply to one request.
 
         Raises:
             ChildFailed: it died, passed its deadline or its memory limit. It is dead then.
         """
-        started_s = time.monotonic()
-        decoder = None
         self.num_served += 1
         try:
             send_message(self._connection, request, descriptors)
-            while True:
-                allowed_s = decord_deadline_s if decoder == "decord" else deadline_s
-                self._watch(started_s + allowed_s, allowed_s, decoder)
-                reply, _ = receive_message(self._connection)
-                if "using" not in reply:
-                    return reply
-                decoder = str(reply["using"])
+            self._watch(deadline_s)
+            reply, _ = receive_message(self._connection)
         except ConnectionClosed:
-            raise self._explain_death(decoder) from None
+            raise self._explain_death() from None
+        return reply
 
     @property
     def resident_bytes(self) -> int:
@@ -117,30 +107,29 @@ class ChildProcess:
         self._connection.close()
         self._log.close()
 
-    def _watch(self, stop_s: float, allowed_s: float, decoder: str | None) -> None:
+    def _watch(self, allowed_s: float) -> None:
         """Waits until the process says something, within its limits."""
+        stop_s = time.monotonic() + allowed_s
         waiting = select.poll()  # not select.select, which ends at descriptor 1024
         waiting.register(self._connection, select.POLLIN)
         while not waiting.poll(_WATCH_INTERVAL_S * 1000):
             if time.monotonic() > stop_s:
                 self.kill()
-                raise ChildFailed("deadline exceeded", f"not decoded within {allowed_s:g} s", decoder)
+                raise ChildFailed("deadline exceeded", f"not decoded within {allowed_s:g} s")
             if self.resident_bytes > self._memory_limit_bytes:
                 self.kill()
-                raise ChildFailed(
-                    "memory limit exceeded", f"decoding took more than {self._memory_limit_bytes} bytes", decoder
-                )
+                raise ChildFailed("memory limit exceeded", f"decoding took more than {self._memory_limit_bytes} bytes")
 
     def _await_ready(self) -> None:
         try:
-            self._watch(time.monotonic() + _START_DEADLINE_S, _START_DEADLINE_S, None)
+            self._watch(_START_DEADLINE_S)
             receive_message(self._connection)
         except ConnectionClosed:
-            raise RuntimeError(f"a decoder process does not start: {self._explain_death(None).message}") from None
+            raise RuntimeError(f"a decoder process does not start: {self._explain_death().message}") from None
         except ChildFailed as error:
             raise RuntimeError(f"a decoder process does not start: {error.message}") from None
 
-    def _explain_death(self, decoder: str | None) -> ChildFailed:
+    def _explain_death(self) -> ChildFailed:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_LAST_WORDS_S)  # the connection closes before the traceback is written
         self._process.kill()
@@ -151,7 +140,7 @@ class ChildProcess:
         self.kill()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         message = f"the decoder process died of {how}: {''.join(last_words)}"
-        return ChildFailed("decoder crashed", message[:2000], decoder)
+        return ChildFailed("decoder crashed", message[:2000])
 
 
 def _scrubbed_environment() -> dict[str, str]:

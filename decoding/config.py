@@ -16,7 +16,7 @@ class SamplingConfig:
         max_frames: frames a clip; with `fps` the most frames a clip.
         fps: frames a second of the clip; None for `max_frames` frames spread evenly, as the model card does.
         time_base: `pts` for true presentation times, `seed` for the model card's arithmetic (index over mean rate).
-        decoder: `auto` takes decord where it is known to be exact and PyAV elsewhere.
+        decoder: `auto` is `pyav`: right on every file, and cheaper than decord where decord is right too.
         image_size: width and height in pixels that every frame is resized to; the aspect ratio is not kept.
         deadline_s: seconds of wall time a clip may take; its decoder is killed after that.
         memory_limit_bytes: resident memory a decoder process may reach before it is killed.

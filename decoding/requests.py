@@ -24,13 +24,8 @@ def sample_clip(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip |
     """Samples one clip; a video that cannot be decoded, or harms its decoder, becomes a FailedClip."""
     try:
         return _sample(seat, clip, config)
-    except ChildFailed as error:
-        if error.decoder != "decord" or config.decoder != "auto":
-            return FailedClip(clip.ref, Stage.DECODE, error.reason, error.message)
-        warning = f"decord failed: {error.reason}"
-    except UndecodableClip as error:
+    except (ChildFailed, UndecodableClip) as error:
         return FailedClip(clip.ref, Stage.DECODE, error.reason, error.message)
-    return _warn(sample_clip(seat, clip, dataclasses.replace(config, decoder="pyav")), warning)
 
 
 def probe_duration_s(seat: Seat, video: bytes | Path, config: SamplingConfig) -> float:
@@ -102,7 +97,7 @@ def _read_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: JSON from `dec
     try:
         return _to_sampling(reply)
     except (KeyError, TypeError) as error:
-        raise ChildFailed("decoder crashed", f"its reply makes no sense: {reply!r:.200}", None) from error
+        raise ChildFailed("decoder crashed", f"its reply makes no sense: {reply!r:.200}") from error
 
 
 def _to_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: as above
@@ -116,11 +111,3 @@ def _to_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: as above
         height_px=reply["height_px"],
         decoded_share=reply["decoded_share"],
     )
-
-
-def _warn(result: SampledClip | FailedClip, warning: str) -> SampledClip | FailedClip:
-    """Adds a warning to what the row says of the decoder."""
-    if isinstance(result, FailedClip):
-        return dataclasses.replace(result, message=f"{result.message}; {warning}")
-    decoder = f"{result.sampling.decoder}; {warning}"
-    return dataclasses.replace(result, sampling=dataclasses.replace(result.sampling, decoder=decoder))

@@ -1,9 +1,8 @@
-"""Samples one video with the decoder that is right for it."""
+"""Samples one video with the decoder that is asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -11,7 +10,6 @@ import av
 
 from decoding.config import SamplingConfig
 from decoding.decord_decoder import decode_with_decord, doubt_about_decord
-from decoding.errors import UndecodableClip
 from decoding.pyav_decoder import decode_with_pyav, read_video_timeline
 from decoding.sampled import SampledFrames
 from decoding.timeline import Span, Timeline
@@ -19,31 +17,20 @@ from decoding.timeline import Span, Timeline
 PYAV = f"pyav {av.__version__}"
 
 
-def sample_video(
-    path: str, span: Span, config: SamplingConfig, announce: Callable[[str], None]
-) -> tuple[SampledFrames, str]:
+def sample_video(path: str, span: Span, config: SamplingConfig) -> tuple[SampledFrames, str]:
     """Returns the sampled frames of a span of a video and the decoder that gave them, with a warning where due.
-
-    Args:
-        announce: told the name of a decoder before it starts, for the case that it never comes back.
 
     Raises:
         UndecodableClip: no faithful frames can be had.
     """
     timeline = _recall_timeline(path, _identity(path), config.max_pixels)
-    doubt = doubt_about_decord(timeline)
-    if config.decoder == "pyav" or (config.decoder == "auto" and doubt):
+    if config.decoder != "decord":
         return decode_with_pyav(path, timeline, span, config), PYAV
-    announce("decord")
+    doubt = doubt_about_decord(timeline)
     try:
         sampled = decode_with_decord(path, timeline, span, config, must_agree=doubt is None)
     except ImportError:
         return decode_with_pyav(path, timeline, span, config), f"{PYAV}; decord is not installed"
-    except UndecodableClip as error:
-        if config.decoder == "decord":
-            raise
-        announce("pyav")
-        return decode_with_pyav(path, timeline, span, config), f"{PYAV}; {error.reason}"
     return sampled, f"decord {version('decord')}" + (f"; {doubt}" if doubt else "")
 
 

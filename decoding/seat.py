@@ -12,8 +12,6 @@ from decoding.wire import Json
 # FFmpeg leaks a little; a fresh process every few hundred clips costs nothing and bounds it.
 _CLIPS_A_CHILD = 500
 _RESIDENT_BYTES_TO_RETIRE = 1 << 30
-# decord's share of a clip's deadline where PyAV takes over after it: its known failure is to hang for ever.
-_DECORD_DEADLINE_SHARE = 0.3
 
 
 class Seat:
@@ -34,10 +32,8 @@ class Seat:
             RuntimeError: no process can be started, or the seat is closed.
         """
         child = self._occupied()
-        deadline_s = self._config.deadline_s
-        share = _DECORD_DEADLINE_SHARE if self._config.decoder == "auto" else 1.0
         try:
-            reply = child.ask(request, descriptors, deadline_s, deadline_s * share)
+            reply = child.ask(request, descriptors, self._config.deadline_s)
         except ChildFailed:
             self._child = None
             self._refuse_if_closed()

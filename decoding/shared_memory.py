@@ -33,7 +33,7 @@ def write_frames(descriptor: int, pictures: Iterable[np.ndarray]) -> None:
     """Lays pictures into the memory one after another: a page first touched through a mapping takes twice the time."""
     with open(descriptor, "wb", closefd=False) as file:
         for picture in pictures:
-            file.write(picture)
+            file.write(picture.data)
 
 
 def map_frames(descriptor: int, shape: tuple[int, int, int, int]) -> np.ndarray:

@@ -151,7 +151,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--time-base", default="pts", choices=("pts", "seed"), help="true times, or the model card's arithmetic (pts)"
     )
-    group.add_argument("--decoder", default="auto", choices=("auto", "decord", "pyav"), help="(auto)")
+    group.add_argument("--decoder", default="auto", choices=("auto", "decord", "pyav"), help="auto is pyav (auto)")
     group.add_argument(
         "--decode-deadline", type=_positive_float, default=300.0, metavar="S", help="seconds a clip may take (300)"
     )

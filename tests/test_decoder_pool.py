@@ -104,12 +104,6 @@ def test_a_decoder_that_floods_its_log_is_let_go_on(pool, video):
     assert isinstance(pool.submit(clip_of(video, faults.FLOOD_LOG)).result(), SampledClip)
 
 
-def test_pyav_takes_over_where_decord_hangs_and_the_row_says_so(impatient_pool, video):
-    sampled = impatient_pool.submit(clip_of(video, faults.HANG_IN_DECORD)).result()
-    assert sampled.sampling.decoder.startswith("pyav ")
-    assert sampled.sampling.decoder.endswith("; decord failed: deadline exceeded")
-
-
 def test_a_decoder_process_gets_no_credentials(monkeypatch, video):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
     monkeypatch.setenv("HF_TOKEN", "planted")

@@ -55,7 +55,7 @@ def result_of(pool: DecoderPool, video: bytes | Path) -> SampledClip | FailedCli
 
 def sample(path: Path, **settings: object) -> SampledFrames:
     config = SamplingConfig(**({"max_frames": 8, "image_size": 64} | settings))
-    return sample_video(str(path), Span(), config, lambda decoder: None)[0]
+    return sample_video(str(path), Span(), config)[0]
 
 
 def cut(video: Path, share: float, target: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -51,13 +52,16 @@ MADE = {
     "late_start.mkv": {"pts": [5000 + 40 * i for i in range(30)]},
     "one_frame.mp4": {"num_frames": 1},
 }
+EXACT_BY_DECORD = ("h264.mp4", "h264_long_gop.mkv", "h264_short_gop.flv", "fragmented.mp4", "vp8_hidden_frames.webm",
+                   "variable_rate.mp4", "variable_rate.webm", "late_start.mkv", "one_frame.mp4")  # fmt: skip
+needs_decord = pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel here")
 
 WINDOWED = ("h264.mp4", "h264_short_gop.flv", "h264_open_gop.mp4", "fragmented.mp4", "transport_stream.ts",
             "vp8_hidden_frames.webm", "no_duration.webm", "hevc_open_gop.mp4", "av1.mp4", "mpeg4.avi")  # fmt: skip
 
 
 def sample(path: Path, span: Span = Span(), **settings: object) -> tuple[SampledFrames, str]:
-    return sample_video(str(path), span, SamplingConfig(**({"image_size": SIZE} | settings)), lambda decoder: None)
+    return sample_video(str(path), span, SamplingConfig(**({"image_size": SIZE} | settings)))
 
 
 def assert_plain_frames(path: Path, sampled: SampledFrames) -> None:
@@ -66,35 +70,44 @@ def assert_plain_frames(path: Path, sampled: SampledFrames) -> None:
     assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.pictures[i], pictures[i])] == []
 
 
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=needs_encoder(str(MADE[n].get("codec", "libx264")))) for n in sorted(MADE)]
 )
-def test_frames_and_times_are_those_of_a_plain_decode(tmp_path, name, decoder):
+def test_frames_and_times_are_those_of_a_plain_decode(tmp_path, name):
     path = make_video(tmp_path / name, **MADE[name])
-    sampled, _ = sample(path, max_frames=16, decoder=decoder)
+    sampled, decoder = sample(path, max_frames=16)
+    assert decoder == f"pyav {av.__version__}"
     assert len(sampled.frame_indices) == 16
     assert sampled.decoded_share == 1.0
     assert_plain_frames(path, sampled)
 
 
+@needs_decord
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_encoder(str(MADE[n].get("codec", "libx264")))) for n in EXACT_BY_DECORD]
+)
+def test_where_decord_is_called_exact_its_frames_and_times_are_the_same(tmp_path, name):
+    path = make_video(tmp_path / name, **MADE[name])
+    sampled, decoder = sample(path, max_frames=16, decoder="decord")
+    assert decoder == "decord 0.6.0"
+    assert_plain_frames(path, sampled)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", pytest.param("decord", marks=needs_decord)])
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_a_rotated_video_is_turned_upright(tmp_path, rotation):
+def test_a_rotated_video_is_turned_upright(tmp_path, rotation, decoder):
     path = make_video(tmp_path / "phone.mp4", rotation=rotation)
-    by_pyav, _ = sample(path, max_frames=4, decoder="pyav")
-    by_auto, _ = sample(path, max_frames=4)
-    assert_plain_frames(path, by_pyav)
-    assert_plain_frames(path, by_auto)
-    assert (by_pyav.width_px, by_pyav.height_px) == ((128, 96) if rotation == 180 else (96, 128))
+    sampled, _ = sample(path, max_frames=4, decoder=decoder)
+    assert_plain_frames(path, sampled)
+    assert (sampled.width_px, sampled.height_px) == ((128, 96) if rotation == 180 else (96, 128))
 
 
 def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path):
     path = cut_without_decoding(make_video(tmp_path / "whole.mp4"), tmp_path / "cut.mp4", hidden_frames=7)
-    sampled, decoder = sample(path, max_frames=23)
+    sampled, _ = sample(path, max_frames=23)
     assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(7, 30))
     assert sampled.timestamps_s[0] == 0.0
     assert sampled.duration_s == pytest.approx(2.3, abs=0.05)
-    assert decoder.startswith("pyav")
 
 
 def cut_without_decoding(source: Path, target: Path, hidden_frames: int) -> Path:
@@ -113,12 +126,14 @@ def cut_without_decoding(source: Path, target: Path, hidden_frames: int) -> Path
     return target
 
 
-def test_the_first_of_two_video_streams_is_sampled_by_every_decoder(tmp_path):
-    path = make_two_streams(tmp_path / "two.mp4")
-    sampled, decoder = sample(path, max_frames=4)
+def test_the_first_of_two_video_streams_is_sampled(tmp_path):
+    sampled, _ = sample(make_two_streams(tmp_path / "two.mp4"), max_frames=4)
     assert (sampled.width_px, sampled.height_px) == (128, 96)
-    assert decoder.startswith("pyav")
-    _, decoder = sample(path, max_frames=4, decoder="decord")
+
+
+@needs_decord
+def test_decord_by_name_says_that_it_may_take_the_other_video_stream(tmp_path):
+    _, decoder = sample(make_two_streams(tmp_path / "two.mp4"), max_frames=4, decoder="decord")
     assert decoder.endswith("; decord may take another of the video streams")
 
 
@@ -162,20 +177,15 @@ def test_a_length_that_the_header_exaggerates_does_not_matter(tmp_path):
     assert_plain_frames(path, sampled)
 
 
-def test_where_decord_is_known_to_be_exact_it_is_the_decoder(tmp_path):
-    pytest.importorskip("decord", reason="decord has no wheel here")
-    _, decoder = sample(make_video(tmp_path / "clip.mp4"), max_frames=4)
-    assert decoder == "decord 0.6.0"
-
-
+@needs_decord
 @needs_encoder("libx265")
 def test_decord_by_name_says_where_it_may_be_wrong(tmp_path):
-    pytest.importorskip("decord", reason="decord has no wheel here")
     path = make_video(tmp_path / "clip.mp4", codec="libx265", options=OPEN_GOP)
     _, decoder = sample(path, max_frames=4, decoder="decord")
     assert decoder == "decord 0.6.0; decord is not exact for hevc in mov"
 
 
+@needs_decord
 def test_decord_by_name_is_not_let_near_a_container_it_hangs_on(tmp_path):
     path = make_video(tmp_path / "clip.ts")
     with pytest.raises(UndecodableClip, match="decord cannot read this container"):
@@ -184,11 +194,11 @@ def test_decord_by_name_is_not_let_near_a_container_it_hangs_on(tmp_path):
 
 def test_without_decord_pyav_decodes_and_the_row_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "decord", None)
-    _, decoder = sample(make_video(tmp_path / "clip.mp4"), max_frames=4)
+    _, decoder = sample(make_video(tmp_path / "clip.mp4"), max_frames=4, decoder="decord")
     assert decoder == f"pyav {av.__version__}; decord is not installed"
 
 
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize("decoder", ["pyav", pytest.param("decord", marks=needs_decord)])
 def test_a_window_of_a_longer_video_is_a_clip_of_its_own(tmp_path, decoder):
     path = make_video(tmp_path / "long.mp4", num_frames=60, options={"g": "10"})
     sampled, _ = sample(path, Span(2.0, 3.0), max_frames=10, decoder=decoder)
@@ -247,13 +257,12 @@ QUICK_CLIPS = {
 
 
 @needs_shared_media
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK_CLIPS else pytest.mark.slow) for n in REAL_CLIPS]
 )
-def test_frames_of_a_real_clip_are_those_of_a_plain_decode(name, decoder):
+def test_frames_of_a_real_clip_are_those_of_a_plain_decode(name):
     path = SHARED_MEDIA / "clips" / name
-    sampled, _ = sample(path, max_frames=16, decoder=decoder)
+    sampled, _ = sample(path, max_frames=16)
     times_s, pictures = decode_plainly(path, SIZE)
     assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.pictures[i], pictures[i])] == []
     # FFmpeg swaps the times of AVI's B-frames: there the order of the frames is what can be checked.

@@ -35,15 +35,11 @@ def card_config(case: str) -> SamplingConfig:
     )
 
 
-def no_announcement(decoder: str) -> None:
-    pass
-
-
 @needs_golden
 @pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" not in GOLDEN[c[0]][c[1]]])
 def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
     golden = GOLDEN[clip][case]
-    sampled, _ = sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case), no_announcement)
+    sampled, _ = sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case))
     assert list(sampled.frame_indices) == golden["frame_idx"]
     assert ",".join(f"{time_s:.2f}s" for time_s in sampled.timestamps_s) == golden["frame_time"]
     assert sampled.duration_s == golden["video_time"]
@@ -53,7 +49,7 @@ def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
 @pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" in GOLDEN[c[0]][c[1]]])
 def test_where_the_model_cards_arithmetic_raises_the_clip_fails_with_a_reason(clip, case):
     with pytest.raises(UndecodableClip, match="too low for the seed time base"):
-        sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case), no_announcement)
+        sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case))
 
 
 def test_the_seed_arithmetic_spreads_frames_and_divides_by_the_rate():
