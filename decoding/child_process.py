@@ -19,7 +19,7 @@ import psutil
 from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 
 _START_DEADLINE_S = 120.0
-_WATCH_INTERVAL_S = 0.05
+_WATCH_INTERVAL_S = 0.1
 _LAST_WORDS_S = 5.0
 _LAST_WORDS_BYTES = 16 << 10
 # The only variables a decoder gets: where programs and libraries lie, never a credential.
@@ -70,6 +70,7 @@ class ChildProcess:
                 pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
                 env=_scrubbed_environment(), cwd="/", start_new_session=True,
             )  # fmt: skip
+        self._memory = psutil.Process(self._process.pid)  # kept: to make one takes longer than to ask it
         self.num_served = 0
         self._await_ready()
 
@@ -92,7 +93,7 @@ class ChildProcess:
     def resident_bytes(self) -> int:
         """Memory the process holds now; 0 once it is gone."""
         try:
-            return int(psutil.Process(self._process.pid).memory_info().rss)
+            return int(self._memory.memory_info().rss)
         except psutil.Error:
             return 0
 
