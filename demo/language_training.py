@@ -19,10 +19,10 @@ from demo.tokenizer import train_tokenizer
 
 # Seeing first: short prompts and short answers, three times as many clips a second. Then everything that recipes send.
 SEEING = Mix(4, short=5, choices=1, wrong=0, typed=0, segment_every=0, text_only_every=8, full_prompts=False)
-ANSWERING = Mix(3, short=4, choices=3, wrong=1, typed=2, segment_every=2, text_only_every=1, full_prompts=True)
+ANSWERING = Mix(3, short=4, choices=3, wrong=1, typed=2, segment_every=1, text_only_every=1, full_prompts=True)
 MEASURED = Mix(16, short=4, choices=4, wrong=1, typed=2, segment_every=1, text_only_every=1, full_prompts=True)
 TEXT_WEIGHT = 1.0
-SAVE_EVERY_S = 150
+SAVE_EVERY_S = 240
 HELD_OUT_SEED = 90_000_000
 
 
@@ -75,7 +75,7 @@ class Training:
         return every > 0 and (self.num_steps + self.rank) % every == 0
 
     def _learn_text_only(self) -> float:
-        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 10, 2)]
+        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 2, 9)]
         hidden, _ = self.model(text_prefix(self.model, self.encoder), [block.ids for block in blocks])
         loss = answer_losses(self.model, hidden, blocks)
         (TEXT_WEIGHT * loss).backward()
@@ -137,6 +137,7 @@ def train_language(
     decay_from: float,
     guide_weight: float = 0.3,
     start: Path | None = None,
+    peak_rate: float = 1.0,
 ) -> None:
     """Takes so many more steps from `start`, or from `path` itself, and writes `path` every few minutes."""
     training = Training(draw_clips, mix, seed, guide_weight)
@@ -147,7 +148,7 @@ def train_language(
     started_s = saved_s = time.time()
     losses = []
     for step in range(1, num_steps + 1):
-        losses.append(training.step(learning_rate_factor(step / num_steps, decay_from=decay_from)))
+        losses.append(training.step(peak_rate * learning_rate_factor(step / num_steps, decay_from=decay_from)))
         if training.rank == 0 and step % 50 == 0:
             means = "answers {:.3f} guides {:.3f} text {:.3f}".format(*np.nanmean(losses[-50:], axis=0))
             print(f"{time.time() - started_s:.0f} s, step {training.num_steps}: {means}", flush=True)

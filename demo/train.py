@@ -41,9 +41,8 @@ def run_stage(stage: str, given: argparse.Namespace) -> None:
     if stage == "tuning":
         clips = keep_clips(load_perception(out), out / "seen_clips.pkl", given.clips, CLIPS_SEED)
         start = out / ("tuned.pt" if (out / "tuned.pt").exists() else "language.pt")
-        train_language(
-            out / "tuned.pt", clips.draw, ANSWERING, given.tuning_steps, TUNING_SEED, given.decay_from, 0.3, start
-        )
+        steps, decay_from, peak_rate = given.tuning_steps, given.decay_from, given.peak_rate
+        train_language(out / "tuned.pt", clips.draw, ANSWERING, steps, TUNING_SEED, decay_from, 0.3, start, peak_rate)
     if stage == "checkpoint":
         tokenizer = train_tokenizer(TOKENIZER_SEED)
         tuned = out / "tuned.pt" if (out / "tuned.pt").exists() else out / "language.pt"
@@ -66,8 +65,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, help="only this stage; all of them without")
     parser.add_argument("--perception-steps", type=int, default=2000)
     parser.add_argument("--seeing-steps", type=int, default=800, help="steps of stage 2")
-    parser.add_argument("--tuning-steps", type=int, default=3000, help="steps of stage 3")
+    parser.add_argument("--tuning-steps", type=int, default=7000, help="steps of stage 3")
     parser.add_argument("--decay-from", type=float, default=0.6, help="share of stage 3 after which its rate falls")
+    parser.add_argument(
+        "--peak-rate", type=float, default=1.0, help="of stage 3's learning rate; less for a last touch"
+    )
     parser.add_argument("--clips", type=int, default=5000, help="encoded clips that stage 3 learns from")
     return parser.parse_args()
 
