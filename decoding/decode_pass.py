@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile
@@ -17,6 +17,7 @@ from decoding.config import SamplingConfig
 from decoding.containers import check_dimensions, open_container, pick_video_stream
 from decoding.ffmpeg_log import ffmpeg_log
 from decoding.pictures import FrameResizer, Pictures, upright_size
+from decoding.stretches import Stretch
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
@@ -36,13 +37,8 @@ class Census:
     num_bad: int = 0
 
 
-def decode_announced(
-    path: str, wanted: Mapping[int, int], key_pts: int | None, config: SamplingConfig
-) -> Pictures | None:
-    """Decodes the frames whose presentation timestamps are the keys of `wanted`, under its values.
-
-    Args:
-        key_pts: the key frame to start at, None for the start of the video.
+def decode_announced(path: str, stretches: Sequence[Stretch], config: SamplingConfig) -> Pictures | None:
+    """Decodes the frames that are wanted of some stretches of a video, kept by their index in it.
 
     Returns:
         None at the first sign that the file does not keep to its timeline: an error, a corrupt frame, a frame that
@@ -52,16 +48,27 @@ def decode_announced(
     container, stream = _open(path, config)
     with container, ffmpeg_log():
         try:
-            for frame in _decode_from(container, stream, key_pts, wanted):
-                if frame is None or frame.is_corrupt:
-                    return None
-                if frame.pts is not None and frame.pts in wanted:
-                    keep.add(wanted[frame.pts], frame)
-                if len(keep.by_key) == len(wanted):
-                    return keep.pictures()
+            if stretches[0].key_pts is not None:
+                container.seek(stretches[0].key_pts, stream=stream)
+            packets = container.demux(stream)
+            is_complete = all(_decode_stretch(packets, stream, stretch, keep) for stretch in stretches)
         except av.error.FFmpegError:
             return None
-    return None
+    return keep.pictures() if is_complete else None
+
+
+def _decode_stretch(packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch, keep: _Keeper) -> bool:
+    """Whether all of its frames came as announced; the next stretch goes on with the packets that are left."""
+    num_missing = len(stretch.wanted)
+    for frame in _decode_from(packets, stream, stretch):
+        if frame is None or frame.is_corrupt:
+            return False
+        if frame.pts is not None and frame.pts in stretch.wanted:
+            keep.add(stretch.wanted[frame.pts], frame)
+            num_missing -= 1
+        if not num_missing:
+            return True
+    return False
 
 
 def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[Census, Pictures]:
@@ -138,16 +145,14 @@ def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContaine
     return container, pick_video_stream(container, path, config.max_pixels)
 
 
-def _decode_from(
-    container: av.container.InputContainer, stream: VideoStream, key_pts: int | None, wanted: Container[int]
-) -> Iterator[VideoFrame | None]:
+def _decode_from(packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch) -> Iterator[VideoFrame | None]:
     """Decodes in order from a key frame on; None where there is no key frame after all."""
-    packets: Iterator[av.Packet] = container.demux(stream)
+    key_pts = stretch.key_pts
     if key_pts is None:
-        yield from _decode_skipping(packets, stream, wanted)
+        yield from _decode_skipping(packets, stream, stretch.wanted)
         return
-    container.seek(key_pts, stream=stream)
-    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, wanted)
+    stream.codec_context.flush_buffers()  # of the stretch before: as after a seek
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, stretch.wanted)
     # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
     shown = dropwhile(lambda frame: frame.pts is None or frame.pts < key_pts, frames)
     first = next(shown, None)

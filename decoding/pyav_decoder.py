@@ -10,6 +10,7 @@ from decoding.damaged import settle
 from decoding.decode_pass import decode_all, decode_announced
 from decoding.ffmpeg_log import LogLine
 from decoding.sampled import SampledFrames, assemble, choose_from
+from decoding.stretches import Stretch, plan_stretches
 from decoding.timeline import Span, Timeline, read_timeline
 
 
@@ -33,14 +34,13 @@ def decode_with_pyav(path: str, timeline: Timeline, span: Span, config: Sampling
 def _decode_announced(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames | None:
     """Decodes the frames the timeline announces; None when the file does not keep to it."""
     low, choice = choose_from(timeline, span, config)
-    wanted = {int(timeline.pts[low + i]): low + i for i in choice.indices}
-    key_pts = timeline.key_before(min(wanted))
-    pictures = None if key_pts is None else decode_announced(path, wanted, key_pts, config)
-    if pictures is None:  # no window, or the file lies about its key frames
-        pictures = decode_announced(path, wanted, None, config)
-    if pictures is None:
-        return None
-    return assemble(choice, tuple(low + i for i in choice.indices), pictures, 1.0)
+    frame_indices = tuple(low + i for i in choice.indices)
+    stretches = plan_stretches(timeline, frame_indices)
+    whole = Stretch(None, {int(timeline.pts[index]): index for index in frame_indices})
+    pictures = decode_announced(path, stretches, config)
+    if pictures is None and stretches != [whole]:  # the file may lie about its key frames alone
+        pictures = decode_announced(path, [whole], config)
+    return None if pictures is None else assemble(choice, frame_indices, pictures, 1.0)
 
 
 def _decode_counted(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames:

@@ -232,6 +232,28 @@ def test_a_window_is_decoded_from_the_key_frame_before_it_whatever_lies_further_
     assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(100, 110))
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_encoder(str(MADE[n].get("codec", "libx264")))) for n in WINDOWED]
+)
+def test_frames_far_apart_are_those_of_a_plain_decode(tmp_path, name):
+    path = make_video(tmp_path / name, **(MADE[name] | {"num_frames": 260, "rate": 10, "pts": None}))
+    sampled, _ = sample(path, max_frames=4)
+    _, pictures = decode_plainly(path, SIZE)
+    assert [i for i in sampled.frame_indices if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+
+
+def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path):
+    path = make_video(
+        tmp_path / "long.mp4", 120, is_noisy=True, options={"g": "10"}, container_options={"movflags": "faststart"}
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+    path.write_bytes(content)
+    sampled, _ = sample(path, max_frames=2)
+    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == [0, 119]
+    assert sampled.decoded_share == 1.0
+
+
 def test_windows_side_by_side_share_no_frame_and_miss_none(tmp_path):
     path = make_video(tmp_path / "long.mp4", num_frames=47)
     windows = [sample(path, Span(start_s, start_s + 1.5), fps=10.0)[0] for start_s in (0.0, 1.5, 3.0, 4.5)]
