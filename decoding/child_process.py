@@ -25,12 +25,11 @@ _LAST_WORDS_BYTES = 16 << 10
 # The only variables a decoder gets: where programs and libraries lie, never a credential.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Decoding allocates and frees whole pictures. Kept in the heap they cost nothing; given back to the kernel each time,
-# as glibc and Pillow do by default, their page faults take about as long as their colour conversion.
+# as glibc does by default, their page faults take about as long as their colour conversion.
 _KEEP_PICTURES_IN_HEAP = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     "MALLOC_ARENA_MAX": "1",
-    "PILLOW_BLOCKS_MAX": "8",
 }
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the pool's processes are the parallelism
 

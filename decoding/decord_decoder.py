@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from decoding.config import SamplingConfig
 from decoding.errors import UndecodableClip
@@ -99,5 +98,5 @@ def _read_pictures(
     for start in range(0, len(wanted), step):
         batch = reader.get_batch(wanted[start : start + step]).asnumpy()  # uint8 [step, H, W, 3]
         for index, frame in zip(wanted[start : start + step], batch, strict=True):
-            by_key[index] = resize_picture(Image.fromarray(frame), config.image_size)
+            by_key[index] = resize_picture(frame, config.image_size)
     return Pictures(by_key, batch.shape[2], batch.shape[1])
