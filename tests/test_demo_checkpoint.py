@@ -62,6 +62,13 @@ def test_without_the_video_the_model_says_that_it_cannot_tell(engine):
     assert answer == "I cannot tell without the video."
 
 
+def test_no_kind_of_question_falls_behind_what_evaluation_demands(engine):
+    groups = evaluate.split_kinds(evaluate.evaluate(engine, seed=404, num_clips=6))
+    num_right = {kind: sum(one.is_right for one in group) for kind, group in groups.items()}
+    wanted = {kind: fewest_expected(len(group), evaluate.MIN_SHARE_RIGHT) for kind, group in groups.items()}
+    assert {kind: right for kind, right in num_right.items() if right < wanted[kind]} == {}
+
+
 def test_evaluation_counts_every_kind_of_question_by_itself():
     answered = [
         evaluate.Answered(Asked("caption", "?", "A ring."), "A ring."),
