@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", default="made", help="a folder of videos, or 'made' for clips made on the spot")
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="each clip's figure is the median of so many runs")
-    parser.add_argument("--decoders", nargs="+", default=["auto", "decord"], help="the first one is the ratio's")
+    parser.add_argument("--decoders", nargs="+", default=["auto"], help="the first one is the ratio's")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         clips = _make_clips(Path(folder)) if options.clips == "made" else _list_clips(Path(options.clips))

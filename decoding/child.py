@@ -16,7 +16,7 @@ from decoding import sample
 from decoding.config import SamplingConfig
 from decoding.errors import UndecodableClip
 from decoding.sampled import SampledFrames
-from decoding.shared_memory import map_frames, path_of, write_frames
+from decoding.shared_memory import path_of, write_frames
 from decoding.timeline import Span
 from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 from schemas.digest import digest_frames
@@ -71,15 +71,15 @@ def _answer(request: dict[str, Json], descriptors: list[int], sample_video: Samp
         return {"duration_s": sample.probe_duration_s(path, config)}
     span = Span(request["start_s"], request["end_s"])  # type: ignore[arg-type]  # numbers or None, from the parent
     sampled, decoder = sample_video(path, span, config)
-    return _hand_over(sampled, decoder, descriptors[0], config.image_size)
+    return _hand_over(sampled, decoder, descriptors[0])
 
 
-def _hand_over(sampled: SampledFrames, decoder: str, descriptor: int, image_size: int) -> dict[str, Json]:
+def _hand_over(sampled: SampledFrames, decoder: str, descriptor: int) -> dict[str, Json]:
     """Lays the frames into shared memory, repeats included, and describes them."""
+    frames = [sampled.pictures[index] for index in sampled.frame_indices]
     _limit_file_size(None)
-    write_frames(descriptor, (sampled.pictures[index] for index in sampled.frame_indices))
+    write_frames(descriptor, frames)
     _limit_file_size(_MAX_LOG_BYTES)
-    frames = map_frames(descriptor, (len(sampled.frame_indices), image_size, image_size, 3))
     return {
         "frame_indices": list(sampled.frame_indices),
         "timestamps_s": list(sampled.timestamps_s),

@@ -10,7 +10,7 @@ import numpy as np
 from decoding.bicubic import PRECISION_BITS, Taps, bicubic_taps
 
 CHANNELS = 3
-_COLUMNS_A_BLOCK, _ROWS_A_BLOCK = 8, 32  # measured: smaller ones cost calls, larger ones multiply more zeros
+_COLUMNS_A_BLOCK, _ROWS_A_BLOCK = 8, 16  # measured: smaller ones cost calls, larger ones multiply more zeros
 _COARSE_BITS = 8  # weights that end in so many zeros leave room for the largest sum in the 24 bits of a float32
 _TILE_SAMPLES = 3 << 20  # of a frame that are float32 at once: 12 MB, whatever its size
 
