@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -197,7 +198,15 @@ def test_no_descriptor_and_no_memory_is_left_behind(pool, video):
     before = psutil.Process().num_fds()
     for _ in range(20):
         pool.submit(clip_of(video.read_bytes())).result()
-    assert psutil.Process().num_fds() <= before + 1  # the pool's thread may still be about to let go of the last clip
+    assert _wait_for_descriptors(before) == before
+
+
+def _wait_for_descriptors(number: int) -> int:
+    """Returns the open files once they are `number`: the pool's thread lets go of a clip after its future is done."""
+    deadline_s = time.monotonic() + 5
+    while psutil.Process().num_fds() != number and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return psutil.Process().num_fds()
 
 
 def test_a_pipe_is_refused_without_opening_it(pool, tmp_path):
