@@ -104,7 +104,8 @@ def _limit_resources(memory_limit_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit_file_size(_MAX_LOG_BYTES)  # while it decodes, its log is all it may write
+    # While it decodes, its log is all it may write; frames it hands over are never more than its memory.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_LOG_BYTES, max(memory_limit_bytes, _MAX_LOG_BYTES)))
     if sys.platform == "linux":
         limit = memory_limit_bytes + _ADDRESS_SPACE_MARGIN_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
