@@ -85,7 +85,7 @@ def _score_by_engine(engine: Engine, clip: MadeClip, question: str, ids: list[in
     task = VideoTask(0, "", "", unique, np.asarray(order), text, num_tokens)
     pool = None
     if engine.model.device.type == "cuda":  # through the kernel that its decoding steps use
-        kernel = choose_kernel(engine.model.device, language.dtype)
+        kernel = choose_kernel(engine.model.device, language.dtype, width)
         num_chunks = -(-num_tokens // CHUNK_TOKENS)
         pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, language.layer_devices, language.dtype, kernel)
     runner = ModelRunner(engine.model, pages, 1, len(clip.frames), engine.config.attn_implementation, pool)

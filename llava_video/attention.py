@@ -10,6 +10,7 @@ Letters: N tokens, R rows, S suffix tokens, P prefix tokens, H query heads, K ke
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,34 @@ from llava_video.errors import CheckpointError
 _MAX_SCORES = 1 << 26
 
 
-# Attention that adds a bias to the scores: queries [X, K, M, E], keys and values [X, K, T, E], bias [X, 1, 1, T];
-# returns outputs [X, K, M, E] and log-sum-exps float32 [X, K, M].
-AttendWithBias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+@dataclass(frozen=True, slots=True)
+class ChunkFills:
+    """How many of their T tokens X chunks hold, in the two forms that kernels want.
+
+    Attributes:
+        tokens: int32 [X], at least 1 each.
+        bias: [X, 1, 1, T], added to the scores: 0 where there is a token, else minus infinity.
+    """
+
+    tokens: Tensor
+    bias: Tensor
+
+    @classmethod
+    def count(cls, tokens: Tensor, chunk_tokens: int, dtype: torch.dtype) -> ChunkFills:
+        """Makes both from the numbers of tokens [X]."""
+        positions = torch.arange(chunk_tokens, device=tokens.device)
+        bias = torch.zeros(len(tokens), chunk_tokens, device=tokens.device, dtype=dtype)
+        bias.masked_fill_(positions >= tokens[:, None], float("-inf"))
+        return cls(tokens.int(), bias[:, None, None])
+
+    def to(self, device: torch.device) -> ChunkFills:
+        """Returns them on another device, or themselves."""
+        return ChunkFills(self.tokens.to(device), self.bias.to(device))
+
+
+# Attention to chunks, each alone: queries [X, K, M, E], keys and values [X, T, K, E]; returns outputs [X, K, M, E] and
+# log-sum-exps float32 [X, K, M].
+AttendChunks = Callable[[Tensor, Tensor, Tensor, ChunkFills], tuple[Tensor, Tensor]]
 
 
 def fold_groups(queries: Tensor, num_key_value_heads: int) -> Tensor:
@@ -83,9 +109,10 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     return out_a * share_a + out_b * (1 - share_a)
 
 
-def attend_with_bias(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain `AttendWithBias`, for any device."""
-    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5 + bias  # [X, K, M, T]
+def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
+    """Plain `AttendChunks`, for any device."""
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [X, K, T, E]
+    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5 + fills.bias  # [X, K, M, T]
     lse = scores.logsumexp(dim=-1)
     return scores.sub_(lse[..., None]).exp_().to(values.dtype) @ values, lse
 

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from llava_video.attention import AttendWithBias, attend_with_bias
+from llava_video.attention import AttendChunks, ChunkFills, attend_chunks
 
 _log = logging.getLogger(__name__)
 
@@ -15,39 +15,65 @@ _log = logging.getLogger(__name__)
 _TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype) -> AttendWithBias:
-    """Returns the fused kernel on a GPU if it agrees with the plain one on a small example, else the plain one.
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttendChunks:
+    """Returns the first fused kernel that runs on this device and agrees with the plain one on a small example.
 
-    The kernel's entry is not part of PyTorch's public API: its own test comes before trust.
+    Flash attention wants bfloat16 or float16 and a PyTorch whose `varlen_attn` takes `seqused_k` (2.13 does, 2.11 does
+    not); memory-efficient attention is no part of PyTorch's public API, but in all its versions. The choice depends on
+    the device, the dtype and PyTorch only, so that a run that goes on rounds as it began.
     """
     if device.type != "cuda":
-        return attend_with_bias
-    try:
-        is_right = _agrees_with_plain(fused_attend_with_bias, device, dtype)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        _log.warning("no fused attention on this device, going on with the plain one: %s", error)
-        return attend_with_bias
-    if not is_right:
-        _log.warning("PyTorch's fused attention disagrees with the plain one here; going on with the plain one")
-    return fused_attend_with_bias if is_right else attend_with_bias
+        return attend_chunks
+    for kernel in (attend_chunks_flash, attend_chunks_efficient):
+        try:
+            if _agrees_with_plain(kernel, device, dtype, head_dim):
+                _log.info("decoding steps attend to prefixes by %s", kernel.__name__)
+                return kernel
+            _log.warning("%s disagrees with the plain attention here and is not used", kernel.__name__)
+        except (ImportError, RuntimeError, TypeError, AttributeError) as error:
+            _log.info("%s is not to be had here: %s", kernel.__name__, error)
+    _log.warning("no fused attention on this device, going on with the plain one")
+    return attend_chunks
 
 
-def fused_attend_with_bias(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`AttendWithBias` in one memory-efficient kernel: scores stay in registers, in float32 (arXiv 2112.05682)."""
-    num_chunks, num_heads, num_queries, _ = queries.shape
-    whole = bias.expand(num_chunks, num_heads, num_queries, -1)
-    out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(queries, keys, values, whole, True)
+def attend_chunks_flash(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
+    """`AttendChunks` by PyTorch's flash attention (arXiv 2307.08691): chunks are sequences of which a part is used."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    num_chunks, _, num_queries, _ = queries.shape
+    starts = torch.arange(num_chunks + 1, device=queries.device, dtype=torch.int32)
+    out, lse = varlen_attn(
+        queries.transpose(1, 2).flatten(0, 1),  # [X * M, K, E]
+        keys.flatten(0, 1),  # [X * T, K, E]
+        values.flatten(0, 1),
+        starts * num_queries,
+        starts * keys.shape[1],
+        num_queries,
+        keys.shape[1],
+        return_aux=AuxRequest(lse=True),
+        seqused_k=fills.tokens,
+    )  # [X * M, K, E], [K, X * M]
+    return out.unflatten(0, (num_chunks, -1)).transpose(1, 2), lse.unflatten(1, (num_chunks, -1)).transpose(0, 1)
+
+
+def attend_chunks_efficient(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
+    """`AttendChunks` by memory-efficient attention: scores stay in registers, in float32 (arXiv 2112.05682)."""
+    num_queries = queries.shape[2]
+    bias = fills.bias.expand(-1, *queries.shape[1:3], -1)
+    out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        queries, keys.transpose(1, 2), values.transpose(1, 2), bias, True
+    )
     return out, lse[..., :num_queries]  # the kernel pads them to a multiple of 32
 
 
-def _agrees_with_plain(attend: AttendWithBias, device: torch.device, dtype: torch.dtype) -> bool:
+def _agrees_with_plain(attend: AttendChunks, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Compares both on three chunks, one of them half full and one with a single token."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     queries, keys, values = (
-        torch.randn(3, 2, length, 128, generator=generator).to(device, dtype) for length in (14, 256, 256)
+        torch.randn(3, *shape, head_dim, generator=generator).to(device, dtype)
+        for shape in ((2, 14), (256, 2), (256, 2))
     )
-    bias = torch.zeros(3, 1, 1, 256, device=device, dtype=dtype)
-    bias[1, ..., 128:], bias[2, ..., 1:] = float("-inf"), float("-inf")
-    pairs = zip(attend(queries, keys, values, bias), attend_with_bias(queries, keys, values, bias), strict=True)
+    fills = ChunkFills.count(torch.tensor([256, 128, 1], device=device), 256, dtype)
+    pairs = zip(attend(queries, keys, values, fills), attend_chunks(queries, keys, values, fills), strict=True)
     tolerance = _TOLERANCES[dtype]
     return all(torch.allclose(a.float(), b.float(), atol=tolerance, rtol=tolerance) for a, b in pairs)

@@ -72,18 +72,12 @@ class GraphedDecoder:
         """Records a step without running it. Whatever goes wrong, steps still run one kernel after the other."""
         self._num_captures_left -= 1
         try:
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(stream):
-                # Thread-local: other threads may pin memory or load clips meanwhile.
-                graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-                try:
-                    step.chosen = self._decoder.run(step.numbers, step.penalties)
-                finally:
-                    graph.capture_end()
+            graph = torch.cuda.CUDAGraph()
+            # Thread-local: other threads may pin memory or load clips meanwhile.
+            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+                step.chosen = self._decoder.run(step.numbers, step.penalties)
         except RuntimeError as error:
             self._num_captures_left = 0
             _log.warning("no CUDA graphs, decoding goes on without: %s", error)
             return
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         step.graph = graph

@@ -79,7 +79,8 @@ def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
     if _decodes_statically(config, devices):
         limits = replace(limits, prefix_unit=CHUNK_TOKENS)
         num_chunks = max(1, limits.prefix_tokens // CHUNK_TOKENS)
-        pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, devices, dtype, choose_kernel(devices[0], dtype))
+        kernel = choose_kernel(devices[0], dtype, width)
+        pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, devices, dtype, kernel)
     return MemoryPlan(limits, pages, pool, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llava_video.attention import AttendWithBias, fold_groups, merge_chunks, unfold_groups
+from llava_video.attention import AttendChunks, ChunkFills, fold_groups, merge_chunks, unfold_groups
 
 CHUNK_TOKENS = 1024
 """A 13,440-token clip fills 14 chunks and wastes 4 % of them; enough of them run side by side to fill a GPU."""
 
 
 class PrefixPool:
-    """Keys and values [X, K, T, E] of X chunks of T tokens for each layer, allocated once.
+    """Keys and values [X, T, K, E] of X chunks of T tokens for each layer, allocated once.
 
     Low chunks are given out first, so that those in use stay together at the front.
     """
@@ -28,10 +28,10 @@ class PrefixPool:
         head_dim: int,
         layer_devices: Sequence[torch.device],
         dtype: torch.dtype,
-        attend: AttendWithBias,
+        attend: AttendChunks,
     ) -> None:
         self.chunk_tokens, self.num_chunks, self.attend = chunk_tokens, num_chunks, attend
-        shape = (num_chunks, num_heads, chunk_tokens, head_dim)
+        shape = (num_chunks, chunk_tokens, num_heads, head_dim)
         # Zeros, not empty memory: chunks that nobody owns are read too, and thrown away, but never as NaN.
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
@@ -63,7 +63,7 @@ class PooledPrefix:
         # Once, not in every layer: each copy to a GPU would wait for it.
         self._index = torch.tensor(chunks, device=pool.keys[0].device)
         fills = torch.tensor(self.fills, device=self._index.device)
-        self._bias = bias_of(fills, pool.chunk_tokens, pool.keys[0].dtype)
+        self._fills = ChunkFills.count(fills, pool.chunk_tokens, pool.keys[0].dtype)
 
     @property
     def size_bytes(self) -> int:
@@ -84,15 +84,16 @@ class PooledPrefix:
         size = self._pool.chunk_tokens
         for pool, new in ((self._pool.keys[layer], keys), (self._pool.values[layer], values)):
             for chunk, part in zip(self.chunks, new.split(size), strict=True):
-                pool[chunk, :, : len(part)] = part.transpose(0, 1)
+                pool[chunk, : len(part)] = part
 
     def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Attends to every chunk apart and merges; shapes as `Prefix.attend`."""
         pool = self._pool
-        index, bias = (part.to(queries.device) for part in (self._index, self._bias))  # further GPUs, if there are any
-        keys, values = pool.keys[layer][index], pool.values[layer][index]  # [J, K, T, E]
-        folded = fold_groups(queries, keys.shape[1]).expand(len(index), -1, -1, -1)  # [J, K, N * G, E]
-        out, lse = merge_chunks(*(part[None] for part in pool.attend(folded, keys, values, bias)))
+        index = self._index.to(queries.device)  # further GPUs, if there are any
+        keys, values = pool.keys[layer][index], pool.values[layer][index]  # [J, T, K, E]
+        folded = fold_groups(queries, keys.shape[2]).expand(len(index), -1, -1, -1)  # [J, K, N * G, E]
+        outs, lses = pool.attend(folded, keys, values, self._fills.to(queries.device))
+        out, lse = merge_chunks(outs[None], lses[None])
         return unfold_groups(out[0], lse[0], len(queries))
 
     def release(self) -> None:
@@ -100,10 +101,3 @@ class PooledPrefix:
         if not self._is_released:
             self._is_released = True
             self._pool.give_back(self.chunks)
-
-
-def bias_of(fills: Tensor, chunk_tokens: int, dtype: torch.dtype) -> Tensor:
-    """Returns what is added to the scores of chunks that hold `fills` [X] tokens: [X, 1, 1, T], 0 or minus infinity."""
-    positions = torch.arange(chunk_tokens, device=fills.device)
-    bias = torch.zeros(len(fills), chunk_tokens, device=fills.device, dtype=dtype)
-    return bias.masked_fill_(positions >= fills[:, None], float("-inf"))[:, None, None]

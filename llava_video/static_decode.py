@@ -18,11 +18,11 @@ from typing import Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
-from llava_video.attention import attend_pages, fold_groups, merge_attention, merge_chunks, unfold_groups
+from llava_video.attention import ChunkFills, attend_pages, fold_groups, merge_attention, merge_chunks, unfold_groups
 from llava_video.choosing import SeenIds
 from llava_video.kv_cache import PAGE_TOKENS, SuffixPages
 from llava_video.language_model import LanguageModel
-from llava_video.prefix_pool import PooledPrefix, PrefixPool, bias_of
+from llava_video.prefix_pool import PooledPrefix, PrefixPool
 from llava_video.tasks import QuestionTask, slots_of, spans_by_video
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -132,26 +132,26 @@ class StaticDecoder:
 
     def run(self, numbers: StepNumbers[Tensor], penalties: Tensor) -> Tensor:
         """Runs one step and returns the next id of each row [N]; `penalties` float32 [N]."""
-        bias = bias_of(numbers.fills, self._pool.chunk_tokens, self._language.dtype)
+        fills = ChunkFills.count(numbers.fills, self._pool.chunk_tokens, self._language.dtype)
         missing = numbers.absent.float().masked_fill_(numbers.absent.bool(), float("-inf"))[..., None, None]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, numbers.slots, keys, values)
             own = attend_pages(queries, *self._pages.read(layer, numbers.tables), numbers.lengths)
-            return merge_attention(*own, *self._attend_pool(layer, queries, numbers, bias, missing))
+            return merge_attention(*own, *self._attend_pool(layer, queries, numbers, fills, missing))
 
         hidden = self._language.forward(self._language.embed(numbers.ids), numbers.positions, attend)
         return self._seen.choose(self._language.logits(hidden), numbers.rows, penalties)
 
     def _attend_pool(
-        self, layer: int, queries: Tensor, numbers: StepNumbers[Tensor], bias: Tensor, missing: Tensor
+        self, layer: int, queries: Tensor, numbers: StepNumbers[Tensor], fills: ChunkFills, missing: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Attends the rows [N, H, E] of every clip to its chunks: all chunks of the pool in one product."""
         num_chunks, num_clips = len(numbers.owners), len(numbers.chunks)
-        keys, values = self._pool.keys[layer][:num_chunks], self._pool.values[layer][:num_chunks]  # [X, K, T, E]
+        keys, values = self._pool.keys[layer][:num_chunks], self._pool.values[layer][:num_chunks]  # [X, T, K, E]
         grid = queries[numbers.members].unflatten(0, (num_clips, -1))  # [C, M, H, E]
-        folded = fold_groups(grid, keys.shape[1])[numbers.owners]  # [X, K, M * G, E]
-        outs, lses = self._pool.attend(folded, keys, values, bias)
+        folded = fold_groups(grid, keys.shape[2])[numbers.owners]  # [X, K, M * G, E]
+        outs, lses = self._pool.attend(folded, keys, values, fills)
         out, lse = merge_chunks(outs[numbers.chunks], lses[numbers.chunks] + missing)  # [C, K, M * G, E]
         out, lse = unfold_groups(out, lse, grid.shape[1])  # [C, M, H, E]
         return out.flatten(0, 1)[numbers.cells], lse.flatten(0, 1)[numbers.cells]

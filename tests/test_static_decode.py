@@ -10,10 +10,13 @@ import torch
 from golden_cases import COMMITTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention import varlen
+from torch.nn.attention.varlen import AuxRequest
 
 from llava_video import Engine, EngineConfig, GenerationConfig, memory
-from llava_video.attention import attend_prefix, attend_with_bias
-from llava_video.attention_kernels import _agrees_with_plain, choose_kernel
+from llava_video.attention import ChunkFills, attend_chunks, attend_prefix
+from llava_video.attention_kernels import _agrees_with_plain, attend_chunks_flash, choose_kernel
 from llava_video.prefix_pool import PrefixPool
 from llava_video.static_decode import round_up
 
@@ -79,7 +82,7 @@ def test_chunks_are_free_again_once_all_videos_are_closed(engines: tuple[Engine,
         _ask(static, [(1, 3, QUESTIONS[0], 4), (2, 2, QUESTIONS[1], 4)], 2)
         static.ask("Hello?", GenerationConfig(max_new_tokens=1)).result(60)  # the thread has read the closings by now
         held.append(static.stats.kv_prefix_bytes)
-    text_only = PrefixPool(4, 32, *_geometry(static), attend_with_bias).open(len(static.tokenizer.text_prefix()))
+    text_only = PrefixPool(4, 32, *_geometry(static), attend_chunks).open(len(static.tokenizer.text_prefix()))
     assert held == [text_only.size_bytes] * 2
 
 
@@ -91,7 +94,7 @@ def _geometry(engine: Engine) -> tuple[int, int, list[torch.device], torch.dtype
 
 @pytest.fixture
 def pool() -> PrefixPool:
-    return PrefixPool(6, 8, 2, 4, [CPU], torch.float32, attend_with_bias)
+    return PrefixPool(6, 8, 2, 4, [CPU], torch.float32, attend_chunks)
 
 
 def test_attention_over_chunks_equals_attention_over_the_whole_prefix(pool: PrefixPool) -> None:
@@ -127,15 +130,47 @@ def test_sizes_are_rounded_up_by_a_third_at_most(number: int, least: int, expect
 
 
 def test_a_processor_takes_the_plain_kernel() -> None:
-    assert choose_kernel(CPU, torch.float32) is attend_with_bias
+    assert choose_kernel(CPU, torch.float32, 128) is attend_chunks
 
 
 def test_a_kernel_that_weighs_masked_keys_is_found_out() -> None:
-    def forgets_the_bias(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return attend_with_bias(*parts[:3], torch.zeros_like(parts[3]))
+    def forgets_the_fills(
+        queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return attend_chunks(queries, keys, values, ChunkFills(fills.tokens, torch.zeros_like(fills.bias)))
 
-    assert _agrees_with_plain(attend_with_bias, CPU, torch.float32)
-    assert not _agrees_with_plain(forgets_the_bias, CPU, torch.float32)
+    assert _agrees_with_plain(attend_chunks, CPU, torch.float32, 128)
+    assert not _agrees_with_plain(forgets_the_fills, CPU, torch.float32, 128)
+
+
+def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch has it for GPUs only; the stand-in is written after the documentation of `varlen_attn` in 2.13."""
+
+    def varlen_attn(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        return_aux: AuxRequest,
+        seqused_k: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        assert {number.dtype for number in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
+        assert (cu_seq_q.diff().max(), cu_seq_k.diff().max(), return_aux.lse) == (max_q, max_k, True)
+        outs, lses = [], []
+        for index, used in enumerate(seqused_k.tolist()):
+            queries = query[cu_seq_q[index] : cu_seq_q[index + 1]].transpose(0, 1)
+            keys, values = (kv[cu_seq_k[index] :][:used].transpose(0, 1) for kv in (key, value))
+            scores = queries @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
+            outs.append((scores.softmax(-1) @ values).transpose(0, 1))
+            lses.append(scores.logsumexp(-1))
+        return torch.cat(outs), torch.cat(lses, dim=1)  # [queries, heads, width], [heads, queries]
+
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    assert _agrees_with_plain(attend_chunks_flash, CPU, torch.float32, 64)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the capture succeeds")

@@ -1,0 +1,142 @@
+"""The path over a GPU, traced with fake tensors on a device that need not exist: nothing is computed.
+
+A fake tensor has a shape, a dtype and a device, and refuses what would fail on a real GPU or keep a step from being
+captured: mixed devices, shapes that do not fit, and asking the device for a number in the middle of a step. A captured
+step may not touch a tensor on the host either. What the kernels compute, this cannot show.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.geometry import write_configuration
+from llava_video.attention import AttendChunks, attend_chunks
+from llava_video.attention_kernels import attend_chunks_efficient, attend_chunks_flash
+from llava_video.checkpoint import Checkpoint
+from llava_video.cuda_graphs import GraphedDecoder
+from llava_video.generation import GenerationConfig
+from llava_video.kv_cache import SuffixPages
+from llava_video.model import LlavaVideoModel, load_model
+from llava_video.model_config import read_model_config
+from llava_video.model_runner import ModelRunner
+from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
+from llava_video.prompts import VideoPrefix
+from llava_video.static_decode import sizes_of, view_numbers
+from llava_video.tasks import QuestionTask, VideoTask
+from llava_video.weights import Place
+
+CUDA = torch.device("cuda", 0)
+NUM_FRAMES, NUM_VIDEO_TOKENS = 64, 13_440
+KERNELS = [attend_chunks_flash, attend_chunks_efficient, attend_chunks]
+
+
+@pytest.fixture
+def _fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU on which tensors have no content; what only a real one can do, waiting and pinning, does nothing."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@pytest.fixture
+def model(_fake_gpu: None, tmp_path: Path) -> LlavaVideoModel:
+    """LLaVA-Video-7B in bfloat16: its real sizes, but few of its layers, which are all alike."""
+    write_configuration("7b", tmp_path)
+    config_path = tmp_path / "config.json"
+    content = json.loads(config_path.read_text("utf-8"))
+    content["num_hidden_layers"], content["vision_config"]["num_hidden_layers"] = 2, 3
+    config_path.write_text(json.dumps(content), "utf-8")
+    config = read_model_config(Checkpoint(str(tmp_path), tmp_path, ""))
+
+    def read(wanted: Mapping[str, tuple[int, ...]], place: Place) -> dict[str, Tensor]:
+        return {name: place(name, torch.empty(shape)) for name, shape in wanted.items()}
+
+    return load_model(read, config, config.language.vocab_size, [CUDA] * 2, torch.bfloat16, "sdpa")
+
+
+def _make_runner(model: LlavaVideoModel, kernel: AttendChunks | None) -> ModelRunner:
+    language = model.config.language
+    geometry = (language.num_key_value_heads, language.head_dim, model.language.layer_devices, torch.bfloat16)
+    pool = None if kernel is None else PrefixPool(40, CHUNK_TOKENS, *geometry, kernel)
+    return ModelRunner(model, SuffixPages(40, *geometry), 8, 48, "sdpa", pool)
+
+
+def _prefill(runner: ModelRunner) -> list[QuestionTask]:
+    """Encodes and prefills two clips of 64 frames; returns two running questions to the first, one to the second."""
+    frames, text = np.zeros((NUM_FRAMES, 384, 384, 3), dtype=np.uint8), VideoPrefix(tuple(range(14)), tuple(range(200)))
+    videos = [
+        VideoTask(order, "", "", frames, np.arange(NUM_FRAMES), text, NUM_VIDEO_TOKENS + 214) for order in range(2)
+    ]
+    for video, tokens in zip(videos, runner.encode_videos(videos), strict=True):
+        assert (tokens.shape, tokens.device) == ((NUM_VIDEO_TOKENS, 3584), CUDA)
+        video.prefix = runner.prefill(video, tokens)
+    return [
+        QuestionTask(
+            video=videos[row // 2],
+            token_ids=list(range(20 + row)),
+            generation=GenerationConfig(),
+            repetition_penalty=1.05,
+            future=Future(),
+            row=row,
+            pages=tuple(range(4 * row, 4 * row + 4)),
+            generated=[5] * (3 + row),
+        )
+        for row in range(3)
+    ]
+
+
+class _DeviceOnly(TorchDispatchMode):
+    """Refuses operations that read or make a tensor on the host, which wait for a copy."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
+        assert devices == {CUDA}, f"{func} takes {devices}"
+        return result
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, None])
+def test_questions_start_without_a_wait_before_their_first_ids(
+    model: LlavaVideoModel, kernel: AttendChunks | None
+) -> None:
+    runner = _make_runner(model, kernel)
+    questions = _prefill(runner)
+    with pytest.raises(DataDependentOutputException) as wait:
+        runner.start(questions)
+    ours = [entry for entry in wait.traceback if "llava_video" in str(entry.path)]
+    assert ".tolist()" in str(ours[-1].statement)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_decoding_step_can_be_captured(model: LlavaVideoModel, kernel: AttendChunks) -> None:
+    runner = _make_runner(model, kernel)
+    questions = _prefill(runner)
+    assert isinstance(runner._static, GraphedDecoder)
+    decoder = runner._static._decoder
+    shape = decoder.shape_of(questions)
+    buffer = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, device=CUDA)
+    numbers, penalties = view_numbers(buffer, shape), torch.ones(shape.rows, device=CUDA)
+    with _DeviceOnly():
+        chosen = decoder.run(numbers, penalties)
+    assert (chosen.shape, chosen.device, chosen.dtype) == ((4,), CUDA, torch.int64)
