@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from decoding import sample
 from decoding.config import SamplingConfig
@@ -25,6 +26,7 @@ SampleVideo = Callable[[str, Span, SamplingConfig], tuple[SampledFrames, str]]
 # Libraries and thread stacks reserve addresses they never touch; the parent watches what is really resident.
 _ADDRESS_SPACE_MARGIN_BYTES = 2 << 30
 _MAX_LOG_BYTES = 1 << 20
+_SOUND_VIDEO = Path(__file__).with_name("self_check.mp4")  # three grey frames of H.264, made with PyAV
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _limit_resources(options.memory_limit_bytes)
     module, function = options.sample_with.split(":")
     sample_video: SampleVideo = getattr(importlib.import_module(module), function)
+    # Whatever breaks all decoding here, such as a PyAV of another interface, must not be taken for bad clips.
+    sample.sample_video(str(_SOUND_VIDEO), Span(), SamplingConfig())
     with socket.socket(fileno=options.connection) as connection:
         _serve(connection, sample_video)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -20,6 +21,8 @@ ALLOWED_CONTAINERS = (
     "mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "obu", "ivf", "ogg",
     "asf", "gif", "mxf", "dv", "nut", "rm", "yuv4mpegpipe",
 )  # fmt: skip
+# Until PyAV 19, text that is not UTF-8 was an error unless one asked for less.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(ALLOWED_CONTAINERS)}
 
 # Text that FFmpeg would take for a list of further files. Refused by name for the sake of the reason; the
@@ -39,7 +42,7 @@ def open_container(path: str, said: list[LogLine] | None = None) -> av.container
     with ffmpeg_log() as logs:
         try:
             # `file:` keeps a name such as `concat:a|b` from being read as a protocol.
-            container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+            container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), **_LENIENT)
         except av.error.FFmpegError as error:
             raise _explain_open_error(error, logs) from error
     if said is not None:

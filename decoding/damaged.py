@@ -44,7 +44,9 @@ def settle(timeline: Timeline, census: Census, span: Span, min_share: float) -> 
     is_damaged = bool(census.num_bad or timeline.problem or timeline.num_missing)
     num_missing = timeline.num_missing if span.end_s is None or span.end_s > timeline.end_s else 0
     num_expected = num_missing + (num_announced if is_damaged or timeline.has_frame_packets else num_good)
-    return SettledVideo(settled, indices, _check_share(num_good, num_expected, settled, min_share))
+    num_lost = num_expected - num_missing - num_good  # before the end of the file
+    is_cut = bool(settled.problem or settled.num_missing) and num_lost <= max(num_missing, 1)
+    return SettledVideo(settled, indices, _check_share(num_good, num_expected, settled, is_cut, min_share))
 
 
 def _by_timestamp(timeline: Timeline, census: Census, places: dict[int, int]) -> tuple[Timeline, tuple[int, ...]]:
@@ -73,12 +75,14 @@ def _by_count(timeline: Timeline, census: Census) -> Timeline:
     return replace(timeline, pts=ordinals, times_s=times_s, end_s=float(times_s[-1]) + gap_s if len(times_s) else 0.0)
 
 
-def _check_share(num_good: int, num_expected: int, settled: Timeline, min_share: float) -> float:
+def _check_share(num_good: int, num_expected: int, settled: Timeline, is_cut: bool, min_share: float) -> float:
     share = num_good / max(num_good, num_expected, 1)
     if num_good and share >= min_share:
         return share
     seen = f"{num_good} of {num_expected} frames can be decoded, at least {min_share:.0%} are wanted"
-    if settled.problem or settled.num_missing:
+    if settled.problem:
+        seen += f"; FFmpeg: {settled.problem}"
+    if is_cut:
         reason = f"truncated after {settled.end_s:.1f} s" if num_good else "truncated before its first frame"
-        raise UndecodableClip(reason, f"{seen}; FFmpeg: {settled.problem or 'the file ends before its last frames'}")
+        raise UndecodableClip(reason, seen if settled.problem else f"{seen}; the file ends before its last frames")
     raise UndecodableClip("damaged" if num_good else "no frame can be decoded", seen)

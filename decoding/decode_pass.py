@@ -22,6 +22,8 @@ from decoding.stretches import Stretch
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
 _BEFORE_ALL = -(1 << 63)
+# ValueError is what PyAV 19 raises once a decoder could not be opened, over bad headers for instance.
+_DECODE_ERRORS = (av.error.FFmpegError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def decode_announced(path: str, stretches: Sequence[Stretch], config: SamplingCo
                 container.seek(stretches[0].key_pts, stream=stream)
             packets = container.demux(stream)
             is_complete = all(_decode_stretch(packets, stream, stretch, keep) for stretch in stretches)
-        except av.error.FFmpegError:
+        except _DECODE_ERRORS:
             return None
     return keep.pictures() if is_complete else None
 
@@ -182,7 +184,7 @@ def _decode_over_errors(
             yield packet, stream.decode(packet)
         except av.error.EOFError:
             return
-        except av.error.FFmpegError:
+        except _DECODE_ERRORS:
             yield packet, None
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from decoding.containers import open_container
+
 SHARED_MEDIA = Path(__file__).parent.parent.parent / "shared" / "media"
 needs_shared_media = pytest.mark.skipif(not SHARED_MEDIA.is_dir(), reason="../shared/media is not there")
 _BITS = 8
@@ -82,7 +84,7 @@ def make_video(
 def decode_plainly(path: Path, image_size: int) -> tuple[list[float], list[np.ndarray]]:
     """Returns times and PIL-resized pictures, uint8 [S, S, 3], of every frame of the first video stream, in order."""
     times_s, pictures = [], []
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_container(str(path)) as container:
         for frame in container.decode(video=0):
             upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
             picture = Image.fromarray(upright).resize((image_size, image_size), Image.Resampling.BICUBIC)

@@ -241,6 +241,13 @@ def test_a_decoder_process_that_cannot_start_stops_the_run_with_its_last_words(v
     pool.close()
 
 
+def test_a_pyav_of_another_interface_stops_the_run_and_fails_no_clip(video):
+    pool = DecoderPool(1, CONFIG, ("--sample-with", "tests.other_pyav:sample_video"))
+    with pytest.raises(RuntimeError, match=r"a decoder process does not start: .*unexpected keyword argument"):
+        pool.submit(clip_of(video)).result()
+    pool.close()
+
+
 def test_a_clip_that_hangs_does_not_hold_up_the_others(video):
     pool = DecoderPool(2, CONFIG, FAULTY)
     hanging = pool.submit(clip_of(video, faults.HANG))
