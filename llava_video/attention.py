@@ -2,7 +2,8 @@
 
 Softmax attention over the keys of a clip's prefix and of a row's own suffix together equals the two attentions apart,
 weighed by the exponentials of their log-sum-exps. So the prefix is read once for all rows of a clip, in one matrix
-product, and never copied. Grouped-query heads fold into the query dimension.
+product, and never copied. Grouped-query heads fold into the query dimension. Scores are float32 whatever the dtype, as
+they are in the flash attention that the reference runs on a GPU.
 
 Letters: N tokens, R rows, S suffix tokens, P prefix tokens, H query heads, K key-value heads, G = H / K, E head width.
 """
@@ -94,7 +95,7 @@ def attend_with_lse(
 
 
 def _attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, last_visible: Tensor | None) -> tuple[Tensor, Tensor]:
-    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5  # [..., M, L]
+    scores = (queries.float() @ keys.float().transpose(-1, -2)) * queries.shape[-1] ** -0.5  # [..., M, L]
     if last_visible is not None:
         positions = torch.arange(keys.shape[-2], device=keys.device)
         scores.masked_fill_(positions > last_visible[..., None], float("-inf"))
@@ -112,7 +113,7 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
 def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
     """Plain `AttendChunks`, for any device."""
     keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [X, K, T, E]
-    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5 + fills.bias  # [X, K, M, T]
+    scores = queries.float() @ keys.float().transpose(-1, -2) * queries.shape[-1] ** -0.5 + fills.bias  # [X, K, M, T]
     lse = scores.logsumexp(dim=-1)
     return scores.sub_(lse[..., None]).exp_().to(values.dtype) @ values, lse
 
@@ -158,12 +159,20 @@ def attend_prefix(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor
     return unfold_groups(out, lse, num_tokens)
 
 
-def attend_pages(queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of one query a row [R, H, E] to the first `lengths` [R] of its suffix, keys and values [K, R, S, E]."""
-    grouped = queries.unflatten(1, (len(keys), -1)).transpose(0, 1)  # [K, R, G, E]
-    last_visible = (lengths - 1)[None, :, None].expand(grouped.shape[:3])
-    out, lse = attend_with_lse(grouped, keys, values, last_visible)
-    return out.transpose(0, 1).flatten(1, 2), lse.transpose(0, 1).flatten(1, 2)
+def attend_pages(
+    queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills, attend: AttendChunks = attend_chunks
+) -> tuple[Tensor, Tensor]:
+    """Attention of one query a row [R, H, E] to its suffix: pages are to a row what chunks are to a clip.
+
+    Args:
+        keys, values: [R, S, K, E].
+        fills: how many of its S suffix tokens each row has.
+
+    Returns:
+        outputs [R, H, E] and log-sum-exps [R, H].
+    """
+    out, lse = attend(queries.unflatten(1, (keys.shape[2], -1)), keys, values, fills)  # [R, K, G, E], [R, K, G]
+    return out.flatten(1, 2), lse.flatten(1, 2)
 
 
 def _flash_attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

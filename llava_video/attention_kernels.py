@@ -67,13 +67,20 @@ def attend_chunks_efficient(queries: Tensor, keys: Tensor, values: Tensor, fills
 
 
 def _agrees_with_plain(attend: AttendChunks, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Compares both on three chunks, one of them half full and one with a single token."""
+    """Compares both on chunks and on pages: full ones, half full ones and ones with a single token."""
+    return all(_agrees_on(attend, size, device, dtype, head_dim) for size in ((14, 256), (7, 96)))
+
+
+def _agrees_on(
+    attend: AttendChunks, size: tuple[int, int], device: torch.device, dtype: torch.dtype, head_dim: int
+) -> bool:
+    num_queries, num_tokens = size
     generator = torch.Generator(device="cpu").manual_seed(0)
     queries, keys, values = (
         torch.randn(3, *shape, head_dim, generator=generator).to(device, dtype)
-        for shape in ((2, 14), (256, 2), (256, 2))
+        for shape in ((2, num_queries), (num_tokens, 2), (num_tokens, 2))
     )
-    fills = ChunkFills.count(torch.tensor([256, 128, 1], device=device), 256, dtype)
+    fills = ChunkFills.count(torch.tensor([num_tokens, num_tokens // 2, 1], device=device), num_tokens, dtype)
     pairs = zip(attend(queries, keys, values, fills), attend_chunks(queries, keys, values, fills), strict=True)
     tolerance = _TOLERANCES[dtype]
     return all(torch.allclose(a.float(), b.float(), atol=tolerance, rtol=tolerance) for a, b in pairs)

@@ -72,7 +72,7 @@ class SuffixPages:
         self.spare_page = num_pages
         self._num_pages = num_pages + 1
         held = self._num_pages if layer_devices[0].type == "cuda" else min(self._num_pages, _FIRST_PAGES)
-        shape = (num_heads, held, PAGE_TOKENS, head_dim)
+        shape = (held, PAGE_TOKENS, num_heads, head_dim)
         # Zeros, not empty memory: masked positions weigh nothing, but nothing times NaN is NaN.
         self._keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
         self._values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
@@ -84,28 +84,24 @@ class SuffixPages:
 
     def hold(self, page: int) -> None:
         """Makes sure that a page exists."""
-        held = self._keys[0].shape[1]
+        held = len(self._keys[0])
         if page < held:
             return
         more = min(max(page + 1, 2 * held), self._num_pages) - held
         for pools in (self._keys, self._values):
             for layer, pool in enumerate(pools):
-                pools[layer] = torch.cat([pool, pool.new_zeros(pool.shape[0], more, *pool.shape[2:])], dim=1)
+                pools[layer] = torch.cat([pool, pool.new_zeros(more, *pool.shape[1:])])
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Writes keys and values [N, K, E] into `slots` [N], counted in tokens over all pages."""
         slots = slots.to(self._keys[layer].device)
         for pool, new in ((self._keys[layer], keys), (self._values[layer], values)):
-            pool.flatten(1, 2)[:, slots] = new.transpose(0, 1)
+            pool.flatten(0, 1)[slots] = new
 
     def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns keys and values [K, R, B * PAGE_TOKENS, E] of rows with page tables [R, B]."""
-        pages = tables.flatten().to(self._keys[layer].device)
-        keys, values = (
-            pool[layer].index_select(1, pages).unflatten(1, tables.shape).flatten(2, 3)
-            for pool in (self._keys, self._values)
-        )
-        return keys, values
+        """Returns keys and values [R, B * PAGE_TOKENS, K, E] of rows with page tables [R, B]."""
+        tables = tables.to(self._keys[layer].device)
+        return self._keys[layer][tables].flatten(1, 2), self._values[layer][tables].flatten(1, 2)
 
 
 def bytes_per_token(num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> int:

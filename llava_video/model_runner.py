@@ -8,7 +8,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
-from llava_video.attention import attend_causally, attend_pages, attend_suffix, merge_attention
+from llava_video.attention import ChunkFills, attend_causally, attend_pages, attend_suffix, merge_attention
 from llava_video.choosing import SeenIds
 from llava_video.cuda_graphs import GraphedDecoder
 from llava_video.kv_cache import PAGE_TOKENS, Prefix, PrefixKV, SuffixPages
@@ -124,16 +124,16 @@ class ModelRunner:
         spans = spans_by_video(questions, [1] * len(questions))
         # On the device once a step: every layer uses them, and each copy would wait for the device.
         groups = [
-            (self._to_device(rows), self._to_device(tables), self._to_device(lengths))
+            (self._to_device(rows), self._to_device(tables), self._count_fills(lengths, len(tables[0])))
             for rows, tables, lengths in _group_by_pages(questions, written)
         ]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, slots, keys, values)
             out, lse = torch.empty_like(queries), queries.new_empty(queries.shape[:2], dtype=torch.float32)
-            for rows, tables, lengths in groups:
-                rows, lengths = rows.to(queries.device), lengths.to(queries.device)  # further GPUs, if there are any
-                out[rows], lse[rows] = attend_pages(queries[rows], *self._pages.read(layer, tables), lengths)
+            for rows, tables, fills in groups:
+                rows, fills = rows.to(queries.device), fills.to(queries.device)  # further GPUs, if there are any
+                out[rows], lse[rows] = attend_pages(queries[rows], *self._pages.read(layer, tables), fills)
             return merge_attention(out, lse, *_attend_prefixes(layer, queries, spans))
 
         ids = [question.generated[-1] for question in questions]
@@ -148,6 +148,9 @@ class ModelRunner:
 
     def _to_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
+
+    def _count_fills(self, lengths: Sequence[int], num_pages: int) -> ChunkFills:
+        return ChunkFills.count(self._to_device(lengths), num_pages * PAGE_TOKENS, self._language.dtype)
 
     def _choose(self, hidden: Tensor, questions: Sequence[QuestionTask]) -> list[int]:
         logits = self._language.logits(hidden)  # [R, V]

@@ -132,12 +132,14 @@ class StaticDecoder:
 
     def run(self, numbers: StepNumbers[Tensor], penalties: Tensor) -> Tensor:
         """Runs one step and returns the next id of each row [N]; `penalties` float32 [N]."""
-        fills = ChunkFills.count(numbers.fills, self._pool.chunk_tokens, self._language.dtype)
+        dtype, suffix_tokens = self._language.dtype, numbers.tables.shape[1] * PAGE_TOKENS
+        fills = ChunkFills.count(numbers.fills, self._pool.chunk_tokens, dtype)
+        own_fills = ChunkFills.count(numbers.lengths, suffix_tokens, dtype)
         missing = numbers.absent.float().masked_fill_(numbers.absent.bool(), float("-inf"))[..., None, None]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, numbers.slots, keys, values)
-            own = attend_pages(queries, *self._pages.read(layer, numbers.tables), numbers.lengths)
+            own = attend_pages(queries, *self._pages.read(layer, numbers.tables), own_fills, self._pool.attend)
             return merge_attention(*own, *self._attend_pool(layer, queries, numbers, fills, missing))
 
         hidden = self._language.forward(self._language.embed(numbers.ids), numbers.positions, attend)

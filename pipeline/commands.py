@@ -26,7 +26,7 @@ from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
 from storage.retries import StoreError
 from storage.run_journal import DamagedRunError
-from transforms.pending_unit import TooManyFailedClipsError
+from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
 
 __all__ = ["COMMANDS", "USER_ERRORS", "Interrupted"]
 
@@ -137,5 +137,7 @@ def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
 def _report(published: PublishedRun, output: str) -> None:
     rows = ", ".join(f"{number} {table}" for table, number in published.num_rows.items())
     print(f"{rows} ({published.num_verified} QA pairs verified) in {output}")
+    if published.failure_reasons:
+        print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
     if not published.is_complete:
         print(f"{published.num_units_done} of {published.num_units_planned} units are done: no _SUCCESS yet")

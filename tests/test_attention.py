@@ -7,6 +7,7 @@ import torch
 
 from llava_video import attention
 from llava_video.attention import (
+    ChunkFills,
     attend_causally,
     attend_pages,
     attend_prefix,
@@ -44,11 +45,17 @@ def test_prefix_and_suffix_attention_merge_to_attention_over_both() -> None:
 
 def test_rows_attend_to_the_valid_part_of_their_pages_only() -> None:
     queries = torch.randn(2, HEADS, WIDTH)
-    keys, values = torch.randn(2, KV_HEADS, 2, 16, WIDTH)
+    keys, values = torch.randn(2, 2, 16, KV_HEADS, WIDTH)
     lengths = torch.tensor([3, 11])
-    out, _ = attend_pages(queries, keys, values, lengths)
+    out, _ = attend_pages(queries, keys, values, ChunkFills.count(lengths, 16, torch.float32))
     alone = [
-        _whole(queries[r : r + 1], keys[:, r], values[:, r], torch.arange(16)[None] < lengths[r]) for r in range(2)
+        _whole(
+            queries[row : row + 1],
+            keys[row].transpose(0, 1),
+            values[row].transpose(0, 1),
+            torch.arange(16)[None] < lengths[row],
+        )
+        for row in range(2)
     ]
     assert torch.allclose(out, torch.cat(alone), atol=1e-6)
 

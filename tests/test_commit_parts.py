@@ -17,7 +17,13 @@ from storage.output_store import open_output
 from storage.run_journal import list_done_units, read_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
 from transforms.commit_parts import CommitParts
-from transforms.pending_unit import LostClipsError, PendingUnit, TooManyFailedClipsError, check_failed_share
+from transforms.pending_unit import (
+    LostClipsError,
+    PendingUnit,
+    TooManyFailedClipsError,
+    check_failed_share,
+    describe_reasons,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -117,6 +123,11 @@ def test_few_clips_are_no_reason_to_stop():
 
 def test_a_share_that_is_just_allowed_is_no_reason_to_stop():
     check_failed_share(num_failed=10, num_clips=100, max_failed_share=0.1)
+
+
+def test_the_most_frequent_reasons_come_first_and_no_more_than_five():
+    reasons = {"damaged": 1, "empty file": 7, "a": 2, "b": 2, "c": 2, "d": 2}
+    assert describe_reasons(reasons) == "7 x empty file, 2 x a, 2 x b, 2 x c, 2 x d, ..."
 
 
 def test_a_bundle_that_is_executed_twice_commits_its_units_once(tmp_path):

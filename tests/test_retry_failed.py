@@ -62,8 +62,9 @@ def test_only_the_failed_clips_are_asked_again_and_every_clip_has_one_row(tmp_pa
     assert find_hidden(tmp_path / "out") == []
 
 
-def test_a_clip_that_fails_again_stays_a_failure(tmp_path, shard):
+def test_a_clip_that_fails_again_stays_a_failure(tmp_path, shard, capsys):
     run(FullEngine("1", "5"), tmp_path, shard)
+    assert "why clips failed: 2 x too large for the device" in capsys.readouterr().out
     _, after = run(FullEngine("5"), tmp_path, shard, "--retry-failed")
     assert ids(after["failures"]) == ["shards/a/00005"]
     assert len(after["clips"]) == 6

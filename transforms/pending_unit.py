@@ -83,10 +83,16 @@ def check_failed_share(
         reasons: reason to failed clips, for the message.
     """
     if num_clips >= min_clips and num_failed > max_failed_share * num_clips:
-        most = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))[:_SHOWN_REASONS]
-        shown = f" ({', '.join(f'{number} x {reason}' for reason, number in most)})" if most else ""
+        shown = f" ({describe_reasons(reasons)})" if reasons else ""
         raise TooManyFailedClipsError(
             f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-share {max_failed_share:g} "
             "allows. What is committed is kept. Mend the cause and start again with --retry-failed, or, if the input "
             "is that bad, raise the share"
         )
+
+
+def describe_reasons(reasons: Mapping[str, int]) -> str:
+    """Returns the most frequent reasons of failed clips, such as `10 x damaged, 2 x empty file`."""
+    most = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = [f"{number} x {reason}" for reason, number in most[:_SHOWN_REASONS]]
+    return ", ".join([*shown, "..."] if len(most) > _SHOWN_REASONS else shown)
