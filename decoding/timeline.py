@@ -157,7 +157,9 @@ def _arrange(container: av.container.InputContainer, stream: VideoStream, packet
     return Timeline(
         container=container.format.name,
         codec=stream.codec_context.name,
-        pix_fmt=stream.codec_context.pix_fmt or "",
+        pix_fmt=stream.codec_context.format.name
+        if stream.codec_context.format
+        else "",  # PyAV 17 crashes over no pix_fmt
         coded_size=(stream.codec_context.width, stream.codec_context.height),
         num_video_streams=len(container.streams.video),
         has_leading_pictures=packets.has_leading_pictures,
