@@ -179,7 +179,6 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="processor threads of PyTorch")
     parser.add_argument("--peak-flops", type=float, default=H200_FLOPS, help="bfloat16 rate of the GPU")
     parser.add_argument("--peak-bytes-per-s", type=float, default=H200_BYTES_PER_S)
-    parser.add_argument("--out", type=Path, help="also write the JSON there")
     return parser.parse_args()
 
 
@@ -202,10 +201,7 @@ def main() -> None:
             else make_engine(flags.make_checkpoint, config, Path(folder), flags.tokenizer)
         )
         with engine:
-            text = json.dumps(run_benchmark(flags, engine), indent=2)
-    print(text)
-    if flags.out:
-        flags.out.write_text(text + "\n", "utf-8")
+            print(json.dumps(run_benchmark(flags, engine), indent=2))
 
 
 if __name__ == "__main__":
