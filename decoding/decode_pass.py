@@ -133,12 +133,18 @@ class _Keeper:
         self.by_key: dict[int, np.ndarray] = {}
 
     def add(self, key: int, frame: VideoFrame) -> None:
+        """Resizes and keeps a frame.
+
+        Raises:
+            UndecodableClip: it has more pixels than allowed.
+        """
         check_dimensions(frame.width, frame.height, self._max_pixels)
         if not self.by_key:
             self._size_px = upright_size(frame)
         self.by_key[key] = self._resizer.resize(frame)
 
     def pictures(self) -> Pictures:
+        """Returns what was kept."""
         return Pictures(self.by_key, *self._size_px)
 
 

@@ -37,6 +37,7 @@ class Answered:
 
     @property
     def is_right(self) -> bool:
+        """Whether the answer is the expected one, letter by letter."""
         return self.text == self.asked.answer
 
 

@@ -43,6 +43,7 @@ class Attention(nn.Module):
         return rotate(queries, angles), rotate(keys, angles), values
 
     def join(self, heads: torch.Tensor) -> torch.Tensor:
+        """Joins heads [..., H, N, E] to [..., N, D]."""
         return self.o_proj(heads.transpose(-2, -3).flatten(-2))
 
 
@@ -55,6 +56,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(INNER, WIDTH, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps [..., D] to [..., D]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -19,6 +19,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure is ever passed
+        """Takes one step over all matrices that have a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:
@@ -79,9 +80,11 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict]:
+        """Returns the state of both optimizers."""
         return [optimizer.state_dict() for optimizer in self.both]
 
     def load_state_dict(self, states: list[dict]) -> None:
+        """Takes up the state of both optimizers."""
         for optimizer, state in zip(self.both, states, strict=True):
             optimizer.load_state_dict(state)
 

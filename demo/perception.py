@@ -117,6 +117,7 @@ class FramePool:
         self.pixels, self.facts = random_frames(rng, num_frames)
 
     def batch(self, num_frames: int, num_new: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replaces `num_new` frames and returns `num_frames` at random, pixels and facts."""
         at = torch.from_numpy(self.rng.integers(0, len(self.facts), num_new))
         self.pixels[at], self.facts[at] = random_frames(self.rng, num_new)
         chosen = torch.from_numpy(self.rng.integers(0, len(self.facts), num_frames))

@@ -50,6 +50,7 @@ class Scene:
 
     @property
     def num_frames(self) -> int:
+        """Frames of the clip, two at least."""
         return max(2, round(self.duration_s * FPS))
 
 

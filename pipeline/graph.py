@@ -44,6 +44,7 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         self._config, self._columns = config, columns
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Composes the steps from units to committed parts."""
         config = self._config
         probe = PoolProbe(config.num_decoders or num_cores(), config.sampling)
         read = ReadClips(config.reading, config.storage_options, config.split_s, probe)

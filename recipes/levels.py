@@ -113,10 +113,12 @@ class _History:
     recent: list[str] = field(default_factory=list)
 
     def add(self, caption: Caption) -> None:
+        """Remembers a level-1 text, unless it is of no use."""
         if _is_usable(caption):
             self.recent.append(squeeze(caption.text))
 
     def fold(self, caption: Caption) -> None:
+        """Lets a summary take the place of all that went before, unless it is of no use."""
         if _is_usable(caption):
             self.summary, self.recent = squeeze(caption.text), []
 
@@ -133,10 +135,12 @@ class _History:
         return kept + latest[::-1]
 
     def as_bullets(self) -> str:
+        """Returns the history as the next segment's prompt shows it, or nothing."""
         texts = self.texts()
         return "".join(["\nWhat happened before:", *(f"\n- {text}" for text in texts)]) if texts else ""
 
     def as_numbers(self) -> str:
+        """Returns the history as a retelling's prompt lists it."""
         return "\n".join(f"{number}. {text}" for number, text in enumerate(self.texts(), start=1))
 
 

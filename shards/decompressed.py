@@ -34,6 +34,7 @@ class DecompressedStream:
         self._shard = shard
 
     def read(self, num_bytes: int = -1, /) -> bytes:
+        """Returns that many bytes of the content, fewer at its end."""
         pieces, left = [], num_bytes if num_bytes >= 0 else self._max_bytes
         while left > 0 and (piece := self._read_step(min(left, _STEP_BYTES))):
             pieces.append(piece)
@@ -41,11 +42,13 @@ class DecompressedStream:
         return b"".join(pieces)
 
     def seek(self, position: int, /) -> int:
+        """Reads on to a byte of the content; there is no way back."""
         while self._position < position and self._read_step(min(position - self._position, _STEP_BYTES)):
             pass
         return self._position
 
     def close(self) -> None:
+        """Closes both streams."""
         self._stream.close()
         self._compressed.close()
 

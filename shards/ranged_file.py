@@ -16,11 +16,14 @@ INDEX_BLOCK_BYTES = 64 << 10  # reading headers only: a small video's sidecar an
 class ByteStream(Protocol):
     """What a shard is read through: a local file, a `RangedFile` or a decompressed stream."""
 
-    def read(self, num_bytes: int = -1, /) -> bytes: ...
+    def read(self, num_bytes: int = -1, /) -> bytes:
+        """Returns that many bytes, fewer at the end; all that is left if negative."""
 
-    def seek(self, position: int, /) -> int: ...
+    def seek(self, position: int, /) -> int:
+        """Goes to a byte from the start and returns where it is."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends reading."""
 
 
 class RangedFile(io.RawIOBase):
@@ -34,20 +37,29 @@ class RangedFile(io.RawIOBase):
         self._block, self._block_start = b"", 0
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def tell(self) -> int:
+        """Returns the byte that is read next."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Goes to a byte; nothing is fetched before it is read."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stop}[whence]
         self._position = max(0, origin + offset)
         return self._position
 
     def read(self, num_bytes: int | None = -1, /) -> bytes:
+        """Returns that many bytes, fewer at the end; all that is left if negative or None.
+
+        Raises:
+            ShardChanged: the file ends before `stop`.
+        """
         left = max(0, self._stop - self._position)
         wanted = left if num_bytes is None or num_bytes < 0 else min(num_bytes, left)
         pieces = []
@@ -58,6 +70,7 @@ class RangedFile(io.RawIOBase):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]  # typeshed wants Buffer, new in 3.12
+        """Fills a buffer and returns how many bytes there were."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

@@ -49,6 +49,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
+        """Whether it is a file of this machine."""
         return isinstance(self.fs, LocalFileSystem)
 
     def sibling(self, path: str) -> Location:

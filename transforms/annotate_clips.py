@@ -63,6 +63,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         )
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
+        """Puts the step behind `clips`."""
         outcomes = ClipAnnotation | FailedClip | UnitEnd
         return clips | "Ask the model" >> beam.ParDo(self._fn).with_output_types(outcomes)
 
@@ -91,6 +92,11 @@ class AnnotateClipsFn(LookAheadDoFn):
         self._num_reused = Metrics.counter(_NAMESPACE, "answers_reused")
 
     def setup(self) -> None:
+        """Finds or loads this process's engine.
+
+        Raises:
+            ModelChanged: it has another revision than the run was started with.
+        """
         super().setup()
         self._running: RunningEngine = get_engine(self._engine_config)
         self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
@@ -104,9 +110,11 @@ class AnnotateClipsFn(LookAheadDoFn):
             )
 
     def handles(self, element: Any) -> bool:
+        """Whether it is a sampled clip."""
         return isinstance(element, SampledClip)
 
     def submit(self, element: SampledClip) -> Future[tuple[_Outcome, ClipMemory]]:
+        """Starts the recipe over a clip; its share of the frame budget is given back once, whatever happens."""
         release = _once(lambda: self._budget.release(element.frames.nbytes))
         with ExitStack() as on_error:
             on_error.callback(release)
@@ -123,6 +131,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         return await annotate_clip(self._running, self._recipe, clip, release, memory), memory
 
     def collect(self, future: Future[tuple[_Outcome, ClipMemory]]) -> _Outcome:
+        """Returns the annotated or failed clip; a lost GPU ends the process."""
         outcome, memory = self._wait(future)
         self._num_asked.inc(memory.num_asked)
         self._num_reused.inc(memory.num_reused)
@@ -140,6 +149,7 @@ class AnnotateClipsFn(LookAheadDoFn):
             raise
 
     def finish_bundle(self) -> Any:
+        """Yields the rest and counts what the engine did meanwhile."""
         yield from super().finish_bundle()
         self._metrics.count()
 

@@ -45,9 +45,11 @@ class LookAheadDoFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         """Frees what a result holds that nobody will get, because its bundle failed. Called on any thread."""
 
     def setup(self) -> None:
+        """Begins with nothing under way."""
         self._under_way: set[Future[Any]] = set()
 
     def start_bundle(self) -> None:
+        """Lets go of what an earlier bundle left."""
         self._abandon()  # of a bundle that failed downstream of here, without a word to this step
 
     def process(self, element: Any) -> Iterator[Any]:
@@ -73,6 +75,7 @@ class LookAheadDoFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
                 yield GlobalWindows.windowed_value(result)
 
     def teardown(self) -> None:
+        """Lets go of what is under way."""
         self._abandon()
 
     def _next_finished(self) -> Iterator[Any]:

@@ -41,6 +41,7 @@ class SampleFrames(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         self._fn = SampleFramesFn(config, num_children, frame_memory_bytes, clips_ahead)
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
+        """Puts the step behind `clips`."""
         return clips | "Decode and sample" >> beam.ParDo(self._fn).with_output_types(SampledClip | FailedClip | UnitEnd)
 
 
@@ -60,14 +61,17 @@ class SampleFramesFn(LookAheadDoFn):
         self._waited_ms = Metrics.counter(_NAMESPACE, "waited_for_frame_memory_milliseconds")
 
     def setup(self) -> None:
+        """Finds or starts this process's decoder pool."""
         super().setup()
         self._pool: DecoderPool = get_decoder_pool(self._num_children or num_cores(), self._config)
         self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
 
     def handles(self, element: Any) -> bool:
+        """Whether it is a clip that is still to be sampled."""
         return isinstance(element, Clip)
 
     def submit(self, element: Clip) -> SamplingFuture | None:
+        """Hands a clip to the pool, or returns None while its frames would exceed the budget."""
         if not self._budget.try_acquire(self._config.frames_bytes):
             return None
         future = self._pool.submit(element)
@@ -75,11 +79,13 @@ class SampleFramesFn(LookAheadDoFn):
         return future
 
     def wait_for_room(self, element: Clip) -> None:  # noqa: ARG002  # every clip takes the same room
+        """Blocks until the budget has room for one clip."""
         started_s = time.monotonic()
         self._budget.wait_for_room(self._config.frames_bytes)
         self._waited_ms.inc(round((time.monotonic() - started_s) * 1000))
 
     def collect(self, future: Future[SampledClip | FailedClip]) -> SampledClip | FailedClip:
+        """Returns the sampled or failed clip and counts it."""
         result = future.result()
         (self._sampled if isinstance(result, SampledClip) else self._failed).inc()
         if isinstance(future, SamplingFuture):
@@ -87,6 +93,7 @@ class SampleFramesFn(LookAheadDoFn):
         return result
 
     def discard(self, result: SampledClip | FailedClip) -> None:
+        """Gives a clip's frames back to the budget."""
         if isinstance(result, SampledClip):
             self._budget.release(result.frames.nbytes)
 
