@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
+from llava_video.kv_cache import PrefixKV
 from llava_video.static_decode import StaticDecoder, StepShape, sizes_of, view_numbers
 from llava_video.tasks import QuestionTask
 
@@ -17,13 +19,18 @@ _log = logging.getLogger(__name__)
 _CAPTURE_AFTER = 8
 """Steps of one shape before it is captured: shapes that pass by, as while clips join, are not worth a graph."""
 
-_MOST_GRAPHS = 64
+_MOST_SHAPES = 64
+"""Shapes that are remembered, with their graphs: those used last."""
+
+_RETRY_AFTER = 1000
+"""Steps of a shape that found no memory for its graph until it is captured again."""
 
 
 class _Step:
     """The buffers of one shape, on the host and on the device, and its graph once it has one."""
 
     def __init__(self, shape: StepShape, device: torch.device) -> None:
+        self.shape = shape
         is_pinned = device.type == "cuda"
         self.host = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, pin_memory=is_pinned)
         self.host_penalties = torch.ones(shape.rows, pin_memory=is_pinned)
@@ -44,40 +51,55 @@ class GraphedDecoder:
 
     def __init__(self, decoder: StaticDecoder, device: torch.device) -> None:
         self._decoder, self._device = decoder, device
-        self._steps: dict[StepShape, _Step] = {}
-        self._num_captures_left = _MOST_GRAPHS if device.type == "cuda" else 0
-        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._steps: OrderedDict[StepShape, _Step] = OrderedDict()
+        self._captures = device.type == "cuda"
+        self._memory = torch.cuda.graph_pool_handle() if self._captures else None
+        self._failed_graph: torch.cuda.CUDAGraph | None = None  # owns memory that must not be freed under it
+
+    def hold_text(self, prefix: PrefixKV) -> None:
+        """Takes the prefix of questions without a video."""
+        self._decoder.text = prefix
+
+    def forget_graphs(self) -> None:
+        """Drops all graphs: memory that they read has moved."""
+        self._steps.clear()
 
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
         shape = self._decoder.shape_of(questions)
-        step = self._steps.get(shape)
-        if step is None:
-            step = self._steps[shape] = _Step(shape, self._device)
+        step = self._find_step(shape)
         self._decoder.write_numbers(questions, shape, step.host.numpy())
         step.host_penalties[: len(questions)] = torch.tensor([question.repetition_penalty for question in questions])
         step.upload()
         return self._run(step)[: len(questions)].tolist()
 
+    def _find_step(self, shape: StepShape) -> _Step:
+        step = self._steps.pop(shape, None) or _Step(shape, self._device)
+        self._steps[shape] = step
+        if len(self._steps) > _MOST_SHAPES:
+            self._steps.popitem(last=False)
+        return step
+
     def _run(self, step: _Step) -> Tensor:
         step.num_runs += 1
-        if step.graph is None and step.num_runs > _CAPTURE_AFTER and self._num_captures_left:
+        if step.graph is None and step.num_runs > _CAPTURE_AFTER and self._captures:
             self._capture(step)
         if step.graph is None or step.chosen is None:
-            return self._decoder.run(step.numbers, step.penalties)
+            return self._decoder.run(step.numbers, step.penalties, step.shape.has_text)
         step.graph.replay()
         return step.chosen
 
     def _capture(self, step: _Step) -> None:
         """Records a step without running it. Whatever goes wrong, steps still run one kernel after the other."""
-        self._num_captures_left -= 1
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
-            graph = torch.cuda.CUDAGraph()
             # Thread-local: other threads may pin memory or load clips meanwhile.
             with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-                step.chosen = self._decoder.run(step.numbers, step.penalties)
+                step.chosen = self._decoder.run(step.numbers, step.penalties, step.shape.has_text)
+            step.graph = graph
         except RuntimeError as error:
-            self._num_captures_left = 0
-            _log.warning("no CUDA graphs, decoding goes on without: %s", error)
-            return
-        step.graph = graph
+            step.chosen, step.num_runs, self._failed_graph = None, -_RETRY_AFTER, graph
+            torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own as the current one
+            # The end of a capture that failed raises an error of its own.
+            self._captures = any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__context__))
+            _log.warning("no CUDA graph for a step, it runs kernel by kernel: %s", error)

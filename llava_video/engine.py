@@ -60,10 +60,13 @@ class Engine:
             config.attn_implementation,
             memory.pool,
         )
-        rule = StopRule(self.generation_defaults.eos_token_ids)
-        self._thread = EngineThread(runner, Scheduler(memory.limits), rule, self.tokenizer, self.stats)
         self._orders = itertools.count()
-        self._text_only = self._open_text_prefix()
+        self._text_only = self._make_text_task()
+        runner.prefill_text(self._text_only)
+        scheduler = Scheduler(memory.limits)
+        scheduler.add_video(self._text_only)
+        rule = StopRule(self.generation_defaults.eos_token_ids)
+        self._thread = EngineThread(runner, scheduler, rule, self.tokenizer, self.stats)
         self._closed = threading.Event()
 
     @classmethod
@@ -162,14 +165,11 @@ class Engine:
                 "Use fewer frames or a smaller max_new_tokens; prompts are never truncated"
             )
 
-    def _open_text_prefix(self) -> VideoTask:
-        """Queues the system text that all questions without a video share."""
+    def _make_text_task(self) -> VideoTask:
+        """Returns the system text that all questions without a video share."""
         ids = tuple(self.tokenizer.text_prefix())
-        order = next(self._orders)
         nothing = np.empty(0, dtype=np.int64)
-        task = VideoTask(order, "", "", None, nothing, VideoPrefix(ids, ()), len(ids))
-        self._thread.add_video(task)
-        return task
+        return VideoTask(next(self._orders), "", "", None, nothing, VideoPrefix(ids, ()), len(ids))
 
 
 class Video:

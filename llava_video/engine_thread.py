@@ -15,10 +15,10 @@ from llava_video.engine_stats import EngineStats
 from llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
 from llava_video.generation import Completion, FinishReason
 from llava_video.kv_cache import PAGE_TOKENS
-from llava_video.memory_faults import evict_half, recover_prefill
+from llava_video.memory_faults import evict_half, most_prefix_tokens_wanted, recover_prefill
 from llava_video.model_runner import ModelRunner
 from llava_video.prompts import PromptTokenizer
-from llava_video.scheduler import Scheduler, num_pages_for
+from llava_video.scheduler import Scheduler
 from llava_video.stop_rule import StopRule
 from llava_video.tasks import QuestionTask, VideoTask
 
@@ -73,6 +73,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            self._runner.bind_thread()
             while not self._stopping.is_set():
                 self._read_inbox()
                 self._step()
@@ -124,6 +125,9 @@ class EngineThread:
         except torch.OutOfMemoryError as error:
             self._stats.memory_faults += 1
             self._fail(recover_prefill(self._scheduler, videos), ClipTooLarge(f"out of memory: {error}"))
+            fitting = self._runner.shrink_prefixes(most_prefix_tokens_wanted(self._scheduler))
+            if fitting is not None:
+                self._scheduler.most_prefix_tokens = fitting
 
     def _count_prefill(self, video: VideoTask) -> None:
         assert video.prefix is not None, "just prefilled"
@@ -184,14 +188,13 @@ class EngineThread:
 
     def _admit(self, question: QuestionTask) -> None:
         """Queues a question, or refuses it at once when it can never run."""
-        limits, video = self._scheduler.limits, question.video
-        if video.is_closed:
+        if question.video.is_closed:
             self._fail([question], EngineClosed("the video was closed before the question was answered"))
-        elif limits.tokens_held(video) > limits.prefix_tokens or num_pages_for(question.max_tokens) > limits.num_pages:
-            self._fail([question], ClipTooLarge(_describe_size(question, self._scheduler)))
-            _release_frames(video)
-        else:
+        elif self._scheduler.can_run(question):
             self._scheduler.add_question(question)
+        else:
+            self._fail([question], ClipTooLarge(_describe_size(question, self._scheduler)))
+            _release_frames(question.video)
 
     def _finish(self, question: QuestionTask) -> None:
         prefix = question.video.prefix
@@ -234,9 +237,9 @@ def _release_frames(video: VideoTask) -> None:
 
 
 def _describe_size(question: QuestionTask, scheduler: Scheduler) -> str:
-    limits = scheduler.limits
+    num_free = scheduler.limits.num_pages * PAGE_TOKENS
     return (
-        f"the clip's prefix has {question.video.num_tokens} tokens, {limits.prefix_tokens} fit the memory for keys and "
-        f"values, question and answer up to {question.max_tokens} of {limits.num_pages * PAGE_TOKENS}; use fewer "
-        "frames, a smaller max_new_tokens, or a larger kv_budget_bytes"
+        f"the clip's prefix has {question.video.num_tokens} tokens, {scheduler.most_prefix_tokens} fit the memory for "
+        f"keys and values, question and answer up to {question.max_tokens} of {num_free}; use fewer frames, a smaller "
+        "max_new_tokens, or a larger kv_budget_bytes (--kv-memory-gb)"
     )

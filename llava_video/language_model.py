@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from llava_video.model_config import LanguageConfig
 
 # Attention of one layer: its index, queries [N, H, E], keys and values [N, K, E] of the new tokens; returns [N, H, E].
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# None ends the run, where nothing but keys and values was wanted.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class LanguageModel:
@@ -43,7 +44,10 @@ class LanguageModel:
         for index, (layer, device) in enumerate(zip(self._model.layers, self.layer_devices, strict=True)):
             if hidden.device != device:
                 hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
-            hidden = hidden + self._attention(index, layer, hidden, cos, sin, attend)
+            attended = attend(index, *self._project(layer, hidden, cos, sin))
+            if attended is None:
+                return hidden
+            hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return self._model.norm(hidden)
 
@@ -51,16 +55,14 @@ class LanguageModel:
         """Returns float32 logits [R, V] of final hidden states [R, D]; V is the tokenizer's length."""
         return self._lm_head(hidden).float()
 
-    def _attention(
-        self, index: int, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
-    ) -> Tensor:
+    def _project(self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a layer's queries [N, H, E], keys and values [N, K, E]."""
         block, normed = layer.self_attn, layer.input_layernorm(hidden)
         queries, keys, values = (
             projection(normed).unflatten(-1, (-1, self._config.head_dim))
             for projection in (block.q_proj, block.k_proj, block.v_proj)
         )
-        attended = attend(index, _rotate(queries, cos, sin), _rotate(keys, cos, sin), values)
-        return block.o_proj(attended.flatten(1))
+        return _rotate(queries, cos, sin), _rotate(keys, cos, sin), values
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines [N, 1, E] of plain one-dimensional rotary positions (the reference forces them)."""

@@ -20,6 +20,8 @@ _ACTIVATION_BYTES = 12 << 30
 # Questions and answers are short beside a video's 13k tokens; a quarter of the budget holds 100 and more rows.
 _SUFFIX_SHARE = 0.25
 _CPU_SHARE, _CPU_MOST_BYTES = 0.3, 8 << 30
+# Rows wait while clips are prefilled. A GPU decodes for many rows in the time of one, so clips join it several at once.
+_PREFILL_TOKENS = {"cuda": 65536, "cpu": 16384}
 _VISION_BATCH_FRAMES = {"cuda": 64, "cpu": 8}
 
 
@@ -40,7 +42,7 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but PyTorch {torch.__version__} sees no GPU; use device 'cpu'")
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def name_gpus() -> list[str]:
@@ -73,7 +75,10 @@ def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
     num_pages = max(int(budget * _SUFFIX_SHARE) // per_token // PAGE_TOKENS, 1)
     pages = SuffixPages(num_pages, heads, width, devices, dtype)
     limits = Limits(
-        prefix_tokens=int(budget * (1 - _SUFFIX_SHARE)) // per_token, num_pages=num_pages, max_rows=config.max_rows
+        prefix_tokens=int(budget * (1 - _SUFFIX_SHARE)) // per_token,
+        num_pages=num_pages,
+        max_rows=config.max_rows,
+        prefill_tokens=_PREFILL_TOKENS[model.device.type],
     )
     pool = None
     if _decodes_statically(config, devices):

@@ -12,28 +12,35 @@ _log = logging.getLogger(__name__)
 
 
 def recover_prefill(scheduler: Scheduler, videos: list[VideoTask]) -> list[QuestionTask]:
-    """Puts videos back that could not be prefilled and lowers the budget to what was held without them.
+    """Puts videos back that could not be prefilled, to be tried one by one, then with fewer others, then alone.
 
     Returns:
-        The questions to fail: those of a video that was alone and still did not fit.
+        The questions to fail: those of a video that was alone, with no memory promised to others, and did not fit.
     """
     undone = [video for video in videos if video.prefix is None]
     scheduler.put_back(undone)
-    held = scheduler.used_prefix_tokens
-    if held:
-        _shrink(scheduler, prefix_tokens=held)
-        return []
-    if len(undone) > 1:
+    if len(videos) > 1:
         _shrink(scheduler, prefill_tokens=max(video.num_tokens for video in undone))
         return []
-    failed = [question for video in undone for question in video.waiting]
-    for video in undone:
-        video.waiting = []
+    (video,) = undone
+    promised = scheduler.used_prefix_tokens or scheduler.limits.tokens_held(video)
+    if promised < scheduler.limits.prefix_tokens:
+        _shrink(scheduler, prefix_tokens=promised)
+        return []
+    failed, video.waiting = video.waiting, []
     return failed
 
 
+def most_prefix_tokens_wanted(scheduler: Scheduler) -> int:
+    """Returns what must remain for prefixes: what is promised, and what the largest open video has."""
+    held = (scheduler.limits.tokens_held(video) for video in scheduler.videos)
+    return max(scheduler.limits.prefix_tokens, *held)
+
+
 def evict_half(scheduler: Scheduler) -> list[QuestionTask]:
-    """Sends the younger half of the running questions back to be asked again later, and allows as many fewer rows.
+    """Sends running questions back, to be asked again later, and allows as many fewer rows.
+
+    Those that were just being started go, or, where all are under way, the younger half.
 
     Returns:
         The questions to fail: the one that was alone.
@@ -42,9 +49,12 @@ def evict_half(scheduler: Scheduler) -> list[QuestionTask]:
     if len(running) == 1:
         scheduler.finish(running[0])
         return running
-    scheduler.send_back(running[len(running) // 2 :])
-    scheduler.retire_rows(len(running) // 2)
-    _log.warning("out of memory: %d questions at once instead of %d", len(running) // 2, len(running))
+    started = [question for question in running if question.generated]
+    kept = len(running) // 2 if len(started) == len(running) else len(started)
+    scheduler.send_back([question for question in running if question not in started[:kept]])
+    num_rows = max(kept, len(running) // 2)
+    scheduler.retire_rows(num_rows)
+    _log.warning("out of memory: %d questions at once instead of %d", num_rows, len(running))
     return []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate, groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llava_video.attention import ChunkFills, attend_causally, attend_pages, attend_suffix, merge_attention
@@ -17,6 +18,9 @@ from llava_video.model import LlavaVideoModel
 from llava_video.prefix_pool import PrefixPool
 from llava_video.static_decode import StaticDecoder
 from llava_video.tasks import QuestionTask, VideoTask, slots_of, spans_by_video
+
+# Kernels are chosen, and some planned, for each length anew; on a GPU prefixes come in few lengths.
+_PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}
 
 
 class ModelRunner:
@@ -34,15 +38,21 @@ class ModelRunner:
         attn_implementation: str | None,
         pool: PrefixPool | None = None,
     ) -> None:
-        """Takes the parts; with a `pool`, prefixes lie there and decoding steps have fixed shapes."""
+        """Takes the parts; with a `pool`, clips' prefixes lie there and decoding steps have fixed shapes."""
         self.model, self._pages, self._pool = model, pages, pool
         self._language = model.language
         self._vision_batch_frames = vision_batch_frames
         self._implementation = attn_implementation
+        self._prefill_multiple = _PREFILL_MULTIPLES[model.device.type]
         self._seen = SeenIds(max_rows, self._language.num_ids, self._language.layer_devices[-1])
         self._static: GraphedDecoder | None = None
         if pool is not None:
             self._static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
+
+    def bind_thread(self) -> None:
+        """Makes the model's GPU the calling thread's own: graphs are captured on the streams of that one."""
+        if self.model.device.type == "cuda":
+            torch.cuda.set_device(self.model.device)
 
     @torch.inference_mode()
     def encode_videos(self, videos: Sequence[VideoTask]) -> list[Tensor]:
@@ -53,7 +63,7 @@ class ModelRunner:
         batch = self._vision_batch_frames
         pooled = torch.cat([self.model.encode_frames(frames[i : i + batch]) for i in range(0, len(frames), batch)])
         parts = pooled.split([len(clip) for clip in clips])
-        self._wait()
+        self._wait(self.model.device)
         return [self.model.lay_out(part, video.frame_order) for part, video in zip(parts, videos, strict=True)]
 
     @torch.inference_mode()
@@ -61,30 +71,55 @@ class ModelRunner:
         """Runs a clip's prefix through the language model and returns its keys and values."""
         embeddings = self.embed_prefix(video, video_tokens)
         prefix: Prefix = PrefixKV() if self._pool is None else self._pool.open(len(embeddings))
-
-        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            prefix.write(layer, keys, values)
-            return attend_causally(queries, keys, values, self._implementation)
-
         try:
-            self._language.forward(embeddings, torch.arange(len(embeddings), device=embeddings.device), attend)
+            self._fill(prefix, embeddings)
         except torch.OutOfMemoryError:
             prefix.release()
             raise
-        self._wait()
+        self._wait(self._language.layer_devices[-1])
         return prefix
 
-    def _wait(self) -> None:
-        """Waits for the device, so that the seconds counted for each kind of work are its own."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
+    @torch.inference_mode()
+    def prefill_text(self, text: VideoTask) -> None:
+        """Prefills the system text that questions without a video share; it is short and stays outside the pool."""
+        text.prefix = prefix = PrefixKV()
+        self._fill(prefix, self.embed_prefix(text, None))
+        if self._static is not None:
+            self._static.hold_text(prefix)
+
+    def shrink_prefixes(self, num_tokens: int) -> int | None:
+        """Frees what prefixes beyond so many tokens would take; returns how many fit then, None without a pool."""
+        if self._pool is None or self._static is None:
+            return None
+        if self._pool.shrink(-(-num_tokens // self._pool.chunk_tokens)):
+            self._static.forget_graphs()  # they replay with the addresses of what is gone
+        return self._pool.num_chunks * self._pool.chunk_tokens
+
+    def _fill(self, prefix: Prefix, embeddings: Tensor) -> None:
+        """Writes the keys and values of embeddings [L, D] into a prefix."""
+        length, last = len(embeddings), len(self._language.layer_devices) - 1
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor | None:
+            prefix.write(layer, keys[:length], values[:length])
+            return None if layer == last else attend_causally(queries, keys, values, self._implementation)
+
+        # Attention is causal: what is padded at the end changes nothing before it.
+        padded = F.pad(embeddings, (0, 0, 0, -length % self._prefill_multiple))
+        self._language.forward(padded, torch.arange(len(padded), device=padded.device), attend)
+
+    def _wait(self, device: torch.device) -> None:
+        """Waits for a device, so that the seconds counted for each kind of work are its own."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     def embed_prefix(self, video: VideoTask, video_tokens: Tensor | None) -> Tensor:
         """Returns the embeddings [L, D] of a prefix, with the video tokens in their place."""
-        before, after = (
-            self._language.embed(self._to_device(ids)) for ids in (video.text.before_video, video.text.after_video)
+        before = self._language.embed(self._to_device(video.text.before_video))
+        if video_tokens is None:
+            return before
+        return torch.cat(
+            [before, video_tokens.to(before), self._language.embed(self._to_device(video.text.after_video))]
         )
-        return torch.cat([before, after] if video_tokens is None else [before, video_tokens.to(before), after])
 
     @torch.inference_mode()
     def start(self, questions: Sequence[QuestionTask]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -46,7 +47,29 @@ class PrefixPool:
         wanted = -(-num_tokens // self.chunk_tokens)
         if wanted > len(self._free):
             raise MemoryError(f"a prefix of {num_tokens} tokens wants {wanted} chunks, {len(self._free)} are free")
-        return PooledPrefix(self, tuple(heapq.heappop(self._free) for _ in range(wanted)), num_tokens)
+        prefix = PooledPrefix(self, tuple(heapq.nsmallest(wanted, self._free)), num_tokens)
+        for _ in range(wanted):
+            heapq.heappop(self._free)
+        return prefix
+
+    def shrink(self, num_chunks: int) -> bool:
+        """Frees the memory of chunks from `num_chunks` on, but of none below one that is in use.
+
+        Returns:
+            whether anything moves: whoever remembers addresses must forget them.
+        """
+        in_use = set(range(self.num_chunks)) - set(self._free)
+        kept = max(num_chunks, max(in_use, default=0) + 1)
+        if kept >= self.num_chunks:
+            return False
+        self.num_chunks = kept
+        self._free = [chunk for chunk in self._free if chunk < kept]
+        heapq.heapify(self._free)
+        with suppress(torch.OutOfMemoryError):  # larger ones serve as well
+            for pools in (self.keys, self.values):
+                for layer, pool in enumerate(pools):
+                    pools[layer] = pool[:kept].clone()
+        return True
 
     def give_back(self, chunks: Sequence[int]) -> None:
         """Frees chunks."""

@@ -1,9 +1,10 @@
 """Decides which videos are prefilled and which questions run; knows neither the model nor threads.
 
 A video waits until a question of it waits and its prefix fits the budget of prefix tokens; then it holds that budget
-until it is closed, so that later questions find the prefix. A question waits until its video is prefilled and a row and
-all pages it can come to need are free; so whatever runs can always finish, and nothing deadlocks. Older videos go
-first, and a video or question that does not fit is never overtaken by younger ones of its kind.
+until it is closed, so that later questions find the prefix. A video that is alone need not fit: what was promised may
+have shrunk since it came. A question waits until its video is prefilled and a row and all pages it can come to need are
+free; so whatever runs can always finish, and nothing deadlocks. Older videos go first, and a video or question that
+does not fit is never overtaken by younger ones of its kind.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Limits:
     prefix_tokens: int
     num_pages: int
     max_rows: int
-    prefill_tokens: int = 16384
+    prefill_tokens: int
     prefix_unit: int = 1
 
     def tokens_held(self, video: VideoTask) -> int:
@@ -38,10 +39,16 @@ class Limits:
 
 
 class Scheduler:
-    """The waiting and running tasks, and what is free."""
+    """The waiting and running tasks, and what is free.
+
+    Attributes:
+        limits: what is promised; shrinks when memory runs out.
+        most_prefix_tokens: what a video may have that is alone; shrinks only with the memory itself.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.most_prefix_tokens = limits.prefix_tokens
         self.videos: list[VideoTask] = []
         self.running: list[QuestionTask] = []
         self._used_prefix_tokens = 0
@@ -64,9 +71,14 @@ class Scheduler:
         return any(video.prefix is None and video.waiting for video in self.videos)
 
     def add_video(self, video: VideoTask) -> None:
-        """Queues a video; it is prefilled once a question to it waits."""
+        """Queues a video; it is prefilled once a question to it waits, unless it has its prefix already."""
         self.videos.append(video)
         self.videos.sort(key=lambda task: task.order)
+
+    def can_run(self, question: QuestionTask) -> bool:
+        """Whether a question and its video fit when they are alone."""
+        fits = question.video.prefix is not None or self.limits.tokens_held(question.video) <= self.most_prefix_tokens
+        return fits and num_pages_for(question.max_tokens) <= self.limits.num_pages
 
     def add_question(self, question: QuestionTask) -> None:
         """Queues a question to its video."""
@@ -87,7 +99,7 @@ class Scheduler:
             if video.prefix is not None or not video.waiting:
                 continue
             held = self.limits.tokens_held(video)
-            fits_budget = self._used_prefix_tokens + held <= self.limits.prefix_tokens
+            fits_budget = not self._used_prefix_tokens or self._used_prefix_tokens + held <= self.limits.prefix_tokens
             fits_step = not chosen or num_tokens + video.num_tokens <= self.limits.prefill_tokens
             if not (fits_budget and fits_step):
                 break

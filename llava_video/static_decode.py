@@ -16,11 +16,12 @@ from math import prod
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from llava_video.attention import ChunkFills, attend_pages, fold_groups, merge_attention, merge_chunks, unfold_groups
 from llava_video.choosing import SeenIds
-from llava_video.kv_cache import PAGE_TOKENS, SuffixPages
+from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages
 from llava_video.language_model import LanguageModel
 from llava_video.prefix_pool import PooledPrefix, PrefixPool
 from llava_video.tasks import QuestionTask, slots_of, spans_by_video
@@ -30,7 +31,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The sizes that a step is rounded up to: N, C, M, X, J and B."""
+    """The sizes that a step is rounded up to: N, C, M, X, J and B, and whether any row has no video."""
 
     rows: int
     clips: int
@@ -38,6 +39,7 @@ class StepShape:
     chunks: int
     chunks_per_clip: int
     pages: int
+    has_text: bool
 
 
 def round_up(number: int, least: int = 1) -> int:
@@ -55,8 +57,9 @@ class StepNumbers(Generic[Array]):
         slots, tables, lengths: [N], [N, B], [N] where its keys go, its pages, its suffix tokens.
         rows: [N] which ids it has generated.
         cells: [N] its place among the clips' rows, counted in C * M.
+        without_video: [N] 1 where a row has no clip but the text prefix, and whatever cell.
         members: [C * M] which of the N rows stands at each place.
-        owners, fills: [X] the clip that each chunk belongs to, and its tokens.
+        owners, fills: [X] the clip that each chunk belongs to, and its tokens; 1 where nobody owns it.
         chunks, absent: [C, J] the chunks of each clip, and 1 where there is none.
     """
 
@@ -67,6 +70,7 @@ class StepNumbers(Generic[Array]):
     lengths: Array
     rows: Array
     cells: Array
+    without_video: Array
     members: Array
     owners: Array
     fills: Array
@@ -76,8 +80,8 @@ class StepNumbers(Generic[Array]):
 
 def sizes_of(shape: StepShape) -> list[tuple[int, ...]]:
     """Returns the sizes of the fields of `StepNumbers`."""
-    n, c, m, x, j, b = astuple(shape)
-    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
+    n, c, m, x, j, b, _ = astuple(shape)
+    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
 
 
 def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
@@ -89,23 +93,29 @@ def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
 
 
 class StaticDecoder:
-    """Writes a step's numbers down and runs it, from a prefix pool and pages that lie still."""
+    """Writes a step's numbers down and runs it, from a prefix pool and pages that lie still.
+
+    Attributes:
+        text: the prefix of questions without a video. It is short: all rows attend to it, and those of clips forget it.
+    """
 
     def __init__(self, language: LanguageModel, pool: PrefixPool, pages: SuffixPages, seen: SeenIds) -> None:
         self._language, self._pool, self._pages, self._seen = language, pool, pages, seen
+        self.text = PrefixKV()
         pages.hold(pages.spare_page)
 
     def shape_of(self, questions: Sequence[QuestionTask]) -> StepShape:
-        """Rounds up what these running questions need."""
-        spans = spans_by_video(questions, [1] * len(questions))
-        chunks = [_prefix_of(video.prefix).chunks for video, _, _ in spans]
+        """Rounds up what these running questions need; clips and their rows come and go, so these start high."""
+        spans = self._spans_of_clips(questions)
+        num_rows = sum(stop - start for _, start, stop in spans)
         return StepShape(
-            rows=round_up(len(questions), 4),
-            clips=round_up(len(spans)),
-            rows_per_clip=round_up(max(stop - start for _, start, stop in spans)),
-            chunks=min(self._pool.num_chunks, round_up(1 + max(map(max, chunks)), 16)),
-            chunks_per_clip=round_up(max(map(len, chunks)), 4),
+            rows=round_up(len(questions), 32),
+            clips=round_up(len(spans), 4),
+            rows_per_clip=round_up(max((stop - start for _, start, stop in spans), default=1), 12),
+            chunks=min(self._pool.num_chunks, round_up(1 + max((max(p.chunks) for p, _, _ in spans), default=0), 16)),
+            chunks_per_clip=round_up(max((len(prefix.chunks) for prefix, _, _ in spans), default=1), 4),
             pages=round_up(max(question.num_suffix_tokens - 1 for question in questions) // PAGE_TOKENS + 1, 4),
+            has_text=num_rows < len(questions),
         )
 
     def write_numbers(self, questions: Sequence[QuestionTask], shape: StepShape, buffer: np.ndarray) -> None:
@@ -114,7 +124,7 @@ class StaticDecoder:
         buffer[:] = 0
         numbers.slots[:], numbers.lengths[:] = self._pages.spare_page * PAGE_TOKENS, 1
         numbers.tables[:], numbers.rows[:] = self._pages.spare_page, self._seen.spare_row
-        numbers.fills[:], numbers.absent[:, 1:] = self._pool.chunk_tokens, 1
+        numbers.fills[:], numbers.absent[:, 1:] = 1, 1
         for index, question in enumerate(questions):
             length = question.num_suffix_tokens
             numbers.ids[index], numbers.rows[index] = question.generated[-1], question.row
@@ -122,25 +132,31 @@ class StaticDecoder:
             numbers.slots[index], numbers.lengths[index] = slots_of(question, [length - 1])[0], length
             pages = question.pages[: shape.pages]
             numbers.tables[index, : len(pages)] = pages
-        for clip, (video, start, stop) in enumerate(spans_by_video(questions, [1] * len(questions))):
-            prefix, first = _prefix_of(video.prefix), clip * shape.rows_per_clip
+            numbers.without_video[index] = question.video.prefix is self.text
+        for clip, (prefix, start, stop) in enumerate(self._spans_of_clips(questions)):
+            first = clip * shape.rows_per_clip
             numbers.cells[start:stop] = range(first, first + stop - start)
             numbers.members[first : first + stop - start] = range(start, stop)
             held = list(prefix.chunks)
             numbers.owners[held], numbers.fills[held] = clip, prefix.fills
             numbers.chunks[clip, : len(held)], numbers.absent[clip, : len(held)] = held, 0
 
-    def run(self, numbers: StepNumbers[Tensor], penalties: Tensor) -> Tensor:
+    def run(self, numbers: StepNumbers[Tensor], penalties: Tensor, has_text: bool) -> Tensor:
         """Runs one step and returns the next id of each row [N]; `penalties` float32 [N]."""
         dtype, suffix_tokens = self._language.dtype, numbers.tables.shape[1] * PAGE_TOKENS
         fills = ChunkFills.count(numbers.fills, self._pool.chunk_tokens, dtype)
         own_fills = ChunkFills.count(numbers.lengths, suffix_tokens, dtype)
+        texts = numbers.without_video.bool()[:, None]
         missing = numbers.absent.float().masked_fill_(numbers.absent.bool(), float("-inf"))[..., None, None]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, numbers.slots, keys, values)
             own = attend_pages(queries, *self._pages.read(layer, numbers.tables), own_fills, self._pool.attend)
-            return merge_attention(*own, *self._attend_pool(layer, queries, numbers, fills, missing))
+            out, lse = self._attend_pool(layer, queries, numbers, fills, missing)
+            if has_text:
+                text_out, text_lse = self.text.attend(layer, queries)
+                out, lse = torch.where(texts[..., None], text_out, out), torch.where(texts, text_lse, lse)
+            return merge_attention(*own, out, lse)
 
         hidden = self._language.forward(self._language.embed(numbers.ids), numbers.positions, attend)
         return self._seen.choose(self._language.logits(hidden), numbers.rows, penalties)
@@ -158,7 +174,7 @@ class StaticDecoder:
         out, lse = unfold_groups(out, lse, grid.shape[1])  # [C, M, H, E]
         return out.flatten(0, 1)[numbers.cells], lse.flatten(0, 1)[numbers.cells]
 
-
-def _prefix_of(prefix: object) -> PooledPrefix:
-    assert isinstance(prefix, PooledPrefix), "static decoding takes prefixes from a pool"
-    return prefix
+    def _spans_of_clips(self, questions: Sequence[QuestionTask]) -> list[tuple[PooledPrefix, int, int]]:
+        """Returns the prefix of each clip and its rows, `start` to `stop`."""
+        spans = spans_by_video(questions, [1] * len(questions))
+        return [(video.prefix, start, stop) for video, start, stop in spans if isinstance(video.prefix, PooledPrefix)]

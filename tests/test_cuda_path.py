@@ -56,7 +56,7 @@ KERNELS = [
 @pytest.fixture
 def _fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU on which tensors have no content; what only a real one can do, waiting and pinning, does nothing."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -87,7 +87,7 @@ def _make_runner(model: LlavaVideoModel, kernel: AttendChunks | None) -> ModelRu
 
 
 def _prefill(runner: ModelRunner) -> list[QuestionTask]:
-    """Encodes and prefills two clips of 64 frames; returns two running questions to the first, one to the second."""
+    """Encodes and prefills two clips of 64 frames; returns questions to none, to both, and two to the first."""
     frames, text = np.zeros((NUM_FRAMES, 384, 384, 3), dtype=np.uint8), VideoPrefix(tuple(range(14)), tuple(range(200)))
     videos = [
         VideoTask(order, "", "", frames, np.arange(NUM_FRAMES), text, NUM_VIDEO_TOKENS + 214) for order in range(2)
@@ -95,9 +95,11 @@ def _prefill(runner: ModelRunner) -> list[QuestionTask]:
     for video, tokens in zip(videos, runner.encode_videos(videos), strict=True):
         assert (tokens.shape, tokens.device) == ((NUM_VIDEO_TOKENS, 3584), CUDA)
         video.prefix = runner.prefill(video, tokens)
+    system = VideoTask(-1, "", "", None, np.arange(0), VideoPrefix(tuple(range(14)), ()), 14)
+    runner.prefill_text(system)
     return [
         QuestionTask(
-            video=videos[row // 2],
+            video=video,
             token_ids=list(range(20 + row)),
             generation=GenerationConfig(),
             repetition_penalty=1.05,
@@ -106,7 +108,7 @@ def _prefill(runner: ModelRunner) -> list[QuestionTask]:
             pages=tuple(range(4 * row, 4 * row + 4)),
             generated=[5] * (3 + row),
         )
-        for row in range(3)
+        for row, video in enumerate([system, videos[0], videos[0], videos[1]])
     ]
 
 
@@ -124,6 +126,15 @@ class _DeviceOnly(TorchDispatchMode):
         devices = {leaf.device for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
         assert devices == {CUDA}, f"{func} takes {devices}"
         return result
+
+
+def test_the_engine_s_thread_works_on_the_gpu_of_its_model(
+    model: LlavaVideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", bound.append)
+    _make_runner(model, None).bind_thread()
+    assert bound == [CUDA]
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, None])
@@ -148,5 +159,5 @@ def test_a_decoding_step_can_be_captured(model: LlavaVideoModel, kernel: AttendC
     buffer = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, device=CUDA)
     numbers, penalties = view_numbers(buffer, shape), torch.ones(shape.rows, device=CUDA)
     with _DeviceOnly():
-        chosen = decoder.run(numbers, penalties)
-    assert (chosen.shape, chosen.device, chosen.dtype) == ((4,), CUDA, torch.int64)
+        chosen = decoder.run(numbers, penalties, shape.has_text)
+    assert (chosen.shape, chosen.device, chosen.dtype) == ((32,), CUDA, torch.int64)

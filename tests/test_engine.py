@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from golden_cases import COMMITTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_video import Engine, EngineConfig, FinishReason, GenerationConfig
+from llava_video import Engine, EngineConfig, FinishReason, GenerationConfig, model_runner
 from llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed, PromptTooLong
 from llava_video.model_runner import ModelRunner
 
@@ -66,7 +68,8 @@ def test_text_questions_share_their_system_prefix() -> None:
     with Engine.load(CONFIG) as engine:
         for future in [engine.ask(question, SHORT) for question in QUESTIONS]:
             future.result()
-        assert (engine.stats.prefilled_prefixes, engine.stats.encoded_clips) == (1, 0)
+        stats = engine.stats
+        assert (stats.questions, stats.prefilled_tokens, stats.encoded_clips) == (len(QUESTIONS), 0, 0)
 
 
 def test_memory_of_keys_and_values_is_free_once_all_videos_are_closed() -> None:
@@ -196,22 +199,48 @@ def test_the_answer_ends_with_the_end_of_turn_or_the_limit(engine: Engine) -> No
     assert (len(done.token_ids), done.finish_reason) == (1, FinishReason.LENGTH)
 
 
-def test_running_out_of_memory_undoes_the_step_and_loses_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ModelRunner.decode
+def test_prefixes_of_few_lengths_change_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [_remembered((seed, 3, QUESTIONS[1], 8)) for seed in range(2)]
+    monkeypatch.setitem(model_runner._PREFILL_MULTIPLES, "cpu", 256)
+    with Engine.load(CONFIG) as engine:
+        videos = [engine.open(_frames(seed), _times(3), 1.5) for seed in range(2)]
+        futures = [video.ask(QUESTIONS[1], GenerationConfig(max_new_tokens=8)) for video in videos]
+        assert [future.result(60).token_ids for future in futures] == expected
+        assert videos[0]._task.prefix.keys[0].shape[1] == videos[0]._task.num_tokens % 256 > 0
+
+
+def test_the_engine_s_thread_is_bound_before_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[str] = []
+    monkeypatch.setattr(ModelRunner, "bind_thread", lambda _: bound.append(threading.current_thread().name))
+    with Engine.load(CONFIG) as engine:
+        engine.ask("Hi", GenerationConfig(max_new_tokens=1)).result(60)
+    assert bound == ["llava-video-engine"]
+
+
+@pytest.mark.parametrize("step", ["encode_videos", "prefill", "start", "decode"])
+def test_running_out_of_memory_undoes_the_step_and_loses_no_answer(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = getattr(ModelRunner, step)
     faults = iter([True, False, True])
 
-    def decode(self: ModelRunner, questions: list) -> list[int]:
-        if len(questions) > 1 and next(faults, False):
+    def run(self: ModelRunner, *arguments: Any) -> Any:
+        if next(faults, False):
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        return original(self, questions)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(ModelRunner, "decode", decode)
+    requests = [(seed, 3, question, 8) for seed in range(3) for question in QUESTIONS]
+    expected = [_remembered(request) for request in requests]
     with Engine.load(CONFIG) as engine:
+        monkeypatch.setattr(ModelRunner, step, run)
         videos = [engine.open(_frames(seed), _times(3), 1.5) for seed in range(3)]
-        futures = [video.ask(QUESTIONS[0], GenerationConfig(max_new_tokens=8)) for video in videos]
-        answers = [future.result(60).token_ids for future in futures]
-        assert engine.stats.memory_faults > 0
-    assert answers == [_remembered((seed, 3, QUESTIONS[0], 8)) for seed in range(3)]
+        futures = [
+            [video.ask(question, GenerationConfig(max_new_tokens=8)) for question in QUESTIONS] for video in videos
+        ]
+        answers = []
+        for video, asked in zip(videos, futures, strict=True):
+            answers += [future.result(60).token_ids for future in asked]
+            video.close()
+        assert engine.stats.memory_faults == 2
+    assert answers == expected
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says why it ends
@@ -226,3 +255,4 @@ def test_a_lost_device_ends_every_question_and_refuses_new_ones(monkeypatch: pyt
         video.ask("What?", SHORT).result(60)
     with pytest.raises(EngineBroken, match="restart the process"):
         video.ask("What?", SHORT)
+    engine.close()

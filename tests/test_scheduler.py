@@ -9,7 +9,7 @@ import pytest
 
 from llava_video.generation import GenerationConfig
 from llava_video.kv_cache import PAGE_TOKENS, PrefixKV
-from llava_video.memory_faults import evict_half, recover_prefill
+from llava_video.memory_faults import evict_half, most_prefix_tokens_wanted, recover_prefill
 from llava_video.prompts import VideoPrefix
 from llava_video.scheduler import Limits, Scheduler, num_pages_for
 from llava_video.tasks import QuestionTask, VideoTask
@@ -130,22 +130,49 @@ def test_running_questions_are_sorted_by_video_so_that_each_prefix_is_read_once(
     assert [question.video.order for question in scheduler.running] == [0, 0, 1]
 
 
-def test_running_out_of_memory_in_a_prefill_lowers_the_budget_to_what_was_held() -> None:
+def test_videos_that_run_out_of_memory_together_are_tried_one_by_one() -> None:
+    scheduler = _scheduler()
+    videos = [_video(0), _video(1, 90)]
+    _open(scheduler, *videos)
+    assert recover_prefill(scheduler, scheduler.next_videos()) == []
+    assert (scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == (250, 0)
+    assert scheduler.next_videos() == videos[:1]
+
+
+def test_a_video_that_runs_out_of_memory_beside_others_waits_until_they_are_closed() -> None:
     scheduler = _scheduler(prefix_tokens=250)
     first, second = _video(0), _video(1)
     _open(scheduler, first)
     _prefill(scheduler.next_videos())
+    scheduler.finish(scheduler.next_questions()[0])
     _open(scheduler, second)
-    failed = recover_prefill(scheduler, scheduler.next_videos())
-    assert (failed, scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == ([], 100, 100)
-    assert second.waiting
+    assert recover_prefill(scheduler, scheduler.next_videos()) == []
+    assert (scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == (100, 100)
+    assert scheduler.next_videos() == []
+    scheduler.close_video(first)
+    assert scheduler.next_videos() == [second]
 
 
-def test_a_video_that_runs_out_of_memory_alone_fails_with_its_questions() -> None:
+def test_a_video_waits_for_no_budget_once_it_is_alone() -> None:
+    scheduler = _scheduler(prefix_tokens=250)
+    small, large = _video(0, 50), _video(1, 150)
+    _open(scheduler, small)
+    _prefill(scheduler.next_videos())
+    scheduler.finish(scheduler.next_questions()[0])
+    _open(scheduler, large)
+    recover_prefill(scheduler, scheduler.next_videos())
+    scheduler.close_video(small)
+    assert scheduler.limits.prefix_tokens == 50
+    assert scheduler.next_videos() == [large]
+
+
+def test_a_video_alone_fails_with_its_questions_once_no_memory_is_promised_to_others() -> None:
     scheduler = _scheduler()
     video = _video(0)
     _open(scheduler, video)
     questions = list(video.waiting)
+    assert recover_prefill(scheduler, scheduler.next_videos()) == []
+    assert (scheduler.limits.prefix_tokens, most_prefix_tokens_wanted(scheduler)) == (100, 100)
     assert recover_prefill(scheduler, scheduler.next_videos()) == questions
     assert scheduler.used_prefix_tokens == 0
 
@@ -155,11 +182,25 @@ def test_running_out_of_memory_while_decoding_sends_the_younger_half_back() -> N
     videos = [_video(order, 50) for order in range(4)]
     _open(scheduler, *videos)
     _prefill(scheduler.next_videos())
-    scheduler.next_questions()
+    for question in scheduler.next_questions():
+        question.generated.append(1)
     assert evict_half(scheduler) == []
     assert [question.video.order for question in scheduler.running] == [0, 1]
     assert [len(video.waiting) for video in videos] == [0, 0, 1, 1]
     assert scheduler.next_questions() == []
+
+
+@pytest.mark.parametrize(("num_started", "num_rows"), [(0, 2), (1, 2), (3, 3)])
+def test_running_out_of_memory_in_a_start_sends_back_all_that_were_starting(num_started: int, num_rows: int) -> None:
+    scheduler = _scheduler(prefix_tokens=1000, num_pages=100)
+    videos = [_video(order, 50) for order in range(4)]
+    _open(scheduler, *videos)
+    _prefill(scheduler.next_videos())
+    started = scheduler.next_questions()[4 - num_started :]  # whatever their age
+    for question in started:
+        question.generated.append(1)
+    assert evict_half(scheduler) == []
+    assert (scheduler.running, scheduler.limits.max_rows) == (started, num_rows)
 
 
 def test_a_question_sent_back_starts_again_from_its_beginning() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.nn.attention.varlen import AuxRequest
 
-from llava_video import Engine, EngineConfig, GenerationConfig, memory
+from llava_video import Engine, EngineConfig, GenerationConfig, cuda_graphs, memory
 from llava_video.attention import ChunkFills, attend_chunks, attend_prefix
 from llava_video.attention_kernels import _agrees_with_plain, attend_chunks_flash, choose_kernel
+from llava_video.cuda_graphs import GraphedDecoder
+from llava_video.language_model import LanguageModel
 from llava_video.prefix_pool import PrefixPool
-from llava_video.static_decode import round_up
+from llava_video.prompts import VideoPrefix
+from llava_video.static_decode import StepShape, round_up
+from llava_video.tasks import QuestionTask, VideoTask
 
 CPU = torch.device("cpu")
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", static_decode=False)
@@ -42,19 +47,19 @@ def engines() -> Iterator[tuple[Engine, Engine]]:
 def _ask(engine: Engine, requests: list[Request], num_each: int) -> list[tuple[int, ...]]:
     """Asks every request's question `num_each` times, all at once, half of them without their video as well."""
     rng = np.random.default_rng(7)
-    futures, videos = [], []
+    asked = []
     for seed, num_frames, question, length in requests:
         frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 126, 126, 3), dtype=np.uint8)
         video = engine.open(frames, [index / 2 for index in range(num_frames)], num_frames / 2)
-        videos.append(video)
         generations = [
             GenerationConfig(max_new_tokens=length + extra, repetition_penalty=float(rng.choice([1.0, 1.3])))
             for extra in range(num_each)
         ]
-        futures += [video.ask(question, generation) for generation in generations]
-        futures.append(engine.ask(question, generations[0]))
-    answers = [future.result(60).token_ids for future in futures]
-    for video in videos:
+        futures = [video.ask(question, generation) for generation in generations]
+        asked.append((video, [*futures, engine.ask(question, generations[0])]))
+    answers = []
+    for video, futures in asked:
+        answers += [future.result(60).token_ids for future in futures]
         video.close()
     return answers
 
@@ -82,14 +87,7 @@ def test_chunks_are_free_again_once_all_videos_are_closed(engines: tuple[Engine,
         _ask(static, [(1, 3, QUESTIONS[0], 4), (2, 2, QUESTIONS[1], 4)], 2)
         static.ask("Hello?", GenerationConfig(max_new_tokens=1)).result(60)  # the thread has read the closings by now
         held.append(static.stats.kv_prefix_bytes)
-    text_only = PrefixPool(4, 32, *_geometry(static), attend_chunks).open(len(static.tokenizer.text_prefix()))
-    assert held == [text_only.size_bytes] * 2
-
-
-def _geometry(engine: Engine) -> tuple[int, int, list[torch.device], torch.dtype]:
-    language = engine.model.config.language
-    devices = [CPU] * language.num_hidden_layers
-    return language.num_key_value_heads, language.head_dim, devices, torch.float32
+    assert held == [0, 0]
 
 
 @pytest.fixture
@@ -173,12 +171,110 @@ def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(mon
     assert _agrees_with_plain(attend_chunks_flash, CPU, torch.float32, 64)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the capture succeeds")
+class _BrokenCapture:
+    """What `torch.cuda.graph` does when a step fails in it: ending the capture fails too, and leaves its stream."""
+
+    def __init__(self, graph: object, pool: object, capture_error_mode: str) -> None:
+        self.arguments = (graph, pool, capture_error_mode)
+
+    def __enter__(self) -> None:
+        torch.cuda.set_stream("capturing")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture (pretended)")
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"), [(RuntimeError("pretended"), False), (torch.OutOfMemoryError("pretended"), True)]
+)
 def test_a_step_that_cannot_be_captured_runs_all_the_same(
-    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engines: tuple[Engine, Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: RuntimeError,
+    goes_on: bool,
 ) -> None:
     static, plain = engines
+    decoder = static._thread._runner._static
+    decoder.forget_graphs()
+    streams: list[str] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "usual")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "graph", _BrokenCapture)
+    original = decoder._decoder.run
+
+    def run(*arguments: object) -> Tensor:
+        if streams and streams[-1] == "capturing":
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(decoder._decoder, "run", run)
+    monkeypatch.setattr(decoder, "_captures", True)
     requests = [(1, 2, QUESTIONS[2], 30)]
-    monkeypatch.setattr(static._thread._runner._static, "_num_captures_left", 5)
     assert _ask(static, requests, 2) == _ask(plain, requests, 2)
-    assert caplog.text.count("no CUDA graphs, decoding goes on without") == 1
+    assert caplog.text.count("no CUDA graph for a step, it runs kernel by kernel") == len(streams) // 2 > 0
+    assert (set(streams[::2]), set(streams[1::2]), decoder._captures) == ({"capturing"}, {"usual"}, goes_on)
+
+
+def test_the_shapes_used_last_keep_their_graphs(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "_MOST_SHAPES", 2)
+    decoder = GraphedDecoder(engines[0]._thread._runner._static._decoder, CPU)
+    first, second, third = (StepShape(rows, 4, 12, 6, 4, 4, has_text=False) for rows in (32, 48, 64))
+    steps = [decoder._find_step(shape) for shape in (first, second, first, third, first, second)]
+    assert steps[0] is steps[2] is steps[4]
+    assert steps[1] is not steps[5]
+
+
+def test_questions_without_a_video_do_not_widen_the_rows_of_clips(engines: tuple[Engine, Engine]) -> None:
+    static, _ = engines
+    decoder = static._thread._runner._static._decoder
+    text, video = static._text_only, _task(1)
+    video.prefix = decoder._pool.open(40)
+    questions = [QuestionTask(task, [0], GenerationConfig(), 1.0, Future()) for task in [text] * 30 + [video]]
+    shape, only_text = decoder.shape_of(questions), decoder.shape_of(questions[:30])
+    video.prefix.release()
+    assert (shape.rows, shape.rows_per_clip, shape.has_text) == (32, 12, True)
+    assert (only_text.rows_per_clip, only_text.has_text) == (12, True)
+
+
+def _task(order: int) -> VideoTask:
+    return VideoTask(order, "", "", None, np.empty(0, np.int64), VideoPrefix((), ()), 40)
+
+
+def test_a_pool_gives_back_the_memory_above_the_chunks_in_use(pool: PrefixPool) -> None:
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 11, 2, 4)
+    low, high = pool.open(8), pool.open(11)
+    high.write(0, keys, values)
+    expected = high.attend(0, torch.ones(1, 2, 4))
+    low.release()
+    assert pool.shrink(1)
+    assert [len(tensor) for tensor in (*pool.keys, *pool.values)] == [3, 3]
+    found = high.attend(0, torch.ones(1, 2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (pool.open(8).chunks, pool.shrink(1)) == ((0,), False)
+
+
+def test_a_clip_that_finds_no_memory_gets_what_the_pool_kept_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LanguageModel.forward
+
+    def forward(self: LanguageModel, hidden: Tensor, *arguments: object) -> Tensor:
+        if len(hidden) > 50 and pool.num_chunks > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return original(self, hidden, *arguments)
+
+    requests = [(seed, 3, QUESTIONS[2], 8) for seed in range(3)]
+    with Engine.load(CONFIG) as plain:
+        expected = _ask(plain, requests, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "CHUNK_TOKENS", 32)
+        static = Engine.load(STATIC)
+    pool = static._thread._runner._pool
+    monkeypatch.setattr(LanguageModel, "forward", forward)
+    with static:
+        assert _ask(static, requests, 2) == expected
+        assert static.stats.memory_faults > 0
+    assert pool.num_chunks <= 10
