@@ -18,9 +18,9 @@ _TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttendChunks:
     """Returns the first fused kernel that runs on this device and agrees with the plain one on a small example.
 
-    Flash attention wants bfloat16 or float16 and a PyTorch whose `varlen_attn` takes `seqused_k` (2.13 does, 2.11 does
-    not); memory-efficient attention is no part of PyTorch's public API, but in all its versions. The choice depends on
-    the device, the dtype and PyTorch only, so that a run that goes on rounds as it began.
+    Flash attention wants bfloat16 or float16. Neither operator is part of PyTorch's public API, but both are in all its
+    versions from 2.6; the public `varlen_attn` takes `seqused_k` from 2.13 only. The choice depends on the device, the
+    dtype and PyTorch only, so that a run that goes on rounds as it began.
     """
     if device.type != "cuda":
         return attend_chunks
@@ -30,7 +30,7 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> At
                 _log.info("decoding steps attend to prefixes by %s", kernel.__name__)
                 return kernel
             _log.warning("%s disagrees with the plain attention here and is not used", kernel.__name__)
-        except (ImportError, RuntimeError, TypeError, AttributeError) as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             _log.info("%s is not to be had here: %s", kernel.__name__, error)
     _log.warning("no fused attention on this device, going on with the plain one")
     return attend_chunks
@@ -38,11 +38,9 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> At
 
 def attend_chunks_flash(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
     """`AttendChunks` by PyTorch's flash attention (arXiv 2307.08691): chunks are sequences of which a part is used."""
-    from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
     num_chunks, _, num_queries, _ = queries.shape
     starts = torch.arange(num_chunks + 1, device=queries.device, dtype=torch.int32)
-    out, lse = varlen_attn(
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
         queries.transpose(1, 2).flatten(0, 1),  # [X * M, K, E]
         keys.flatten(0, 1),  # [X * T, K, E]
         values.flatten(0, 1),
@@ -50,7 +48,9 @@ def attend_chunks_flash(queries: Tensor, keys: Tensor, values: Tensor, fills: Ch
         starts * keys.shape[1],
         num_queries,
         keys.shape[1],
-        return_aux=AuxRequest(lse=True),
+        dropout_p=0.0,
+        is_causal=False,
+        return_debug_mask=False,
         seqused_k=fills.tokens,
     )  # [X * M, K, E], [K, X * M]
     return out.unflatten(0, (num_chunks, -1)).transpose(1, 2), lse.unflatten(1, (num_chunks, -1)).transpose(0, 1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from inspect import signature
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -42,15 +40,7 @@ from llava_video.weights import Place
 
 CUDA = torch.device("cuda", 0)
 NUM_FRAMES, NUM_VIDEO_TOKENS = 64, 13_440
-_HAS_USED_LENGTHS = "seqused_k" in signature(varlen_attn).parameters
-KERNELS = [
-    pytest.param(
-        attend_chunks_flash,
-        marks=pytest.mark.skipif(not _HAS_USED_LENGTHS, reason="this PyTorch's varlen_attn takes no seqused_k"),
-    ),
-    attend_chunks_efficient,
-    attend_chunks,
-]
+KERNELS = [attend_chunks_flash, attend_chunks_efficient, attend_chunks]
 
 
 @pytest.fixture

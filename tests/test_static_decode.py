@@ -12,8 +12,6 @@ from golden_cases import COMMITTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention import varlen
-from torch.nn.attention.varlen import AuxRequest
 
 from llava_video import Engine, EngineConfig, GenerationConfig, cuda_graphs, memory
 from llava_video.attention import ChunkFills, attend_chunks, attend_prefix
@@ -142,9 +140,9 @@ def test_a_kernel_that_weighs_masked_keys_is_found_out() -> None:
 
 
 def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch has it for GPUs only; the stand-in is written after the documentation of `varlen_attn` in 2.13."""
+    """PyTorch has it for GPUs only; the stand-in follows the documentation of `varlen_attn`, which wraps it."""
 
-    def varlen_attn(
+    def flash(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -153,11 +151,14 @@ def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(mon
         max_q: int,
         max_k: int,
         *,
-        return_aux: AuxRequest,
+        dropout_p: float,
+        is_causal: bool,
+        return_debug_mask: bool,
         seqused_k: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         assert {number.dtype for number in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
-        assert (cu_seq_q.diff().max(), cu_seq_k.diff().max(), return_aux.lse) == (max_q, max_k, True)
+        assert (cu_seq_q.diff().max(), cu_seq_k.diff().max()) == (max_q, max_k)
+        assert (dropout_p, is_causal, return_debug_mask) == (0.0, False, False)
         outs, lses = [], []
         for index, used in enumerate(seqused_k.tolist()):
             queries = query[cu_seq_q[index] : cu_seq_q[index + 1]].transpose(0, 1)
@@ -165,9 +166,16 @@ def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(mon
             scores = queries @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
             outs.append((scores.softmax(-1) @ values).transpose(0, 1))
             lses.append(scores.logsumexp(-1))
-        return torch.cat(outs), torch.cat(lses, dim=1)  # [queries, heads, width], [heads, queries]
+        nothing = torch.empty(0)
+        return (
+            torch.cat(outs),
+            torch.cat(lses, dim=1),
+            nothing,
+            nothing,
+            nothing,
+        )  # [queries, heads, width], [heads, queries]
 
-    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
     assert _agrees_with_plain(attend_chunks_flash, CPU, torch.float32, 64)
 
 
