@@ -1,0 +1,111 @@
+"""The pool of chunks that prefixes lie in, and the kernels that attend to chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from llava_video.attention import ChunkFills, attend_chunks, attend_prefix
+from llava_video.attention_kernels import _agrees_with_plain, attend_chunks_flash, choose_kernel
+from llava_video.prefix_pool import PrefixPool
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pool() -> PrefixPool:
+    return PrefixPool(6, 8, 2, 4, [CPU], torch.float32, attend_chunks)
+
+
+def test_attention_over_chunks_equals_attention_over_the_whole_prefix(pool: PrefixPool) -> None:
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(5, 6, 4), torch.randn(19, 2, 4), torch.randn(19, 2, 4)
+    prefix = pool.open(19)
+    prefix.write(0, keys, values)
+    expected = attend_prefix(queries, keys.transpose(0, 1), values.transpose(0, 1))
+    found = prefix.attend(0, queries)
+    assert torch.allclose(found[0], expected[0], atol=1e-6)
+    assert torch.allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_chunks_are_given_back_once_and_the_lowest_are_given_out_first(pool: PrefixPool) -> None:
+    first, second = pool.open(17), pool.open(8)
+    first.release()
+    first.release()
+    third = pool.open(9)
+    assert (first.chunks, second.chunks, third.chunks) == ((0, 1, 2), (3,), (0, 1))
+
+
+def test_more_chunks_than_there_are_is_an_error_with_its_numbers(pool: PrefixPool) -> None:
+    pool.open(40)
+    with pytest.raises(MemoryError, match="9 tokens wants 2 chunks, 1 are free"):
+        pool.open(9)
+
+
+def test_a_pool_gives_back_the_memory_above_the_chunks_in_use(pool: PrefixPool) -> None:
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 11, 2, 4)
+    low, high = pool.open(8), pool.open(11)
+    high.write(0, keys, values)
+    expected = high.attend(0, torch.ones(1, 2, 4))
+    low.release()
+    assert pool.shrink(1)
+    assert [len(tensor) for tensor in (*pool.keys, *pool.values)] == [3, 3]
+    found = high.attend(0, torch.ones(1, 2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert (pool.open(8).chunks, pool.shrink(1)) == ((0,), False)
+
+
+def test_a_processor_takes_the_plain_kernel() -> None:
+    assert choose_kernel(CPU, torch.float32, 128) is attend_chunks
+
+
+def test_a_kernel_that_weighs_masked_keys_is_found_out() -> None:
+    def forgets_the_fills(
+        queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return attend_chunks(queries, keys, values, ChunkFills(fills.tokens, torch.zeros_like(fills.bias)))
+
+    assert _agrees_with_plain(attend_chunks, CPU, torch.float32, 128)
+    assert not _agrees_with_plain(forgets_the_fills, CPU, torch.float32, 128)
+
+
+def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch has it for GPUs only; the stand-in follows the documentation of `varlen_attn`, which wraps it."""
+
+    def flash(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        dropout_p: float,
+        is_causal: bool,
+        return_debug_mask: bool,
+        seqused_k: Tensor,
+    ) -> tuple[Tensor, ...]:
+        assert {number.dtype for number in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
+        assert (cu_seq_q.diff().max(), cu_seq_k.diff().max()) == (max_q, max_k)
+        assert (dropout_p, is_causal, return_debug_mask) == (0.0, False, False)
+        outs, lses = [], []
+        for index, used in enumerate(seqused_k.tolist()):
+            queries = query[cu_seq_q[index] : cu_seq_q[index + 1]].transpose(0, 1)
+            keys, values = (kv[cu_seq_k[index] :][:used].transpose(0, 1) for kv in (key, value))
+            scores = queries @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
+            outs.append((scores.softmax(-1) @ values).transpose(0, 1))
+            lses.append(scores.logsumexp(-1))
+        nothing = torch.empty(0)
+        return (
+            torch.cat(outs),
+            torch.cat(lses, dim=1),
+            nothing,
+            nothing,
+            nothing,
+        )  # [queries, heads, width], [heads, queries]
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    assert _agrees_with_plain(attend_chunks_flash, CPU, torch.float32, 64)
