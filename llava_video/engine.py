@@ -99,6 +99,9 @@ class Engine:
     ) -> Video:
         """Takes a clip in; it is encoded and prefilled once, when its first question's turn comes.
 
+        It holds memory from then until it is closed. Where more clips are open than fit, the later ones are answered
+        once earlier ones are closed: close each when its answers are there, not all at the end.
+
         Args:
             frames: uint8 [T, H, W, 3] RGB; resized as the reference does unless they have the model's size.
             timestamps_s: [T] seconds of each frame, as the prompt states them.
