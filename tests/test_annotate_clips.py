@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from apache_beam.testing.util import assert_that
 from golden_cases import COMMITTED
 
 from llava_video import Engine, EngineConfig
+from llava_video.errors import CheckpointError
 from llava_video.generation import Completion
 from recipes import Recipe, parse_recipe
 from schemas.digest import digest_frames
@@ -29,6 +32,7 @@ from transforms.gpu_slots import SlotTaken, claim_slot
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
 MEMORY = 1 << 24
 NUM_THREADS = 4
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -184,6 +188,34 @@ def test_a_segment_is_asked_as_a_video_of_its_own(loads: list[EngineConfig]) -> 
 
     of_part, of_whole = running.run(ask()).result(60)
     assert of_part < of_whole
+
+
+def test_threads_that_wait_for_a_load_that_fails_do_not_each_load_again(
+    loads: list[EngineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(cls: type[Engine], config: EngineConfig) -> Engine:
+        loads.append(config)
+        time.sleep(0.5)
+        raise CheckpointError("no weights")
+
+    monkeypatch.setattr(Engine, "load", classmethod(load))
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        failed = [threads.submit(engine_registry.get_engine, CONFIG) for _ in range(NUM_THREADS)]
+    assert [str(load.exception()) for load in failed] == ["no weights"] * NUM_THREADS
+    assert len(loads) == 1
+    with pytest.raises(CheckpointError):
+        engine_registry.get_engine(CONFIG)
+    assert len(loads) == 2
+
+
+def test_a_process_that_ends_in_the_middle_of_an_answer_is_not_aborted() -> None:
+    ask = (
+        "import time; from llava_video import EngineConfig, GenerationConfig;"
+        f"from transforms.engine_registry import get_engine; engine = get_engine({CONFIG!r}).engine;"
+        "asked = [engine.ask('Why?', GenerationConfig(max_new_tokens=400)) for _ in range(8)]; time.sleep(0.3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_gpu_in_use_by_another_process_is_an_error_that_names_the_runner_option(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ be loaded again for every pause. (`docs/decisions.md` compares Beam's own `Share
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 import time
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_running: dict[str, RunningEngine] = {}
+# Unlike a bundle thread, the interpreter waits for this one before it ends: torch aborts a process that ends under it.
+_loader = ThreadPoolExecutor(1, thread_name_prefix="load-engine")
+_running: dict[str, Future[RunningEngine]] = {}
 _slots: list[object] = []  # holds claimed GPUs until the process ends
 _Result = TypeVar("_Result")
 
@@ -48,36 +51,55 @@ class RunningEngine:
 def get_engine(config: EngineConfig) -> RunningEngine:
     """Returns this process's engine for a configuration, loading it the first time.
 
-    Keyed by how the model is loaded alone: another pipeline in this process with other prompts shares it.
+    Keyed by how the model is loaded alone: another pipeline in this process with other prompts shares it. All that
+    wait for a load that fails get its exception; who comes later tries again.
     """
     key = repr(config)
     with _lock:
-        if key not in _running:
-            # Here and not above: torch takes seconds to import, and planning needs none of it.
-            from llava_video.engine import Engine
-
-            started = time.monotonic()
-            engine = Engine.load(replace(config, device=_claim_device(config)))
-            _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
-            _running[key] = RunningEngine(engine)
-        return _running[key]
+        if key not in _running or _has_failed(_running[key]):
+            _running[key] = _loader.submit(_load, config)
+        running = _running[key]
+    return running.result()
 
 
 def use_engine(config: EngineConfig, engine: Engine) -> None:
     """Makes this process use an engine that is there already: a notebook's own, or the stub of a test or benchmark."""
+    running: Future[RunningEngine] = Future()
+    running.set_result(RunningEngine(engine))
     with _lock:
-        _running[repr(config)] = RunningEngine(engine)
+        _running[repr(config)] = running
 
 
 def loaded_engines() -> list[Engine]:
     """Returns the engines of this process, for progress and statistics."""
-    return [running.engine for running in list(_running.values())]
+    return [load.result().engine for load in list(_running.values()) if load.done() and not _has_failed(load)]
+
+
+@atexit.register
+def close_engines() -> None:
+    """Ends the engines' threads, in the middle of their answers: torch aborts a process that ends under it."""
+    for engine in loaded_engines():
+        engine.close()
 
 
 def computed_dtype() -> str | None:
     """Returns the dtype that this process's engines compute in, such as `bfloat16`; None before any is loaded."""
     names = {str(engine.model.language.dtype).removeprefix("torch.") for engine in loaded_engines()}
     return ", ".join(sorted(names)) or None
+
+
+def _load(config: EngineConfig) -> RunningEngine:
+    # Here and not above: torch takes seconds to import, and planning needs none of it.
+    from llava_video.engine import Engine
+
+    started = time.monotonic()
+    engine = Engine.load(replace(config, device=_claim_device(config)))
+    _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
+    return RunningEngine(engine)
+
+
+def _has_failed(load: Future[RunningEngine]) -> bool:
+    return load.done() and load.exception() is not None
 
 
 def _claim_device(config: EngineConfig) -> str:
