@@ -24,10 +24,15 @@ class NoInputFound(FileNotFoundError):
 
 
 class StoreUnavailable(OSError):
-    """A store did not answer, or not with what was asked for, after all attempts: the run stops."""
+    """A store did not answer, or not with what was asked for, after all attempts: the run stops.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        silence: what its client says of it where it gave no answer at all, None where it did.
+    """
+
+    def __init__(self, message: str, silence: str | None = None) -> None:
         super().__init__(_clean_lines(message))
+        self.silence = silence
 
 
 class StoreRefused(PermissionError):

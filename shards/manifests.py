@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
 from shards.clip_rows import ClipRow, default_clip_id, parse_row
-from shards.errors import InputError
+from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import path_of, split_extension
 from shards.manifest_lines import RawRow, iterate_csv_rows, iterate_json_rows, read_csv_header
 from shards.ranged_file import open_shard
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store, protocol_of
-from shards.videos import folder_of, prepare_fetch, read_videos
+from shards.videos import folder_of, prepare_fetch, read_videos, resolve_uri
+from shards.web_hosts import WebHosts
 from storage.redaction import strip_credentials
 
 _PLAN_BLOCK_BYTES = 8 << 20
+_SAMPLE_BLOCKS, _SAMPLE_BLOCK_BYTES = 16, 64 << 10
 _MAX_SHOWN_PROBLEMS = 20
 
 
@@ -60,7 +63,17 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     name = strip_credentials(unit.shard)
     check_unit(unit, (raw.content for raw in rows))
     parsed = (parse_row(raw.values, name) for raw in rows if raw.values is not None)
-    return read_videos(_refer(store, unit, enumerate(parsed, start=unit.start)))
+    hosts = WebHosts(store, partial(_sample_uris, store, manifest))
+    return read_videos(_refer(hosts, unit, enumerate(parsed, start=unit.start)))
+
+
+def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
+    """Yields the videos of rows all over a manifest: the whole of a small one, evenly spaced blocks of a larger."""
+    folder, size = folder_of(manifest.uri), store.size(manifest) or 0
+    for start in range(0, size, max(_SAMPLE_BLOCK_BYTES, size // _SAMPLE_BLOCKS)):
+        for raw in _iterate_rows(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
+            with suppress(InputError, VideoUnreadable):  # a block starts and ends in the middle of a row
+                yield resolve_uri(parse_row(raw.values or {}, "").video or "", folder)
 
 
 def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None) -> Iterator[RawRow]:
@@ -101,12 +114,12 @@ def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> No
 
 
 def _refer(
-    store: Store, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
+    hosts: WebHosts, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
 ) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
     folder = folder_of(unit.shard)
     for number, row in rows:
         assert row.video is not None
-        source, fetch = prepare_fetch(store, row.video, folder)
+        source, fetch = prepare_fetch(hosts.fetch, row.video, folder)
         ref = ClipRef(
             clip_id=row.clip_id or default_clip_id(unit.shard_id, row),
             unit_id=unit.unit_id,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
+
+import pyarrow as pa
 
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
 from shards.clip_ids import clean_id, window_suffix
@@ -17,7 +19,8 @@ from shards.parquet_columns import find_video_column, is_scalar
 from shards.parquet_rows import ParquetShard, iterate_rows, list_row_groups, open_parquet, pair_rows
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store
-from shards.videos import check_size, folder_of, prepare_fetch, read_videos
+from shards.videos import check_size, folder_of, prepare_fetch, read_videos, resolve_uri
+from shards.web_hosts import WebHosts
 from storage.redaction import strip_credentials
 
 _VIDEOS_AT_ONCE = 8  # decoded from their pages in memory, beside the one that is handed on
@@ -52,12 +55,13 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         ShardChanged: the shard is not the one that was planned; found before the first clip.
     """
     location = store.locate(unit.shard)
+    hosts = WebHosts(store, partial(_sample_uris, store, location))
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
         ids = list(_iterate_ids(shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))
         content = f"{store.size(location)} {column}"
         check_unit(unit, (f"{content} {clip_id}" for clip_id in ids))
-        yield from read_videos(_refer(store, unit, shard, column, ids))
+        yield from read_videos(_refer(store, hosts, unit, shard, column, ids))
 
 
 def _iterate_ids(shard: ParquetShard, shard_id: str, start: int, stop: int) -> Iterator[str]:
@@ -75,14 +79,25 @@ def _default_id(shard_id: str, number: int, start_s: float | None, end_s: float 
     return clean_id(f"{shard_id}/{number:06d}{window_suffix(start_s, end_s)}")
 
 
+def _sample_uris(store: Store, location: Location) -> Iterator[str]:
+    """Yields the URIs of all rows: without videos, a shard is small."""
+    with closing(open_parquet(store, location)) as shard:
+        column = find_video_column(shard.schema, store.config.video_column, shard.name)
+        is_media = pa.types.is_struct(shard.schema.field(column).type)
+        paths = [f"{column}.path" if is_media else column]
+        for _, values in iterate_rows(shard, paths, 0, shard.num_rows, _IDS_AT_ONCE):
+            with suppress(VideoUnreadable):
+                yield resolve_uri(_split_cell(values[column])[1] or "", folder_of(location.uri))
+
+
 def _refer(
-    store: Store, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
+    store: Store, hosts: WebHosts, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
 ) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
     free = [field.name for field in shard.schema if field.name not in OWN_COLUMNS | {column} and is_scalar(field.type)]
     columns = [column, *free, *(name for name in ("start_s", "end_s") if name in shard.schema.names)]
     rows = iterate_rows(shard, columns, unit.start, unit.stop, _VIDEOS_AT_ONCE)
     for clip_id, (number, values) in pair_rows(ids, rows, shard.name):
-        source, fetch = _prepare_cell(store, unit, values[column])
+        source, fetch = _prepare_cell(store, hosts, unit, values[column])
         start_s, end_s = parse_window(values, f"{shard.name}: row {number}")
         ref = ClipRef(
             clip_id=clip_id,
@@ -96,10 +111,12 @@ def _refer(
         yield ref, fetch
 
 
-def _prepare_cell(store: Store, unit: WorkUnit, cell: object) -> tuple[str, Callable[[], bytes | Path]]:
+def _prepare_cell(
+    store: Store, hosts: WebHosts, unit: WorkUnit, cell: object
+) -> tuple[str, Callable[[], bytes | Path]]:
     video, uri = _split_cell(cell)
     if video is None and uri:
-        return prepare_fetch(store, uri, folder_of(unit.shard))
+        return prepare_fetch(hosts.fetch, uri, folder_of(unit.shard))
     return strip_credentials(unit.shard), partial(_take_video, store, video)
 
 

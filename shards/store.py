@@ -165,9 +165,11 @@ class Store:
             raise StoreRefused(f"cannot {what}: {self._describe(error)}; check the credentials") from None
 
     def _give_up(self, what: str, error: BaseException, attempt: int) -> NoReturn:
+        cause = self._describe(error)
         raise StoreUnavailable(
-            f"cannot {what}: {self._describe(error)}, at attempt {attempt} of {self.config.max_attempts}; "
-            "run the same command again once the store answers: finished units are kept"
+            f"cannot {what}: {cause}, at attempt {attempt} of {self.config.max_attempts}; "
+            "run the same command again once the store answers: finished units are kept",
+            silence=cause if _status_of(error) is None else None,
         ) from None
 
     def _describe(self, error: BaseException) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from schemas.records import Clip, ClipRef, FailedClip, Stage
 from shards.errors import InputError, StoreRefused, VideoUnreadable
@@ -19,8 +20,10 @@ def resolve_uri(video: str, folder: str) -> str:
     """Returns the URI of a video that a shard in `folder` names, relative to that folder or in full.
 
     Raises:
-        VideoUnreadable: a shard in a remote store names a file of this machine.
+        VideoUnreadable: a shard in a remote store names a file of this machine, or a web address has no sound host.
     """
+    if find_web_host(video) == "":
+        raise VideoUnreadable("video not found", f"{strip_credentials(video)!r} has no host that could be asked")
     remote = protocol_of(folder) != "file"
     if protocol_of(video) == "file":
         if remote and video.startswith(("/", "file:", "local:", "~")):
@@ -29,13 +32,26 @@ def resolve_uri(video: str, folder: str) -> str:
     return video
 
 
-def prepare_fetch(store: Store, video: str, folder: str) -> tuple[str, Callable[[], bytes | Path]]:
+def find_web_host(uri: str) -> str | None:
+    """Returns host and port of a web address, an empty text where they make no sense, and None for any other URI."""
+    if protocol_of(uri) not in ("http", "https"):
+        return None
+    try:
+        parts = urlsplit("//" + uri.partition("://")[2])
+        return parts.netloc.rpartition("@")[2] if parts.port != 0 else ""
+    except ValueError:  # an open bracket, a port that is no number
+        return ""
+
+
+def prepare_fetch(
+    fetch: Callable[[str], bytes | Path], video: str, folder: str
+) -> tuple[str, Callable[[], bytes | Path]]:
     """Returns where a video named by a shard in `folder` is, without credentials, and the call that fetches it."""
     try:
         uri = resolve_uri(video, folder)
     except VideoUnreadable as error:
         return clean_text(strip_credentials(video)), partial(_refuse, error)
-    return clean_text(strip_credentials(uri)), partial(fetch_video, store, uri)
+    return clean_text(strip_credentials(uri)), partial(fetch, uri)
 
 
 def folder_of(shard: str) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.units import UnitConfig, plan_units
@@ -14,6 +17,8 @@ from shards.errors import ShardChanged, StoreRefused, StoreUnavailable
 from shards.store import Store
 from storage.redaction import redact, strip_credentials
 from tests.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
+
+CLOSED_PORT = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -168,6 +173,63 @@ def test_a_web_address_that_is_not_there_fails_its_row_alone(tmp_path, web_serve
     assert found.video == b"video"
     assert gone.reason == "video not found"
     assert "s3cr3t" not in repr(gone)
+
+
+def test_web_hosts_that_are_gone_fail_their_rows_alone(tmp_path, web_server):
+    write(tmp_path / "web" / "a.mp4", b"video")
+    rows = [
+        f"{web_server}/a.mp4?sig=s3cr3t",
+        f"{CLOSED_PORT}/b.mp4",
+        "http://gone.invalid/c.mp4",
+        f"{CLOSED_PORT}/d.mp4",
+    ]
+    clips = read_all(plan_units([write(tmp_path / "m.csv", "\n".join(["video", *rows]))]))
+    assert [getattr(clip, "reason", "read") for clip in clips] == ["read", *["host unreachable"] * 3]
+    assert "127.0.0.1:9 gives no answer (ClientConnectorError" in clips[1].message
+    assert clips[1].message.endswith(f"while {web_server.removeprefix('http://')} does")
+    assert "s3cr3t" not in repr(clips)
+
+
+def test_a_web_host_that_is_gone_fails_its_rows_of_a_parquet_shard_alone(tmp_path, web_server):
+    write(tmp_path / "web" / "a.mp4", b"video")
+    table = pa.table({"url": [f"{web_server}/a.mp4", f"{CLOSED_PORT}/b.mp4"]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    found, gone = read_all(plan_units([str(tmp_path / "m.parquet")]))
+    assert (found.video, gone.reason) == (b"video", "host unreachable")
+
+
+def test_a_host_that_knows_no_video_shows_that_the_network_works(tmp_path, web_server):
+    manifest = write(tmp_path / "m.csv", f"video\n{CLOSED_PORT}/a.mp4\n{web_server}/gone.mp4\n")
+    assert [clip.reason for clip in read_all(plan_units([manifest]))] == ["host unreachable", "video not found"]
+
+
+@pytest.mark.parametrize("other", ["http://127.0.0.1:10/b.mp4", "http://a..b/b.mp4", "HTTP://b/b.mp4", "/b.mp4"])
+def test_without_another_web_host_that_answers_the_run_stops(tmp_path, other):
+    units = plan_units([write(tmp_path / "m.csv", f"video\n{CLOSED_PORT}/a.mp4\n{other}\n")])
+    with pytest.raises(StoreUnavailable, match="run the same command again"):
+        read_all(units)
+
+
+def test_a_silent_host_of_most_rows_is_a_store_that_is_down_and_stops_the_run(tmp_path, web_server):
+    rows = [f"{web_server}/a.mp4", *(f"{CLOSED_PORT}/{number}.mp4" for number in range(101))]
+    units = plan_units([write(tmp_path / "m.csv", "\n".join(["video", *rows]))], UnitConfig(max_clips=2))
+    with pytest.raises(StoreUnavailable):
+        read_all(units[-1:])
+
+
+@pytest.mark.parametrize(("name", "head"), [("m.csv", "video,note"), ("m.jsonl", None)])
+def test_a_unit_of_one_host_that_is_gone_is_judged_by_the_rows_all_over_its_manifest(tmp_path, web_server, name, head):
+    uris = [f"{web_server}/{number}.mp4" for number in range(3000)] + [f"{CLOSED_PORT}/{n}.mp4" for n in range(200)]
+    rows = [f"{uri},{'x' * 500}" if head else json.dumps({"video": uri, "note": "x" * 500}) for uri in uris]
+    manifest = write(tmp_path / name, "\n".join([head, *rows] if head else rows))
+    (*_, last) = plan_units([manifest], UnitConfig(max_clips=50))
+    assert {clip.reason for clip in read_all([last])} == {"host unreachable"}
+
+
+@pytest.mark.parametrize("address", ["http://", "http:///a.mp4", "http://[open/a.mp4", "https://host:port/a.mp4"])
+def test_a_web_address_without_a_host_fails_its_row_alone(tmp_path, address):
+    (clip,) = read_all(plan_units([write(tmp_path / "m.csv", f"video\n{address}\n")]))
+    assert clip.reason == "video not found"
 
 
 def test_a_closed_port_stops_the_run(tmp_path):
