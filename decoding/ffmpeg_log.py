@@ -15,6 +15,8 @@ def ffmpeg_log() -> Iterator[list[LogLine]]:
     """Collects FFmpeg's warnings and errors of this thread while the context lasts."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.WARNING)
+    # Or PyAV leaves out a line like the last one, of another file perhaps, and mentions it in a third file's log.
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as lines:
             yield lines

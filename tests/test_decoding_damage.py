@@ -126,6 +126,8 @@ def test_a_file_without_its_index_says_so(tmp_path):
     whole = make_large_video(tmp_path / "whole.mp4")  # the index is at the end
     with pytest.raises(UndecodableClip, match="truncated before its index"):
         sample(cut(whole, 0.7, tmp_path / "cut.mp4"))
+    with pytest.raises(UndecodableClip, match="truncated before its index"):
+        sample(cut(whole, 0.7, tmp_path / "another.mp4"))
 
 
 def test_a_hole_in_the_middle_never_passes_for_a_sound_clip(video, tmp_path):
