@@ -1,4 +1,4 @@
-"""Looks into the boxes of an MP4 file for what FFmpeg does not tell: whether its video is encrypted."""
+"""Looks into the boxes of a file for what FFmpeg does not tell: whether it is MP4, whether its video is encrypted."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PATH_TO_STSD = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"free", b"mdat", b"wide", b"skip")
 _MAX_BOXES = 10_000
+
+
+def begins_as_mp4(head: bytes) -> bool:
+    """Whether the first bytes of a file, at least 8, are a box that MP4 and MOV files begin with."""
+    return head[4:8] in _FIRST_BOXES
 
 
 def has_encrypted_video(path: Path) -> bool:
     """Whether an MP4 or MOV file declares an encrypted video track (sample entry `encv`); False for other files."""
     with path.open("rb") as file:
-        head = file.read(12)
-        if head[4:8] not in (b"ftyp", b"styp", b"moov", b"free", b"mdat", b"wide", b"skip"):
+        if not begins_as_mp4(file.read(8)):
             return False
         size = file.seek(0, 2)
         return any(_sample_entry(file, start) == b"encv" for start in _find(file, _PATH_TO_STSD, 0, size))

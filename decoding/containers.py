@@ -12,7 +12,7 @@ import av.error
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from decoding.boxes import has_encrypted_video
+from decoding.boxes import begins_as_mp4, has_encrypted_video
 from decoding.errors import UndecodableClip
 from decoding.ffmpeg_log import LogLine, ffmpeg_log
 
@@ -38,13 +38,14 @@ def open_container(path: str, said: list[LogLine] | None = None) -> av.container
     Raises:
         UndecodableClip: it is empty, not a video, of a container that is not allowed, or cut before its index.
     """
-    _refuse_playlists(path)
+    head = _read_head(path)
+    _refuse_playlists(head)
     with ffmpeg_log() as logs:
         try:
             # `file:` keeps a name such as `concat:a|b` from being read as a protocol.
             container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), **_LENIENT)
         except av.error.FFmpegError as error:
-            raise _explain_open_error(error, logs) from error
+            raise _explain_open_error(error, logs, head) from error
     if said is not None:
         said.extend(logs)
     return container
@@ -78,25 +79,28 @@ def check_dimensions(width_px: int, height_px: int, max_pixels: int) -> None:
         )
 
 
-def _refuse_playlists(path: str) -> None:
+def _read_head(path: str) -> bytes:
     if os.path.getsize(path) == 0:
         raise UndecodableClip("empty file", "the video has 0 bytes")
     with open(path, "rb") as file:
-        head = file.read(1024).lower()
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        return file.read(1024)
+
+
+def _refuse_playlists(head: bytes) -> None:
+    text = head.lower().removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(_PLAYLIST_MARKS) or (text.startswith(b"<?xml") and any(m in text for m in _PLAYLIST_MARKS)):
         raise UndecodableClip("playlist, not a video", f"the file starts with {text[:24]!r}: it names other files")
 
 
-def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine]) -> UndecodableClip:
+def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine], head: bytes) -> UndecodableClip:
     said = "; ".join(dict.fromkeys(line.strip() for _, _, line in logs)) or str(error.strerror)
     if "not on whitelist" in said:
         return UndecodableClip("container not allowed", f"allowed: {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {said}")
-    if "moov atom not found" in said:
+    if "moov atom not found" in said and begins_as_mp4(head):
         return UndecodableClip(
             "truncated before its index", "the file ends before its moov box, which lists its frames"
         )
-    return UndecodableClip("not a readable video", f"FFmpeg: {said}")
+    return UndecodableClip("not a readable video", f"FFmpeg: {said}; the file starts with {head[:24]!r}")
 
 
 def _explain_no_video(container: av.container.InputContainer) -> UndecodableClip:

@@ -107,6 +107,17 @@ def test_a_file_cut_in_the_middle_fails_and_says_when_it_ends(tmp_path, suffix, 
         sample(cut(whole, 0.5, tmp_path / f"half{suffix}"))
 
 
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html>\n<html>404 Not Found</html>\n" * 50, b"some text\n", bytes(5000)]
+)
+def test_a_file_that_never_was_a_video_is_not_taken_for_a_truncated_one(tmp_path, content):
+    (tmp_path / "page.mp4").write_bytes(content)
+    with pytest.raises(UndecodableClip) as raised:
+        sample(tmp_path / "page.mp4")
+    assert raised.value.reason == "not a readable video"
+    assert raised.value.message.endswith(f"moov atom not found; the file starts with {content[:24]!r}")
+
+
 def test_a_file_cut_near_its_end_is_sampled_and_its_share_recorded(video, tmp_path):
     sampled = sample(cut(video, 0.97, tmp_path / "most.mp4"), min_decoded_share=0.8)
     assert 0.8 <= sampled.decoded_share < 1.0
