@@ -7,9 +7,19 @@ from dataclasses import replace
 
 from schemas.records import Clip
 from shards.clip_ids import window_suffix
+from shards.errors import InputError
 
 _MAX_WINDOWS = 20_000  # a file that says it is years long is lying; decoding it says so
-MIN_WINDOW_S = 1.0  # a shorter rest holds nothing worth a caption of its own
+MIN_WINDOW_S = 1.0  # a shorter window holds nothing worth a caption of its own
+
+
+def check_split_s(split_s: float) -> None:
+    """Raises InputError for windows too short to be meant."""
+    if not split_s >= MIN_WINDOW_S:
+        raise InputError(
+            f"windows of {split_s:g} s (--split-seconds), wanted at least {MIN_WINDOW_S:g} s: a shorter one holds "
+            "nothing worth a caption, and makes thousands of clips of a video of some minutes"
+        )
 
 
 def split_clip(clip: Clip, duration_s: float, split_s: float) -> list[Clip]:
@@ -32,12 +42,11 @@ def split_clip(clip: Clip, duration_s: float, split_s: float) -> list[Clip]:
 
 
 def _count_windows(length_s: float, split_s: float) -> int:
-    if split_s <= 0:
-        raise ValueError(f"split_s must be positive, got {split_s}")
+    check_split_s(split_s)
     if not math.isfinite(length_s) or length_s <= 0:
         return 1
     whole, rest_s = divmod(length_s, split_s)
-    num_windows = int(whole) + (rest_s >= min(MIN_WINDOW_S, split_s / 2))
+    num_windows = int(whole) + (rest_s >= MIN_WINDOW_S)
     return num_windows if num_windows <= _MAX_WINDOWS else 1
 
 

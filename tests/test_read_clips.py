@@ -12,7 +12,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from decoding.errors import UndecodableClip
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip, UnitEnd
-from shards.errors import ShardChanged
+from shards.errors import InputError, ShardChanged
 from tests.shards_fixtures import QUICK, make_tar, webdataset_members, write
 from transforms.read_clips import ReadClips
 
@@ -73,6 +73,11 @@ def test_a_video_whose_length_cannot_be_told_stays_whole(tmp_path):
 def test_splitting_without_a_probe_is_refused():
     with pytest.raises(ValueError, match="split_s needs a probe"):
         ReadClips(split_s=30.0)
+
+
+def test_windows_too_short_to_be_meant_are_refused_before_anything_is_read():
+    with pytest.raises(InputError, match="windows of 0.01 s"):
+        ReadClips(split_s=0.01, probe=probe_seventy_seconds)
 
 
 def test_a_unit_that_cannot_be_read_has_no_end(tmp_path, shard):

@@ -6,6 +6,7 @@ import pytest
 
 from schemas.records import Clip, ClipRef
 from shards.clip_ids import clean_id
+from shards.errors import InputError
 from shards.windows import split_clip
 
 
@@ -40,8 +41,10 @@ def test_a_window_is_cut_within_its_bounds():
     assert windows(split_clip(clip(80, None, "own"), 100, 10)) == [("own@80-90", 80, 90), ("own@90-100", 90, 100)]
 
 
-def test_windows_shorter_than_a_second_are_possible():
-    assert len(split_clip(clip(), 2.0, 0.5)) == 4
+@pytest.mark.parametrize("split_s", [0.99, 0.01, 0.0, -1.0, float("nan")])
+def test_windows_shorter_than_a_second_are_refused(split_s):
+    with pytest.raises(InputError, match=r"\(--split-seconds\), wanted at least 1 s"):
+        split_clip(clip(), 2.0, split_s)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from decoding.pool import get_decoder_pool
 from schemas.records import Clip, FailedClip, UnitEnd, WorkUnit
 from shards.config import ReadConfig
 from shards.read_unit import read_unit
-from shards.windows import split_clip
+from shards.windows import check_split_s, split_clip
 
 _NAMESPACE = "framescribe"
 DurationProbe = Callable[[bytes | Path], float]
@@ -41,7 +41,7 @@ class ReadClips(beam.DoFn):
 
     Args:
         storage_options: for fsspec, needed in the worker.
-        split_s: cuts videos into windows of so many seconds; None keeps them whole.
+        split_s: cuts videos into windows of so many seconds, at least 1; None keeps them whole.
         probe: says how long a video is; only asked when videos are cut.
     """
 
@@ -55,6 +55,8 @@ class ReadClips(beam.DoFn):
         super().__init__()
         if split_s is not None and probe is None:
             raise ValueError("split_s needs a probe that says how long a video is, got None")
+        if split_s is not None:
+            check_split_s(split_s)
         self._config = config or ReadConfig()
         self._storage_options = storage_options
         self._split_s = split_s
