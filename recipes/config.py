@@ -59,7 +59,7 @@ class OpenEndedConfig:
     types: tuple[QuestionType, ...]
 
     def __post_init__(self) -> None:
-        check_placeholders(self.prompt.prompt, required=("type",), optional=("definition",))
+        check_placeholders("prompt", self.prompt.prompt, required=("type",), optional=("definition",))
         if not self.types:
             raise ValueError("types must name at least one question type")
 
@@ -72,7 +72,7 @@ class MultipleChoiceConfig:
     closings: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        check_placeholders(self.prompt.prompt, required=("question",), optional=("answer",))
+        check_placeholders("prompt", self.prompt.prompt, required=("question",), optional=("answer",))
         if not self.closings or not all(closing.strip() for closing in self.closings):
             raise ValueError("closings must hold at least one line, and no empty one")
 
@@ -85,6 +85,6 @@ class VerificationConfig:
     min_seen_score: float
 
     def __post_init__(self) -> None:
-        check_placeholders(self.prompt.prompt, required=("question",))
+        check_placeholders("prompt", self.prompt.prompt, required=("question",))
         if not 0 <= self.min_seen_score <= 1:
             raise ValueError(f"min_seen_score must lie between 0 and 1, got {self.min_seen_score}")

@@ -31,7 +31,7 @@ class DetailedRecipe(Recipe):
     verification: VerificationConfig
 
     def __post_init__(self) -> None:
-        check_placeholders(self.caption.prompt, required=())
+        check_placeholders("caption", self.caption.prompt, required=())
         prompts = (self.caption, self.open_ended.prompt, self.multiple_choice.prompt, self.verification.prompt)
         check_ids(prompt.id for prompt in prompts)
 

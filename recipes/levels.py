@@ -57,9 +57,9 @@ class LevelsRecipe(Recipe):
             )
         if self.segments_per_summary < 1 or self.max_history_chars < 1:
             raise ValueError("segments_per_summary and max_history_chars must be at least 1")
-        check_placeholders(self.segment.prompt, required=(), optional=("history",))
-        check_placeholders(self.summary.prompt, required=("descriptions",))
-        check_placeholders(self.video.prompt, required=("descriptions",))
+        check_placeholders("segment", self.segment.prompt, required=(), optional=("history",))
+        check_placeholders("summary", self.summary.prompt, required=("descriptions",))
+        check_placeholders("video", self.video.prompt, required=("descriptions",))
         check_ids((self.segment.id, self.summary.id, self.video.id))
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:  # noqa: ARG002 (as every recipe)

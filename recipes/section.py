@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from recipes.prompts import WrongPlaceholder
+
 _NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})([eE][-+]?\d{1,3})?")
 _MAX_NESTING_ADVICE = "recipes are three levels deep; copy a shipped one and change its values"
 
@@ -26,8 +28,11 @@ def parse_yaml(text: str, file: str) -> Section:
     try:
         # Composing stops short of construction: it is what `yaml.safe_load` does first, and keeps the line numbers.
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError(f"{file}, line {_line_of(error)}: not valid YAML: {_describe_problem(error)}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(f"{file}, line {line}: not valid YAML: {error.reason}") from None
     except RecursionError:
         raise RecipeError(f"{file}: nested too deeply; {_MAX_NESTING_ADVICE}") from None
     if not isinstance(node, yaml.MappingNode):
@@ -117,6 +122,7 @@ class Section:
         except RecipeError:
             raise
         except ValueError as error:
+            key = error.key if isinstance(error, WrongPlaceholder) else key
             raise self.error(self.node if key is None else self.values[key], str(error), key) from None
 
     def error(self, node: yaml.Node, problem: str, key: str | None = None) -> RecipeError:
@@ -147,6 +153,17 @@ class Section:
 
 def _is_scalar(node: yaml.Node, *types: str) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag in {f"tag:yaml.org,2002:{one}" for one in types}
+
+
+def _line_of(error: yaml.MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return 1 if mark is None else int(mark.line) + 1
+
+
+def _describe_problem(error: yaml.MarkedYAMLError) -> str:
+    """Returns what YAML was reading, with the line where that began, and what is wrong."""
+    begun = "" if error.context_mark is None else f" that begins in line {error.context_mark.line + 1}"
+    return f"{error.context}{begun}, {error.problem}" if error.context else str(error.problem)
 
 
 def _describe(node: yaml.Node | None) -> str:

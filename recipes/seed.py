@@ -21,7 +21,7 @@ class SeedRecipe(Recipe):
     caption: PromptConfig
 
     def __post_init__(self) -> None:
-        check_placeholders(self.caption.prompt, required=())
+        check_placeholders("caption", self.caption.prompt, required=())
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:  # noqa: ARG002 (as every recipe)
         """Asks for the caption."""
