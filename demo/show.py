@@ -102,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the folder that the demo run wrote")
     parser.add_argument("--check", action="store_true", help="fail unless every clip has a caption and most are right")
     options = parser.parse_args(arguments)
+    if not any((options.output / table).is_dir() for table in TABLES):
+        parser.error(f"{options.output} holds no tables: wanted the --output of a finished demo run, such as out/demo")
     shown_clips = read_shown_clips(options.output, CLIPS)
     faults = find_faults(shown_clips, options.output, read_promised_share(CARD)) if options.check else []
     print("\n".join(map(describe, shown_clips)), "", summarise(shown_clips, options.output), *faults, sep="\n")

@@ -13,6 +13,7 @@ from shards.kinds import split_extension
 from storage.redaction import strip_credentials
 
 OWN_COLUMNS = frozenset({"clip_id", "start_s", "end_s"})
+KNOWN_COLUMNS = "known are 'video', 'clip_id', 'start_s' and 'end_s', all others are metadata"
 _MAX_VIDEO_CHARS = 8192
 
 
@@ -41,7 +42,8 @@ def parse_row(values: Mapping[str, object], where: str, video_column: str = "vid
     """
     video = values.get(video_column)
     if not isinstance(video, str) or not video.strip():
-        raise InputError(f"{where}: {video_column!r} is {_show(video)}, wanted the path or URI of a video")
+        seen = "" if video_column in values else f"; {KNOWN_COLUMNS}; seen: {', '.join(values)[:200]!a}"
+        raise InputError(f"{where}: {video_column!r} is {_show(video)}, wanted the path or URI of a video{seen}")
     if len(video) > _MAX_VIDEO_CHARS or "\0" in video:
         raise InputError(f"{where}: {video_column!r} is {_show(video)}, which is no path or URI")
     start_s, end_s = parse_window(values, where)

@@ -58,10 +58,10 @@ def _find(store: Store, uri: str) -> list[FoundFile]:
         raise NoInputFound(f"{strip_credentials(uri)!r} does not exist: --input takes files, folders and globs")
     root = posixpath.dirname(location.path[:magic])
     matches = store.ask(f"list {strip_credentials(uri)}", lambda: location.fs.glob(location.path, detail=True))
-    entries = dict(matches)
+    below: dict[str, Mapping[str, Any]] = {}
     for path in [path for path, entry in matches.items() if entry["type"] == "directory"]:
-        entries.update(_find_below(store, location.sibling(path)))
-    return _take(location, root, entries, f"no video or shard matches {strip_credentials(uri)!r}")
+        below.update(_find_below(store, location.sibling(path)))
+    return _take(location, root, matches, below, f"no video or shard matches {strip_credentials(uri)!r}")
 
 
 def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
@@ -75,7 +75,7 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
         return None
     if entry["type"] == "directory" or (kind_of(location.uri) is None and location.path.endswith("/")):
         none_there = f"{strip_credentials(location.uri)!r} holds no video and no shard"
-        return _take(location, location.path.rstrip("/"), _find_below(store, location), none_there)
+        return _take(location, location.path.rstrip("/"), {}, _find_below(store, location), none_there)
     if kind_of(location.uri) is None:
         raise InputError(f"cannot read {strip_credentials(location.uri)!r}: wanted {SUPPORTED}")
     folder, _, name = _without_query(location.path).rpartition("/")
@@ -86,15 +86,26 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
 
 def _find_below(store: Store, folder: Location) -> dict[str, Mapping[str, Any]]:
     found = store.ask(f"list {strip_credentials(folder.uri)}", lambda: folder.fs.find(folder.path, detail=True))
+    return dict(found)
+
+
+def _take(
+    location: Location,
+    root: str,
+    named: Mapping[str, Mapping[str, Any]],
+    below: Mapping[str, Mapping[str, Any]],
+    none_there: str,
+) -> list[FoundFile]:
+    """Returns what is supported among the files that a pattern named and those below the folders that it named."""
     # A manifest beside its videos would double them; it is read when it is named.
-    return {path: entry for path, entry in found.items() if kind_of(path) is not InputKind.MANIFEST}
-
-
-def _take(location: Location, root: str, entries: Mapping[str, Mapping[str, Any]], none_there: str) -> list[FoundFile]:
+    manifests = {path for path in below if kind_of(path) is InputKind.MANIFEST}
+    entries = {**named, **{path: entry for path, entry in below.items() if path not in manifests}}
     taken = list(_take_known(location, root, entries))
     if not taken:
-        seen = sorted(posixpath.basename(path) for path in entries)[:3]
-        raise NoInputFound(f"{none_there}; seen: {', '.join(map(repr, seen)) or 'nothing'}; wanted {SUPPORTED}")
+        seen = ", ".join(repr(posixpath.basename(path)) for path in sorted({**named, **below})[:3])
+        message = f"{none_there}; seen: {seen or 'nothing'}; wanted {SUPPORTED}"
+        advice = "; a manifest is read when --input names the file itself, not its folder" if manifests else ""
+        raise NoInputFound(message + advice)
     return taken
 
 

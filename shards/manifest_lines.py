@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from shards.clip_rows import KNOWN_COLUMNS
 from shards.errors import InputError
 from shards.ranged_file import ByteStream
 from shards.sidecars import parse_json
@@ -69,7 +70,7 @@ def read_csv_header(stream: ByteStream, name: str, extension: str, max_bytes: in
         raise InputError(f"{name}:1: the header is no UTF-8 text") from None
     columns = [column.strip() for column in columns]
     if "video" not in columns:
-        raise InputError(f"{name}:1: no column 'video'; seen: {delimiter.join(columns)[:200]!a}")
+        raise InputError(f"{name}:1: no column 'video'; {KNOWN_COLUMNS}; seen: {delimiter.join(columns)[:200]!a}")
     if len(set(columns)) < len(columns):
         raise InputError(f"{name}:1: a column comes twice: {delimiter.join(columns)[:200]!a}")
     return CsvHeader(tuple(columns), delimiter, lines.num_bytes, lines.num_lines)
@@ -141,7 +142,7 @@ def _parse_object(line: bytes, max_bytes: int) -> tuple[dict[str, object] | None
     try:
         values = parse_json(line.decode("utf-8-sig"))
     except ValueError as error:
-        return None, f"no JSON object ({error}): {line[:60].decode('utf-8', 'replace').strip()!a}"
+        return None, f"no JSON object on this line ({error}): {line[:60].decode('utf-8', 'replace').strip()!a}"
     if not isinstance(values, dict):
         return None, f"wanted a JSON object, got {str(values)[:60]!a}"
     return cast("dict[str, object]", values), ""

@@ -21,6 +21,7 @@ from storage.redaction import redact, secrets_of, strip_credentials
 
 _Result = TypeVar("_Result")
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az"}  # of pyproject.toml
 _PASSING_STATUS = frozenset({408, 425, 429})  # client errors by number, but worth asking again
 # What the stores' clients raise besides OSError. They are looked up among the modules that are already loaded: a
 # client that was never imported cannot have raised.
@@ -34,6 +35,7 @@ _CLIENT_ERRORS = (
     ("azure.core.exceptions", "AzureError"),
     ("huggingface_hub.errors", "HfHubHTTPError"),
     ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),  # what huggingface_hub uses from 2 on
     ("requests", "RequestException"),
     ("fsspec.exceptions", "FSTimeoutError"),
 )
@@ -85,7 +87,9 @@ class Store:
         try:
             fs, path = fsspec.core.url_to_fs(uri, **self._options_for(protocol))
         except ImportError as error:
-            raise InputError(f"cannot open {strip_credentials(uri)!r}: {error}") from None
+            extra = _EXTRAS.get(protocol)
+            how = f"; with FrameScribe's extra: pip install '.[{extra}]' in its folder" if extra else ""
+            raise InputError(f"cannot open {strip_credentials(uri)!r}: {error}{how}") from None
         except ValueError as error:
             message = f"cannot open {strip_credentials(uri)!r}: {redact(str(error))}; local paths and fsspec URIs work"
             raise InputError(message) from None

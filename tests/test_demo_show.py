@@ -101,7 +101,14 @@ def test_an_unfinished_run_is_a_fault(tmp_path, clips):
     )
 
 
-def test_the_check_of_an_empty_output_fails(tmp_path, clips, monkeypatch, capsys):
+def test_the_check_of_a_run_without_captions_fails(tmp_path, clips, monkeypatch, capsys):
     monkeypatch.setattr("demo.show.CLIPS", clips)
-    assert main([str(tmp_path / "nothing"), "--check"]) == 1
+    assert main([str(write_run(tmp_path / "out", {}, {})), "--check"]) == 1
     assert "red.mp4 has no caption" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--check"]])
+def test_a_folder_without_tables_is_refused_with_what_is_wanted(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "nowhere"), *flags])
+    assert f"{tmp_path}/nowhere holds no tables: wanted the --output of" in capsys.readouterr().err

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import fsspec
 import pytest
 
 from pipeline.units import UnitConfig, plan_units
 from shards.errors import InputError, NoInputFound
+from shards.kinds import COMPRESSED_TAR_EXTENSIONS, MANIFEST_EXTENSIONS
 from tests.shards_fixtures import ids_of, make_tar, read_all, write
 
 
@@ -91,12 +93,24 @@ def test_a_shard_and_its_compressed_twin_keep_their_extensions(tmp_path):
         ("*.tar", "no video or shard matches '.*tar'"),
         ("docs", "'.*docs' holds no video and no shard; seen: 'readme.md'"),
         ("docs/*", "no video or shard matches '.*'; seen: 'readme.md'"),
+        ("lists", "holds no video and no shard; seen: 'm.csv'; wanted .*; a manifest is read when --input names the f"),
+        (
+            "l*",
+            "no video or shard matches '.*'; seen: .*'m.csv'; wanted .*; a manifest is read when --input names the f",
+        ),
     ],
 )
 def test_input_that_is_not_there_is_an_error_that_says_what_was_seen(tmp_path, pattern, said):
     write(tmp_path / "docs" / "readme.md", b"x")
+    write(tmp_path / "lists" / "m.csv", "video\na.mp4\n")
     with pytest.raises(NoInputFound, match=said):
         plan_units([str(tmp_path / pattern)])
+
+
+def test_the_page_on_inputs_names_every_suffix_of_shards_and_manifests():
+    page = (Path(__file__).parent.parent / "docs" / "inputs.md").read_text()
+    suffixes = {".tar", ".parquet", *MANIFEST_EXTENSIONS, *COMPRESSED_TAR_EXTENSIONS}
+    assert {suffix for suffix in suffixes if f"`{suffix}`" not in page} == set()
 
 
 def test_a_file_of_another_kind_is_an_error_that_says_which_are_read(tmp_path):

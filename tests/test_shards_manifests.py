@@ -140,7 +140,10 @@ def test_one_forbidden_video_among_others_fails_alone(folder):
     [
         ("{not json", "no JSON object"),
         ("[1, 2]", "wanted a JSON object"),
-        ('{"file": "a.mp4"}', "'video' is missing"),
+        (
+            '{"file": "a.mp4", "start": 1}',
+            "'video' is missing, .*; known are 'video', .* metadata; seen: 'file, start'",
+        ),
         ('{"video": 3}', "'video' is 3"),
         ('{"video": "c.mkv", "start_s": "soon"}', "'start_s' is 'soon', wanted seconds"),
         ('{"video": "c.mkv", "start_s": -1}', "'start_s' is -1"),
@@ -161,7 +164,7 @@ def test_an_unreadable_line_is_an_error_with_file_and_line(folder, line, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,label\nc.mkv,x\n", r"m\.csv:1: no column 'video'; seen: 'path,label'"),
+        ("path,label\nc.mkv,x\n", r"m\.csv:1: no column 'video'; known are 'video', .*; seen: 'path,label'"),
         ("video,x,x\nc.mkv,1,2\n", r"m\.csv:1: a column comes twice"),
         ("video,label\nc.mkv\n", r"m\.csv:2: 1 values, wanted 2"),
         ('video,label\nc.mkv,x\nc.mkv,"open\n', r"m\.csv:3: no CSV record"),

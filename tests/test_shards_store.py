@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.units import UnitConfig, plan_units
 from shards.config import ReadConfig
-from shards.errors import ShardChanged, StoreRefused, StoreUnavailable
+from shards.errors import InputError, ShardChanged, StoreRefused, StoreUnavailable
 from shards.store import Store
 from storage.redaction import redact, strip_credentials
 from tests.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
@@ -133,6 +133,17 @@ def test_a_store_that_takes_its_time_to_fail_is_not_asked_for_ever(shard):
     FlakyFileSystem.failures += [TimeoutError("slow")] * 9
     with pytest.raises(StoreUnavailable, match="at attempt 1 of 5"):
         read_all(units, ReadConfig(backoff_s=0.0, patience_s=0.0))
+
+
+@pytest.mark.parametrize(("uri", "extra"), [("s3://bucket/a.tar", "s3"), ("gcs://b/a.tar", "gs"), ("abfs://b/a", "az")])
+def test_a_store_whose_client_is_not_installed_is_refused_with_the_extra_to_install(monkeypatch, uri, extra):
+    monkeypatch.setattr("fsspec.core.url_to_fs", _fail_to_import)
+    with pytest.raises(InputError, match=rf"cannot open '{uri}': Install it; .* pip install '\.\[{extra}\]'"):
+        plan_units([uri])
+
+
+def _fail_to_import(uri, **options):
+    raise ImportError("Install it")
 
 
 @pytest.mark.parametrize(
