@@ -73,7 +73,7 @@ class ClipRef:
     Attributes:
         clip_id: readable, unique in a run, the same on every machine.
         source: URI of the video file or of the shard that holds it, without credentials.
-        member: name of the video inside the shard (tar member, Parquet row, manifest line), or None.
+        member: name of the video inside the shard (tar member, Parquet row from 0, manifest row from 1), or None.
         start_s, end_s: the window of the video that is the clip, or None for the video's own bounds.
         metadata: JSON object with the sidecar or the free columns, "{}" when there are none.
     """

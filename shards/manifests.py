@@ -64,7 +64,7 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     check_unit(unit, (raw.content for raw in rows))
     parsed = (parse_row(raw.values, name) for raw in rows if raw.values is not None)
     hosts = WebHosts(store, partial(_sample_uris, store, manifest))
-    return read_videos(_refer(hosts, unit, enumerate(parsed, start=unit.start)))
+    return read_videos(_refer(hosts, unit, enumerate(parsed, start=unit.start + 1)))
 
 
 def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:

@@ -35,7 +35,12 @@ def test_rows_name_videos_relative_to_the_manifest_and_other_columns_are_metadat
     assert ids_of(clips) == ["set/m/clips/a", "set/m/c"]
     assert [clip.video for clip in clips] == [folder / "clips/a.mp4", folder / "c.mkv"]
     assert [json.loads(clip.ref.metadata) for clip in clips] == [{"label": "cat", "views": 3}, {}]
-    assert [clip.ref.member for clip in clips] == ["row 0", "row 1"]
+
+
+def test_rows_are_counted_from_1_as_lines_are_in_every_unit(folder):
+    manifest = write(folder / "m.csv", "video\nclips/a.mp4\n\nclips/b.mp4\nc.mkv\n")
+    clips = read_all(plan_units([manifest], UnitConfig(max_clips=2)))
+    assert [clip.ref.member for clip in clips] == ["row 1", "row 2", "row 3"]
 
 
 def test_a_window_of_a_longer_video_is_a_clip(folder):
