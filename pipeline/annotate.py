@@ -11,6 +11,7 @@ from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.earlier_run import describe_run, find_earlier_run
+from pipeline.output_place import check_inputs_apart
 from pipeline.progress import ProgressBar
 from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, overwrite_run, start_run
@@ -20,6 +21,7 @@ from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
+from shards.store import Store
 from storage.output_store import OutputStore, open_output
 from storage.run_journal import RunRecord, write_run
 from transforms.pending_unit import check_failed_share
@@ -52,12 +54,13 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
         TooManyFailedClipsError: the tables are there, without `_SUCCESS`.
         whatever stops a run: bad inputs, other settings in the output, a broken store or device.
     """
+    store = open_output(config.output, config.storage_options)
+    check_inputs_apart(run.inputs, Store(config.storage_options, config.reading), store)
     units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
     checkpoint = find_checkpoint(
         config.engine.model, config.engine.revision, config.engine.storage_options, CONFIGURATION
     )
     record = record_run(config, checkpoint, model)
-    store = open_output(config.output, config.storage_options)
     if run.reuse_from is not None:
         config, record = _reuse_answers(run.reuse_from, config, store, record, units)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)

@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from publish.table_files import is_table_file
 from schemas.records import WorkUnit
 from schemas.tables import TABLES
 from storage.layout import PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
 from storage.output_store import OutputStore
-from storage.run_journal import RunRecord, add_to_plan, list_done_units, read_plan, read_run, write_run
+from storage.run_journal import RunRecord, add_to_plan, holds_run, list_done_units, read_plan, read_run, write_run
 
 _SHOWN_CHARACTERS = 80
 _NOT_SET = "(not set)"
@@ -50,15 +51,22 @@ def start_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> 
     Shards that an earlier start planned stay planned, so a rerun may come with more inputs, or with new ones only.
 
     Raises:
-        OtherRunError: the folder holds parts of other settings; nothing was changed.
+        OtherRunError: the folder holds parts of other settings, or tables of no run; nothing was changed.
     """
     check_same_run(store, run)
+    _check_tables(store)
     return _record_start(store, run, units)
 
 
 def overwrite_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
-    """Removes the run that the folder holds, whatever its settings, and starts this one."""
-    _remove_run(store)
+    """Removes the run that the folder holds, whatever its settings, and starts this one.
+
+    Raises:
+        OtherRunError: the folder holds tables of no run; nothing was changed.
+    """
+    _check_tables(store)
+    if holds_run(store):
+        _remove_run(store)
     return _record_start(store, run, units)
 
 
@@ -99,14 +107,31 @@ def _record_start(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit])
     return StartedRun(todo, len(units), num_outdated)
 
 
+def _check_tables(store: OutputStore) -> None:
+    """Raises `OtherRunError` when publishing would replace or remove files that no run recorded here has written."""
+    found = [] if holds_run(store) else list(_find_tables(store))
+    if found:
+        raise OtherRunError(
+            f"{store.address(found[0])} has the name of one of our tables, but no run is recorded in "
+            f"{store.address('')}: it would be replaced. Choose another --output, or move the file away"
+        )
+
+
 def _remove_run(store: OutputStore) -> None:
     # run.json stays until the new run writes its own: a crash half-way leaves a folder that is still refused.
     # Other files in these folders, and the card with the user's own text, stay.
     store.remove(SUCCESS_FILE)
-    for folder in (*TABLES, PARTS_FOLDER, PLAN_FOLDER):
+    for name in _find_tables(store):
+        store.remove(name)
+    for folder in (PARTS_FOLDER, PLAN_FOLDER):
         for file_name in store.list_files(folder):
             if file_name.endswith(".parquet"):
                 store.remove(f"{folder}/{file_name}")
+
+
+def _find_tables(store: OutputStore) -> Iterator[str]:
+    for table in TABLES:
+        yield from (f"{table}/{name}" for name in store.list_files(table) if is_table_file(table, name))
 
 
 def _describe_change(name: str, before: str, after: str) -> str:

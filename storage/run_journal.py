@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.records import WorkUnit
-from storage.layout import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, part_name, unit_of_part
+from storage.layout import JOURNAL_FOLDER, PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, part_name, unit_of_part
 from storage.output_store import OutputStore
 
 Settings = Mapping[str, Any]  # JSON: the settings of other modules, nested as they like
@@ -85,6 +86,11 @@ def read_run(store: OutputStore) -> RunRecord | None:
         raise DamagedRunError(
             f"{store.address(RUN_FILE)} is damaged ({error}); restore it or start with --overwrite"
         ) from error
+
+
+def holds_run(store: OutputStore) -> bool:
+    """Returns whether a run was started here: its run.json, damaged or not, or at least parts are there."""
+    return posixpath.basename(RUN_FILE) in store.list_files(JOURNAL_FOLDER) or bool(list_done_units(store))
 
 
 def add_to_plan(store: OutputStore, units: Iterable[WorkUnit]) -> None:

@@ -118,6 +118,44 @@ def test_overwriting_removes_the_parts_the_plan_and_the_tables_of_the_old_run(ou
     assert [store.list_files(folder) for folder in ("captions", "qa", "")] == [[], ["notes.txt"], ["README.md"]]
 
 
+OWN_NAME = "clips/clips-00000-of-00001.parquet"
+
+
+def test_overwriting_keeps_the_users_own_parquet_beside_the_tables(output):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    commit(output, "one", [make_annotation("a", "one")])
+    publish(output)
+    store.put("clips/mine.parquet", b"mine")
+    overwrite_run(store, OTHER_RUN, make_units("two"))
+    assert store.list_files("clips") == ["mine.parquet"]
+
+
+def test_overwriting_where_no_run_is_recorded_removes_nothing(output):
+    store = open_output(output)
+    for name in ("captions/a.parquet", "clips/clips-7.parquet", "_SUCCESS"):
+        store.put(name, b"mine")
+    overwrite_run(store, RUN_RECORD, [])
+    assert [store.read(name) for name in ("captions/a.parquet", "clips/clips-7.parquet", "_SUCCESS")] == [b"mine"] * 3
+
+
+@pytest.mark.parametrize("start", [start_run, overwrite_run])
+def test_a_file_of_no_run_that_publishing_would_replace_is_refused(output, start):
+    store = open_output(output)
+    store.put(OWN_NAME, b"mine")
+    with pytest.raises(OtherRunError, match=rf"{OWN_NAME} has the name of one of our tables.*another --output"):
+        start(store, RUN_RECORD, make_units("one"))
+    assert (store.read(OWN_NAME), read_run(store)) == (b"mine", None)
+
+
+def test_overwriting_removes_a_run_whose_record_is_damaged(output):
+    store = open_output(output)
+    store.put("_framescribe/run.json", b"{")
+    store.put(OWN_NAME, b"old")
+    overwrite_run(store, RUN_RECORD, [])
+    assert (read_run(store), store.list_files("clips")) == (RUN_RECORD, [])
+
+
 def test_a_damaged_record_is_an_error_that_says_what_to_do(output):
     store = open_output(output)
     store.put("_framescribe/run.json", b'{"finger')
