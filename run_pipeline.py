@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
-
-from pipeline.options import parse_command
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns the exit status; what the user can mend is one line, not a traceback."""
-    command = parse_command(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt as interruption:
+        print(f"\nframescribe: {str(interruption) or 'stopped'}", file=sys.stderr, flush=True)
+        # Threads are in the middle of a clip or a listing and cannot be asked to stop; nothing half-done is visible.
+        os._exit(_EXIT_INTERRUPTED)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # Imports take a quarter of a second, in which Ctrl-C is to be heard too.
+    import logging
+
+    from pipeline.options import parse_command
+
+    command = parse_command(arguments)
     # Beam warns of Google's client libraries, at import, even where nothing of Google's is used.
     logging.getLogger().addFilter(lambda record: "apitools" not in str(record.msg))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from pipeline.commands import COMMANDS, USER_ERRORS, Interrupted
+    from pipeline.commands import COMMANDS, USER_ERRORS
 
     try:
         COMMANDS[command.name](command)
     except USER_ERRORS as error:
         print(f"framescribe {command.name}: {error}", file=sys.stderr)
         return _EXIT_ERROR
-    except Interrupted as error:
-        print(f"\nframescribe {command.name}: {error}", file=sys.stderr, flush=True)
-        # Bundle threads are in the middle of a clip and cannot be asked to stop; nothing half-done is ever visible.
-        os._exit(_EXIT_INTERRUPTED)
     return 0
 
 

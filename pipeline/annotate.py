@@ -27,8 +27,8 @@ from storage.run_journal import RunRecord, write_run
 from transforms.pending_unit import check_failed_share
 
 
-class Interrupted(RuntimeError):
-    """The user pressed Ctrl-C; finished units are kept."""
+class Interrupted(KeyboardInterrupt):
+    """The user pressed Ctrl-C; the message says what is kept."""
 
 
 @dataclass(frozen=True, slots=True)

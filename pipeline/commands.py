@@ -13,7 +13,7 @@ from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.engine_config import EngineConfig
 from llava_video.errors import CheckpointError, EngineBroken
 from llava_video.model_config import ModelConfig, read_model_config
-from pipeline.annotate import Interrupted, Run, annotate
+from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command
 from pipeline.run_folder import OtherRunError
@@ -27,8 +27,6 @@ from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, 
 from storage.retries import StoreError
 from storage.run_journal import DamagedRunError
 from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
-
-__all__ = ["COMMANDS", "USER_ERRORS", "Interrupted"]
 
 USER_ERRORS = (
     CheckpointError,

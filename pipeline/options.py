@@ -75,6 +75,7 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
     group.add_argument(
         "--input",
+        action="extend",
         nargs="+",
         required=True,
         metavar="URI",

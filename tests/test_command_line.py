@@ -1,0 +1,37 @@
+"""What is typed: flags given twice, flags that are for another sub-command, and Ctrl-C."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.options import parse_command
+from tests.run_fixtures import ROOT
+
+_INTERRUPTED_IMPORT = """
+import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+import run_pipeline
+run_pipeline.main(["plan", "--input", "nowhere"])
+"""
+
+
+@pytest.mark.parametrize("command", [("annotate", "--output", "out"), ("plan",)])
+def test_inputs_of_several_flags_are_all_taken(command):
+    flags = parse_command([*command, "--input", "a", "b", "--input", "c"]).flags
+    assert flags.input == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("module", ["logging", "pipeline.options", "pipeline.commands", "pyarrow"])
+def test_an_interruption_while_modules_are_imported_ends_without_a_traceback(module):
+    code = _INTERRUPTED_IMPORT.format(module=module)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\nframescribe: stopped\n")
