@@ -46,6 +46,11 @@ class SamplingConfig:
             raise ValueError(f"min_decoded_share must lie between 0 and 1, got {self.min_decoded_share}")
 
     @property
+    def chosen_decoder(self) -> str:
+        """The decoder that `auto` comes to."""
+        return "pyav" if self.decoder == "auto" else self.decoder
+
+    @property
     def frames_bytes(self) -> int:
         """The most bytes that the sampled frames of one clip take: uint8 [max_frames, S, S, 3]."""
         return self.max_frames * self.image_size * self.image_size * 3

@@ -17,8 +17,8 @@ from llava_video.errors import CheckpointError
 
 # What the original layout consists of; nothing else is fetched, least of all code or pickles.
 WHOLE_CHECKPOINT = ("*.json", "*.safetensors", "merges.txt")
-# Enough to plan a run with, on a machine that will not load the model.
-CONFIGURATION = ("config.json",)
+# Enough to start a run with, on a machine that will not load the model.
+CONFIGURATION = ("config.json", "generation_config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Checkpoint:
     """A checkpoint on local disk.
 
     Attributes:
-        name: what the user asked for, without credentials; goes into every row.
+        name: the hub id, the URI without credentials, or the folder's absolute path; goes into every row.
         revision: the hub commit, or a digest of the files' names, sizes and edges.
     """
 
@@ -70,7 +70,7 @@ def find_checkpoint(
         CheckpointError: nothing was found under that name.
     """
     if Path(model).is_dir():
-        return Checkpoint(model, Path(model), _digest_files(fsspec.filesystem("file"), model))
+        return Checkpoint(os.path.abspath(model), Path(model), _digest_files(fsspec.filesystem("file"), model))
     if "://" in model:
         fs, root = fsspec.core.url_to_fs(model, **(storage_options or {}))
         folder = _fetch_uri(fs, root, _without_credentials(model), files)
@@ -82,16 +82,22 @@ def find_checkpoint(
 
 def _fetch_from_hub(model: str, revision: str | None, files: Sequence[str]) -> Checkpoint:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"cannot fetch {model!r} from the Hugging Face hub: {error}. Check the name and the network, or pass a "
-            "local folder as the model"
-        ) from error
+    except RepositoryNotFoundError:
+        raise _not_fetched(model, "it has no such model, or shows it to others only") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _not_fetched(model, str(error).partition("\n")[0]) from error
     return Checkpoint(model, folder, folder.name)  # a snapshot's folder is named by its commit
+
+
+def _not_fetched(model: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"there is no folder {model!r}, and the Hugging Face hub gives no model of that id: {reason}. Check the "
+        "spelling of the path or the id, and the network; without one, pass a local folder"
+    )
 
 
 def _fetch_uri(fs: fsspec.AbstractFileSystem, root: str, name: str, files: Sequence[str]) -> Path:
@@ -116,7 +122,7 @@ def _digest_files(fs: fsspec.AbstractFileSystem, root: str) -> str:
     """Returns 16 hex digits over names, sizes and the first and last MiB of the configuration and weight files."""
     digest, edge = hashlib.sha256(), 1 << 20
     folder = root.rstrip("/")
-    for path in sorted([*fs.glob(f"{folder}/config.json"), *fs.glob(f"{folder}/*.safetensors")]):
+    for path in sorted(path for name in (*CONFIGURATION, "*.safetensors") for path in fs.glob(f"{folder}/{name}")):
         size_bytes = fs.size(path)
         digest.update(f"{Path(path).name}:{size_bytes}\n".encode())
         digest.update(fs.cat_file(path, start=0, end=min(edge, size_bytes)))

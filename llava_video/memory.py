@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from llava_video.attention_kernels import choose_kernel
+from llava_video.devices import choose_device as choose_device  # the engine finds them here
+from llava_video.devices import choose_dtype as choose_dtype
 from llava_video.engine_config import EngineConfig
 from llava_video.kv_cache import PAGE_TOKENS, SuffixPages, bytes_per_token
 from llava_video.model import LlavaVideoModel
+from llava_video.model_config import LanguageConfig
 from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
 from llava_video.scheduler import Limits
 
@@ -35,27 +39,9 @@ class MemoryPlan:
     vision_batch_frames: int
 
 
-def choose_device(name: str) -> torch.device:
-    """Returns the device that was asked for; `auto` is a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but PyTorch {torch.__version__} sees no GPU; use device 'cpu'")
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
-
-
 def name_gpus() -> list[str]:
     """Returns a name for each visible GPU that is the same in every process of the machine: its UUID."""
     return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def choose_layer_devices(device_map: str | None, device: torch.device, num_layers: int) -> list[torch.device]:
@@ -87,6 +73,13 @@ def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
         kernel = choose_kernel(devices[0], dtype, width)
         pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, devices, dtype, kernel)
     return MemoryPlan(limits, pages, pool, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
+
+
+def least_kv_bytes(language: LanguageConfig, dtype: torch.dtype, num_prefix: int, num_suffix: int) -> int:
+    """Returns the smallest budget that holds one clip's prefix, and a question and answer to it."""
+    per_token = bytes_per_token(language.num_hidden_layers, language.num_key_value_heads, language.head_dim, dtype)
+    prefix, suffix = (-(-num // unit) * unit for num, unit in ((num_prefix, CHUNK_TOKENS), (num_suffix, PAGE_TOKENS)))
+    return math.ceil(per_token * max(prefix / (1 - _SUFFIX_SHARE), suffix / _SUFFIX_SHARE))
 
 
 def _decodes_statically(config: EngineConfig, devices: Sequence[torch.device]) -> bool:

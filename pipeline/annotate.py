@@ -12,9 +12,11 @@ from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.earlier_run import describe_run, find_earlier_run
 from pipeline.output_place import check_inputs_apart
+from pipeline.preflight import check_prompts, prepare_model
 from pipeline.progress import ProgressBar
 from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, overwrite_run, start_run
+from pipeline.runners import check_runner, find_failures, is_in_process, make_options
 from pipeline.units import plan_units
 from pipeline.worker_errors import explain_worker_error
 from publish.publish_run import publish
@@ -56,11 +58,15 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     """
     store = open_output(config.output, config.storage_options)
     check_inputs_apart(run.inputs, Store(config.storage_options, config.reading), store)
-    units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
+    check_runner(run.runner)
     checkpoint = find_checkpoint(
         config.engine.model, config.engine.revision, config.engine.storage_options, CONFIGURATION
     )
-    record = record_run(config, checkpoint, model)
+    check_prompts(config, checkpoint, model)
+    units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
+    # Elsewhere each worker sees for itself which device it has.
+    dtype = prepare_model(config, model) if is_in_process(run.runner) else config.engine.dtype
+    record = record_run(config, checkpoint, model, dtype)
     if run.reuse_from is not None:
         config, record = _reuse_answers(run.reuse_from, config, store, record, units)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
@@ -71,7 +77,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     if started.num_outdated:
         _say(f"{started.num_outdated} parts are of shards that were cut into other units since; they are in no table")
     if started.todo:
-        counters = _run_units(run, config, run_columns(config, checkpoint, model, record), store, started)
+        counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
         write_run(store, replace(record, counters=counters))
     _say("building the tables")
     published = publish(config.output, config.storage_options, config.max_failed_share)
@@ -114,7 +120,6 @@ def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: Sta
 
     from pipeline.counters import describe_counters, describe_reuse, read_counters
     from pipeline.graph import build_graph
-    from pipeline.runners import find_failures, make_options
 
     pipeline = beam.Pipeline(options=make_options(run.runner, run.beam_flags))
     build_graph(pipeline, started.todo, config, columns)

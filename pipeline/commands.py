@@ -16,7 +16,9 @@ from llava_video.model_config import ModelConfig, read_model_config
 from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command
+from pipeline.preflight import CannotStart
 from pipeline.run_folder import OtherRunError
+from pipeline.runners import UnknownRunner
 from pipeline.units import UnitConfig, plan_units
 from pipeline.worker_errors import WorkerStopped
 from publish.publish_run import publish
@@ -29,6 +31,7 @@ from storage.run_journal import DamagedRunError
 from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
 
 USER_ERRORS = (
+    CannotStart,
     CheckpointError,
     DamagedRunError,
     EngineBroken,
@@ -42,6 +45,7 @@ USER_ERRORS = (
     StoreRefused,
     StoreUnavailable,
     TooManyFailedClipsError,
+    UnknownRunner,
     WorkerStopped,
 )
 

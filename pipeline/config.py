@@ -70,46 +70,59 @@ class RunConfig:
             raise ValueError(f"canary_every must be at least 0, got {self.canary_every}")
 
 
-def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> RunRecord:
-    """Returns what run.json shall say: all settings that change rows, and the fingerprint over them."""
+def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: str) -> RunRecord:
+    """Returns what run.json shall say: all settings that change rows, and the fingerprint over them.
+
+    Settings stand here as what they came to, however they were typed. Two are left out: where the checkpoint lies,
+    since its revision says what it holds; and the device, since beyond the dtype only the last bits of sums depend on
+    it, as they do between two kinds of GPU.
+
+    Args:
+        dtype: what is computed in; `auto` where only the workers know.
+    """
     recipe = config.recipe.to_dict()
     settings: dict[str, Any] = {
         "row_version": ROW_VERSION,
         "model": {
-            "name": checkpoint.name,
             "revision": checkpoint.revision,
             "config_overrides": dict(config.engine.config_overrides),
             "pool_mode": model.pool_mode,
             "newline_position": model.newline_position,
-            "dtype": config.engine.dtype,
-            "device": config.engine.device,
+            "dtype": dtype,
             "attn_implementation": config.engine.attn_implementation,
             "prompt_layout": config.engine.prompt_layout,
         },
-        "sampling": {name: value for name, value in asdict(config.sampling).items() if name not in _NOT_IN_ROWS},
+        "sampling": _describe_sampling(config.sampling),
         "split_s": config.split_s,
         "recipe": recipe,
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return RunRecord(fingerprint, settings, _prompts_of(recipe), _find_versions())
+    return RunRecord(fingerprint, settings, _prompts_of(recipe), _find_versions(), model_name=checkpoint.name)
 
 
-# Limits of the machine that decode: they decide whether a clip fails, never what a row says.
-_NOT_IN_ROWS = frozenset({"deadline_s", "memory_limit_bytes"})
-
-
-def run_columns(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, run: RunRecord) -> RunColumns:
-    """Returns the columns that every row of the run repeats."""
+def run_columns(
+    config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: str, run: RunRecord
+) -> RunColumns:
+    """Returns the columns that every row of the run repeats; a dtype of `auto` is filled in where parts are written."""
     return RunColumns(
         recipe=config.recipe.name,
         model=checkpoint.name,
         model_revision=checkpoint.revision,
         prompt_layout=config.engine.prompt_layout,
         pool_mode=model.pool_mode,
-        dtype=config.engine.dtype,
+        dtype=dtype,
         framescribe_version=run.versions.get("framescribe", "unknown"),
         fingerprint=run.fingerprint,
     )
+
+
+# Limits of the machine that decodes: they decide whether a clip fails, never what a row says.
+_NOT_IN_ROWS = frozenset({"deadline_s", "memory_limit_bytes"})
+
+
+def _describe_sampling(sampling: SamplingConfig) -> dict[str, Any]:
+    described = {name: value for name, value in asdict(sampling).items() if name not in _NOT_IN_ROWS}
+    return {**described, "decoder": sampling.chosen_decoder}
 
 
 def _prompts_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -119,7 +120,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, metavar="NAME", help=f"folder, URI or Hugging Face id ({DEFAULT_MODEL})"
     )
     group.add_argument("--revision", metavar="REV", help="commit, branch or tag on the hub")
-    group.add_argument("--device", default="auto", help="cuda, cpu or auto (auto)")
+    group.add_argument(
+        "--device", type=_device, default="auto", metavar="NAME", help="cuda, cuda:1, cpu or auto (auto)"
+    )
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "bfloat16", "float32", "float16"), help="auto: bfloat16 on a GPU"
     )
@@ -218,6 +221,12 @@ def _positive_float(text: str) -> float:
 
 def _share(text: str) -> float:
     return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        _refuse(text, "cuda, the number of a GPU as in cuda:1, cpu or auto")
+    return text
 
 
 def _json_object(text: str) -> dict[str, Any]:  # Any: fsspec's own options

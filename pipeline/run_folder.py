@@ -147,6 +147,7 @@ def _shorten(text: str, cut: int) -> str:
 
 
 def _flatten(run: RunRecord) -> Iterator[tuple[str, str]]:
+    yield "model_name", json.dumps(run.model_name)
     yield from _flatten_settings("", run.settings)
     yield from _flatten_settings("prompts.", run.prompts)
 

@@ -70,6 +70,11 @@ def use_engine(config: EngineConfig, engine: Engine) -> None:
         _running[repr(config)] = running
 
 
+def is_loaded(config: EngineConfig) -> bool:
+    """Whether this process has an engine for a configuration already."""
+    return repr(config) in _running
+
+
 def loaded_engines() -> list[Engine]:
     """Returns the engines of this process, for progress and statistics."""
     return [load.result().engine for load in list(_running.values()) if load.done() and not _has_failed(load)]
@@ -104,9 +109,10 @@ def _has_failed(load: Future[RunningEngine]) -> bool:
 
 def _claim_device(config: EngineConfig) -> str:
     """Returns the device to load on, with its GPU claimed for this process."""
-    from llava_video.memory import choose_device, name_gpus
+    from llava_video.devices import find_device
+    from llava_video.memory import name_gpus
 
-    device = choose_device(config.device)
+    device = find_device(config.device)
     if device.type != "cuda":
         return config.device
     names = name_gpus()

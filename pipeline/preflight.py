@@ -1,0 +1,115 @@
+"""What can be seen to be wrong with a start in its first seconds, before anything is removed or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from llava_video.checkpoint import Checkpoint, find_checkpoint
+from llava_video.model_config import ModelConfig
+from llava_video.prompts import PromptTokenizer
+from llava_video.weight_files import find_weight_files
+from pipeline.config import RunConfig
+from transforms.engine_registry import is_loaded
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CannotStart(ValueError):
+    """The run cannot work with these settings on this machine; nothing was removed or written."""
+
+
+def check_prompts(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Checks that the recipe's longest answer fits the model's context beside a clip of so many frames.
+
+    Raises:
+        CannotStart: it does not, however short times and questions are.
+        CheckpointError: the tokenizer or the generation's settings are missing or damaged.
+    """
+    checkpoint.read_json("generation_config.json")
+    num_prefix, num_frames = _count_prefix_tokens(config, checkpoint, model), config.sampling.max_frames
+    longest = _longest_answer(config)
+    if num_prefix + longest > model.max_length:
+        fitting = max(0, num_frames * (model.max_length - longest) // max(1, num_prefix))
+        raise CannotStart(
+            f"--frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe "
+            f"{config.recipe.name!r} allows answers of {longest}: over the model's context of {model.max_length}. "
+            f"Give at most about --frames {fitting}, or a recipe with a smaller max_new_tokens"
+        )
+
+
+def prepare_model(config: RunConfig, model: ModelConfig) -> str:
+    """Checks that this process can load the model, and returns the dtype that it will compute in.
+
+    A model on the hub or in a store is brought to local disk for it; one that is loaded already needs no files.
+
+    Raises:
+        CannotStart: no such GPU, no flash attention, or too little memory for keys and values.
+        CheckpointError: weights are missing, damaged or cut short, or cannot be fetched.
+    """
+    from llava_video.devices import choose_dtype, find_device
+
+    engine = config.engine
+    try:
+        device = find_device(engine.device)
+    except ValueError as error:
+        raise CannotStart(f"--device {engine.device}: {error}") from None
+    dtype = choose_dtype(engine.dtype, device)
+    if engine.attn_implementation == "flash_attention_2":
+        _check_flash_attention(device)
+    if not is_loaded(engine):
+        checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options)
+        find_weight_files(checkpoint)
+        if engine.kv_budget_bytes is not None:
+            _check_memory(engine.kv_budget_bytes, config, checkpoint, model, dtype)
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_flash_attention(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise CannotStart(f"--attn-implementation flash_attention_2 needs a GPU, the device is {device}: use sdpa")
+    if find_spec("flash_attn") is None:
+        raise CannotStart(
+            "--attn-implementation flash_attention_2 needs the package flash-attn: pip install 'framescribe[flash]', "
+            "or use sdpa"
+        )
+
+
+def _check_memory(
+    budget_bytes: int, config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: torch.dtype
+) -> None:
+    from llava_video.memory import least_kv_bytes
+
+    num_prefix, longest = _count_prefix_tokens(config, checkpoint, model), _longest_answer(config)
+    needed = least_kv_bytes(model.language, dtype, num_prefix, longest)
+    if budget_bytes < needed:
+        raise CannotStart(
+            f"--kv-memory-gb {budget_bytes / 2**30:.3g}: {config.sampling.max_frames} frames have {num_prefix} "
+            f"tokens and more, an answer up to {longest}; give {math.ceil(needed / 2**20) / 2**10:.3f} or more, or "
+            "fewer --frames"
+        )
+
+
+def _count_prefix_tokens(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> int:
+    """Returns the fewest tokens that a clip's prompt has before the question; 0 where clips may have fewer frames."""
+    tokenizer = PromptTokenizer(checkpoint, config.engine.prompt_layout)
+    if config.sampling.fps is not None or model.add_faster_video:
+        return 0
+    num_frames = config.sampling.max_frames
+    prefix = tokenizer.video_prefix([0.0] * num_frames, 0.0)
+    return len(prefix.before_video) + model.num_video_tokens(num_frames) + len(prefix.after_video)
+
+
+def _longest_answer(config: RunConfig) -> int:
+    return max(_find_limits(config.recipe.to_dict()), default=0)
+
+
+def _find_limits(settings: Mapping[str, Any]) -> Iterator[int]:  # Any: JSON values
+    for name, value in settings.items():
+        if name == "max_new_tokens":
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _find_limits(value)

@@ -1,0 +1,95 @@
+"""What cannot work is refused in one line, before the old run is removed and before anything is written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from run_pipeline import main
+from storage.output_store import open_output
+from storage.run_journal import write_run
+from tests.output_fixtures import RUN_RECORD, commit, make_annotation
+from tests.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """An output that holds a run."""
+    output = tmp_path / "out"
+    commit(str(output), "one", [make_annotation("a", "one")])
+    write_run(open_output(str(output)), RUN_RECORD)
+    return output
+
+
+def refused(output: Path, *flags: str) -> bool:
+    """Starts over the old run, and returns whether it was refused with that run untouched."""
+    before = sorted(output.rglob("*"))
+    shard = make_shard(output.parent / "shards" / "a.tar", 1)
+    status = main(annotate_arguments(output.parent, [shard], output, "--overwrite", *flags))
+    return status == 1 and sorted(output.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(["--device", "cuda"], "--device cuda: .*sees no GPU; use device 'cpu'", marks=NO_GPU),
+        (["--attn-implementation", "flash_attention_2"], "flash_attention_2 needs a GPU, the device is cpu: use sdpa"),
+        (["--runner", "Foo"], "--runner Foo: Unexpected pipeline runner: Foo. Valid values are DataflowRunner"),
+        (["--runner", "our.own.Runner"], "--runner our.own.Runner: No module named 'our'"),
+        (["--kv-memory-gb", "0.0001"], r"--kv-memory-gb 0.0001: 4 frames have \d+ tokens and more.* give 0\.00\d or"),
+        (["--kv-memory-gb", "1e-12"], "--kv-memory-gb 0: 4 frames have"),
+        (["--frames", "9000"], r"--frames 9000: a clip has a prompt of \d+ tokens.*context of 32768.* --frames \d+,"),
+        (["--model", "demo/checkpiont"], "no folder 'demo/checkpiont', and the Hugging Face hub gives no model"),
+        (["--model", "./checkpiont"], "no folder './checkpiont'; wanted a folder"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_old_run_is_removed(
+    old_run, flags, message, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert refused(old_run, *flags)
+    assert re.fullmatch(f"framescribe annotate: .*{message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_file_is_refused(old_run, tmp_path, missing, capsys):
+    checkpoint = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    (checkpoint / missing).unlink()
+    assert refused(old_run, "--model", str(checkpoint))
+    wanted = "no weights" if missing.endswith(".safetensors") else f"no {missing}"
+    assert wanted in capsys.readouterr().err
+
+
+def test_weights_that_are_cut_short_are_refused(old_run, tmp_path, capsys):
+    checkpoint = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    with (checkpoint / "model.safetensors").open("r+b") as file:
+        file.truncate(900_000)
+    assert refused(old_run, "--model", str(checkpoint))
+    assert "model.safetensors is damaged or cut short at 900000 bytes" in capsys.readouterr().err
+
+
+def test_an_index_that_names_weights_that_are_not_there_is_refused(old_run, tmp_path, capsys):
+    checkpoint = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "2.safetensors"}}')
+    assert refused(old_run, "--model", str(checkpoint))
+    assert "names ['2.safetensors']; wanted safetensors files beside it" in capsys.readouterr().err
+
+
+def test_few_enough_frames_for_the_context_are_few_enough_for_the_check(tmp_path, capsys):
+    shard = make_shard(tmp_path / "shards" / "a.tar", 1)
+    main(annotate_arguments(tmp_path, [shard], tmp_path / "out", "--frames", "9000"))
+    fitting = int(capsys.readouterr().err.rpartition("about --frames ")[2].partition(",")[0])
+    arguments = annotate_arguments(tmp_path, ["nowhere"], tmp_path / "out", "--frames", str(fitting - 2))
+    assert main(arguments) == 1
+    assert "'nowhere' does not exist" in capsys.readouterr().err
+
+
+def test_frames_a_second_may_stay_far_below_the_most_frames(tmp_path, capsys):
+    main(annotate_arguments(tmp_path, ["nowhere"], tmp_path / "out", "--frames", "9000", "--fps", "1"))
+    assert "'nowhere' does not exist" in capsys.readouterr().err
