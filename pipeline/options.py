@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+
+from pipeline.flag_values import (
+    parse_count,
+    parse_device,
+    parse_json_object,
+    parse_positive_float,
+    parse_positive_int,
+    parse_share,
+)
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
@@ -84,14 +90,14 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
         "fsspec URI",
     )
     group.add_argument("--video-column", metavar="NAME", help="Parquet column of video bytes or URIs; found by itself")
-    group.add_argument("--unit-clips", type=_positive_int, default=32, metavar="N", help="clips a work unit (32)")
+    group.add_argument("--unit-clips", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)")
     _add_storage_flag(group)
 
 
 def _add_storage_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--storage-options",
-        type=_json_object,
+        type=parse_json_object,
         default={},
         metavar="JSON",
         help="fsspec options, as in pandas: '{\"anon\": true}'; never written anywhere",
@@ -110,7 +116,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
     )
     group.add_argument(
-        "--max-failed-share", type=_share, default=1.0, metavar="X", help="stop once more than this share failed (1.0)"
+        "--max-failed-share",
+        type=parse_share,
+        default=1.0,
+        metavar="X",
+        help="stop once more than this share failed (1.0)",
     )
 
 
@@ -121,7 +131,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--revision", metavar="REV", help="commit, branch or tag on the hub")
     group.add_argument(
-        "--device", type=_device, default="auto", metavar="NAME", help="cuda, cuda:1, cpu or auto (auto)"
+        "--device", type=parse_device, default="auto", metavar="NAME", help="cuda, cuda:1, cpu or auto (auto)"
     )
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "bfloat16", "float32", "float16"), help="auto: bfloat16 on a GPU"
@@ -134,7 +144,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--pool-mode", choices=("average", "max", "bilinear"), help="instead of the checkpoint's own pooling"
     )
     group.add_argument("--prompt-layout", default="seed", choices=("seed", "demo", "training"), help="(seed)")
-    group.add_argument("--kv-memory-gb", type=_positive_float, metavar="X", help="keys and values; what is free")
+    group.add_argument("--kv-memory-gb", type=parse_positive_float, metavar="X", help="keys and values; what is free")
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -148,19 +158,19 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frames")
     group.add_argument(
-        "--frames", type=_positive_int, default=64, metavar="N", help="frames a clip, evenly spread (64)"
+        "--frames", type=parse_positive_int, default=64, metavar="N", help="frames a clip, evenly spread (64)"
     )
-    group.add_argument("--fps", type=_positive_float, metavar="X", help="frames a second, at most --frames")
-    group.add_argument("--split-seconds", type=_positive_float, metavar="S", help="cut longer videos into windows")
+    group.add_argument("--fps", type=parse_positive_float, metavar="X", help="frames a second, at most --frames")
+    group.add_argument("--split-seconds", type=parse_positive_float, metavar="S", help="cut longer videos into windows")
     group.add_argument(
         "--time-base", default="pts", choices=("pts", "seed"), help="true times, or the model card's arithmetic (pts)"
     )
     group.add_argument("--decoder", default="auto", choices=("auto", "decord", "pyav"), help="auto is pyav (auto)")
     group.add_argument(
-        "--decode-deadline", type=_positive_float, default=300.0, metavar="S", help="seconds a clip may take (300)"
+        "--decode-deadline", type=parse_positive_float, default=300.0, metavar="S", help="seconds a clip may take (300)"
     )
     group.add_argument(
-        "--min-decoded-share", type=_share, default=0.9, metavar="X", help="least share of a damaged clip (0.9)"
+        "--min-decoded-share", type=parse_share, default=0.9, metavar="X", help="least share of a damaged clip (0.9)"
     )
 
 
@@ -169,18 +179,26 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--runner", default="DirectRunner", help="as in Beam; DirectRunner, the default, is this process"
     )
-    group.add_argument("--decoders", type=_positive_int, metavar="N", help="decoder processes a worker; one a core")
     group.add_argument(
-        "--frame-memory-gb", type=_positive_float, default=4.0, metavar="X", help="decoded frames a worker holds (4)"
+        "--decoders", type=parse_positive_int, metavar="N", help="decoder processes a worker; one a core"
+    )
+    group.add_argument(
+        "--frame-memory-gb",
+        type=parse_positive_float,
+        default=4.0,
+        metavar="X",
+        help="decoded frames a worker holds (4)",
     )
     group.add_argument(
         "--canary-every",
-        type=_count,
+        type=parse_count,
         default=500,
         metavar="N",
         help="clips of a worker between two checks that a known clip is still answered as at the start; 0 never (500)",
     )
-    group.add_argument("--clips-ahead", type=_positive_int, default=16, metavar="N", help="clips a bundle thread (16)")
+    group.add_argument(
+        "--clips-ahead", type=parse_positive_int, default=16, metavar="N", help="clips a bundle thread (16)"
+    )
 
 
 def _our_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
@@ -205,50 +223,3 @@ def _refuse_unknown_to_beam(parser: argparse.ArgumentParser, unknown: Sequence[s
     _, left = beam_parser.parse_known_args(list(unknown))
     if left:
         parser.error(f"unrecognised flags, neither ours nor Beam's: {' '.join(left)}")
-
-
-def _positive_int(text: str) -> int:
-    return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def _count(text: str) -> int:
-    return _checked(int, text, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def _positive_float(text: str) -> float:
-    return _checked(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def _share(text: str) -> float:
-    return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        _refuse(text, "cuda, the number of a GPU as in cuda:1, cpu or auto")
-    return text
-
-
-def _json_object(text: str) -> dict[str, Any]:  # Any: fsspec's own options
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        # The text may hold a secret: it is not repeated.
-        raise argparse.ArgumentTypeError("wanted a JSON object, such as '{\"anon\": true}'")
-    return value
-
-
-def _checked(convert: Any, text: str, accept: Any, wanted: str) -> Any:  # Any: int or float and a test of it
-    try:
-        value = convert(text)
-    except ValueError:
-        _refuse(text, wanted)
-    if not accept(value):
-        _refuse(text, wanted)
-    return value
-
-
-def _refuse(text: str, wanted: str) -> NoReturn:
-    raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")

@@ -35,3 +35,10 @@ def test_an_interruption_while_modules_are_imported_ends_without_a_traceback(mod
     code = _INTERRUPTED_IMPORT.format(module=module)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "\nframescribe: stopped\n")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "gpu", "mps", ""])
+def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["annotate", "--input", "a", "--output", "out", "--device", device])
+    assert f"got '{device}', wanted cuda, the number of a GPU as in cuda:1, cpu or auto" in capsys.readouterr().err

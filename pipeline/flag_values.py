@@ -1,0 +1,61 @@
+"""Parses the value of a flag, or says what was wanted; each raises `argparse.ArgumentTypeError`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any, NoReturn
+
+
+def parse_positive_int(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def parse_count(text: str) -> int:
+    """Parses a whole number of at least 0."""
+    return _checked(int, text, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def parse_positive_float(text: str) -> float:
+    """Parses a number above 0."""
+    return _checked(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def parse_share(text: str) -> float:
+    """Parses a number from 0 to 1."""
+    return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
+
+
+def parse_device(text: str) -> str:
+    """Parses the name of a device; whether it is there is not looked at."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        _refuse(text, "cuda, the number of a GPU as in cuda:1, cpu or auto")
+    return text
+
+
+def parse_json_object(text: str) -> dict[str, Any]:  # Any: fsspec's own options
+    """Parses a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        # The text may hold a secret: it is not repeated.
+        raise argparse.ArgumentTypeError("wanted a JSON object, such as '{\"anon\": true}'")
+    return value
+
+
+def _checked(convert: Any, text: str, accept: Any, wanted: str) -> Any:  # Any: int or float and a test of it
+    try:
+        value = convert(text)
+    except ValueError:
+        _refuse(text, wanted)
+    if not accept(value):
+        _refuse(text, wanted)
+    return value
+
+
+def _refuse(text: str, wanted: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(f"got {text!r}, wanted {wanted}")
