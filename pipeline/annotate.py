@@ -26,7 +26,7 @@ from schemas.run_columns import RunColumns
 from shards.store import Store
 from storage.output_store import OutputStore, open_output
 from storage.run_journal import RunRecord, write_run
-from transforms.pending_unit import check_failed_share
+from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,6 +82,12 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     _say("building the tables")
     published = publish(config.output, config.storage_options, config.max_failed_share)
     check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, published.failure_reasons)
+    if published.num_failed and not published.num_annotated:
+        raise TooManyFailedClipsError(
+            f"none of the {published.num_clips} clips was annotated ({describe_reasons(published.failure_reasons)}). "
+            "The tables are there, without _SUCCESS. Mend the cause and start again with --retry-failed; "
+            f"`publish --output {config.output}` takes them as they are"
+        )
     return published
 
 

@@ -120,7 +120,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_share,
         default=1.0,
         metavar="X",
-        help="stop once more than this share failed (1.0)",
+        help="stop once more than this share failed; a run of which every clip failed is never a success (1.0)",
     )
 
 

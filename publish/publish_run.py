@@ -20,11 +20,16 @@ from storage.output_store import OutputStore, StorageOptions, open_output
 from storage.run_journal import RunRecord, list_done_units, read_plan, read_run
 
 
-def publish(output: str, storage_options: StorageOptions | None = None, max_failed_share: float = 1.0) -> PublishedRun:
+def publish(
+    output: str, storage_options: StorageOptions | None = None, max_failed_share: float | None = None
+) -> PublishedRun:
     """Rebuilds the published tables and the card from the parts of the planned units.
 
     Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and
-    only when every planned unit has its part and no larger share of the clips failed than `max_failed_share`.
+    only when every planned unit has its part and the clips did not fail too often.
+
+    Args:
+        max_failed_share: see `PublishedRun.failed_too_often`; None takes any failures.
 
     Raises:
         FileNotFoundError: no run was started in this folder.
@@ -55,7 +60,7 @@ def publish(output: str, storage_options: StorageOptions | None = None, max_fail
         failure_reasons=dict(counts.values["failures.reason"]),
     )
     store.put(CARD_FILE, write_card(run, published, counts, _read_text(store, CARD_FILE)).encode())
-    if published.is_complete and published.num_failed <= max_failed_share * published.num_clips:
+    if published.is_complete and (max_failed_share is None or not published.failed_too_often(max_failed_share)):
         store.put(SUCCESS_FILE, _write_success(published, paths))
     return published
 

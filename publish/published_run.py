@@ -48,3 +48,7 @@ class PublishedRun:
     def num_clips(self) -> int:
         """Clips with a row in `clips` or `failures`."""
         return self.num_annotated + self.num_failed
+
+    def failed_too_often(self, max_failed_share: float) -> bool:
+        """Whether a larger share of the clips failed than allowed, or every one of them, which no share allows."""
+        return self.num_failed > max_failed_share * self.num_clips or self.num_annotated == 0 < self.num_failed

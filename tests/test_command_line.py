@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pipeline.flag_table import describe_flags
 from pipeline.options import parse_command
 from tests.run_fixtures import ROOT
 
@@ -42,3 +43,7 @@ def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
     with pytest.raises(SystemExit):
         parse_command(["annotate", "--input", "a", "--output", "out", "--device", device])
     assert f"got '{device}', wanted cuda, the number of a GPU as in cuda:1, cpu or auto" in capsys.readouterr().err
+
+
+def test_the_readme_holds_every_flag_as_the_parser_describes_it():
+    assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.flag_table` prints"

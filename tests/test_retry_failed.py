@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_video.errors import ClipTooLarge
+from run_pipeline import main
 from storage.output_store import open_output
 from storage.run_journal import list_done_units
 from tests.run_fixtures import (
@@ -97,6 +98,22 @@ def test_a_run_with_too_many_failures_ends_without_success_and_says_what_failed_
     assert "2 of 7 clips failed (2 x too large for the device)" in capsys.readouterr().err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert len(tables["failures"]) == 2
+
+
+def test_a_run_of_which_every_clip_failed_is_no_success_until_it_is_published_by_hand(tmp_path, shard, capsys):
+    every = tuple("0123456789")
+    status, tables = run(FullEngine(*every), tmp_path, shard)
+    assert (status, len(tables["failures"])) == (1, 7)
+    assert "none of the 7 clips was annotated (7 x too large for the device). The tables are" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert run(FullEngine(*every), tmp_path, shard)[0] == 1
+    assert main(["publish", "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_run_of_which_every_clip_but_one_failed_is_a_success_by_default(tmp_path, shard):
+    assert run(FullEngine(*"123456789"), tmp_path, shard)[0] == 0
+    assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_a_retry_that_mends_a_run_with_too_many_failures_finishes_it(tmp_path, shard):

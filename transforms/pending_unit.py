@@ -16,7 +16,7 @@ class LostClipsError(RuntimeError):
 
 
 class TooManyFailedClipsError(RuntimeError):
-    """More clips failed than `--max-failed-share` allows; the run stops before it fills the tables with failures."""
+    """More clips failed than `--max-failed-share` allows, or all of a run."""
 
 
 @dataclass(slots=True)
