@@ -74,6 +74,11 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
         started = add_failed_units(store, started, units, record.fingerprint)
         _say(f"{started.num_failed_clips} failed clips are tried again")
     _say(f"{_count_clips(units)} clips in {len(units)} units; {started.num_done} units are done already")
+    if started.num_clips_again:
+        _say(
+            f"warning: up to {started.num_clips_again} clips that are done will be annotated again, since their shards "
+            "are cut into other units than before: files came or went, or --unit-clips is another"
+        )
     if started.num_outdated:
         _say(f"{started.num_outdated} parts are of shards that were cut into other units since; they are in no table")
     if started.todo:

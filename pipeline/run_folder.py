@@ -31,12 +31,14 @@ class StartedRun:
         num_planned: units of this start's plan.
         num_outdated: parts of earlier starts that count no more, because their shard was cut into other units since:
             its contents changed, or the size of units did. Their clips are done again.
+        num_clips_again: clips in those of the outdated parts that counted until this start.
         num_failed_clips: failed clips in units that are done again; none unless they are asked for.
     """
 
     todo: tuple[WorkUnit, ...]
     num_planned: int
     num_outdated: int = 0
+    num_clips_again: int = 0
     num_failed_clips: int = 0
 
     @property
@@ -98,13 +100,15 @@ def describe_difference(recorded: RunRecord, wanted: RunRecord) -> list[str]:
 def _record_start(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
     store.remove_leftovers()
     write_run(store, run)
-    add_to_plan(store, units)
     done = set(list_done_units(store))
+    counted = [unit for unit in read_plan(store) if unit.unit_id in done]
+    add_to_plan(store, units)
+    planned = {unit.unit_id for unit in read_plan(store)}
     todo = tuple(unit for unit in units if unit.unit_id not in done)
     if todo:
         store.remove(SUCCESS_FILE)  # it spoke of fewer units
-    num_outdated = len(done - {unit.unit_id for unit in read_plan(store)})
-    return StartedRun(todo, len(units), num_outdated)
+    num_clips_again = sum(unit.stop - unit.start for unit in counted if unit.unit_id not in planned)
+    return StartedRun(todo, len(units), len(done - planned), num_clips_again)
 
 
 def _check_tables(store: OutputStore) -> None:

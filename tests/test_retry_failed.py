@@ -85,6 +85,15 @@ def test_with_nothing_failed_nothing_is_done_again(tmp_path, shard):
     assert again.asked == []
 
 
+def test_a_retry_that_cuts_other_units_warns_of_the_clips_that_are_annotated_again(tmp_path, shard, capsys):
+    run(FullEngine("1"), tmp_path, shard)
+    assert "annotated again" not in capsys.readouterr().err
+    again = FullEngine("nothing")
+    run(again, tmp_path, shard, "--retry-failed", "--unit-clips", "2")
+    assert len(again.asked) == 6
+    assert "warning: up to 6 clips that are done will be annotated again" in capsys.readouterr().err
+
+
 def test_a_unit_that_was_never_done_is_done_by_a_retry_too(tmp_path, shard):
     run(FullEngine("1"), tmp_path, shard)
     next((tmp_path / "out" / "_framescribe" / "parts").glob("*.parquet")).unlink()

@@ -62,7 +62,9 @@ def test_a_shard_that_changed_is_planned_anew_and_its_old_parts_are_outdated(out
     commit(output, "two", [make_annotation("b", "two")])
     started = start_run(store, RUN_RECORD, make_units("one", "two-longer"))
     assert ([unit.unit_id for unit in started.todo], started.num_outdated) == (["two-longer"], 1)
+    assert started.num_clips_again == 3
     assert [unit.unit_id for unit in read_plan(store)] == ["one", "two-longer"]
+    assert start_run(store, RUN_RECORD, make_units("one", "two-longer")).num_clips_again == 0
     assert start_run(store, RUN_RECORD, make_units("one", "two")).todo == ()
 
 
