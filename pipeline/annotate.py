@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
+from pipeline.counters import describe_counters, describe_reuse, read_counters
 from pipeline.earlier_run import describe_run, find_earlier_run
 from pipeline.output_place import check_inputs_apart
 from pipeline.preflight import check_prompts, prepare_model
@@ -84,6 +85,9 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     if started.todo:
         counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
         write_run(store, replace(record, counters=counters))
+        for line in (describe_counters(counters), describe_reuse(counters) if config.earlier else None):
+            if line is not None:
+                _say(line)
     _say("building the tables")
     published = publish(config.output, config.storage_options, config.max_failed_share)
     check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, published.failure_reasons)
@@ -113,7 +117,7 @@ def _run_units(
     Returns:
         What the workers counted.
     """
-    progress = ProgressBar(store, started.todo)
+    progress = ProgressBar(store, started.todo, "loading the model" if is_in_process(run.runner) else "")
     outcome = ThreadPoolExecutor(1, thread_name_prefix="pipeline").submit(_run_pipeline, run, config, columns, started)
     outcome.add_done_callback(lambda _: progress.end())
     try:
@@ -129,7 +133,6 @@ def _run_units(
 def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: StartedRun) -> dict[str, int]:
     import apache_beam as beam
 
-    from pipeline.counters import describe_counters, describe_reuse, read_counters
     from pipeline.graph import build_graph
 
     pipeline = beam.Pipeline(options=make_options(run.runner, run.beam_flags))
@@ -142,11 +145,7 @@ def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: Sta
     state = find_failures(result)
     if state is not None:
         raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
-    counters = read_counters(result)
-    for line in (describe_counters(counters), describe_reuse(counters) if config.earlier else None):
-        if line is not None:
-            _say(line)
-    return counters
+    return read_counters(result)
 
 
 def _count_clips(units: Sequence[WorkUnit]) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from apache_beam.runners.runner import PipelineResult
+if TYPE_CHECKING:
+    from apache_beam.runners.runner import PipelineResult
 
 
 def read_counters(result: PipelineResult) -> dict[str, int]:

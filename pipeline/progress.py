@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -16,31 +15,32 @@ from storage.run_journal import list_done_units
 from transforms.engine_registry import loaded_engines
 
 _SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BETWEEN_LINES = 60.0
+# Between plain lines while nothing is committed: doubled each time, so that a long run's log stays short.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineActivity:
-    """What the engines of this process have done so far."""
-
-    clips_encoded: int
-    tokens_generated: int
-
-
-def engine_activity() -> EngineActivity:
-    """Reads the engines of this process; zeros where the workers are other processes."""
+def describe_engines() -> str:
+    """Returns what this process's engines have done so far; nothing is loaded where the workers are other processes."""
     stats = [engine.stats for engine in loaded_engines()]
-    return EngineActivity(sum(s.encoded_clips for s in stats), sum(s.generated_tokens for s in stats))
+    if not stats:
+        return ""
+    clips, tokens = sum(one.encoded_clips for one in stats), sum(one.generated_tokens for one in stats)
+    return f"model saw {clips} clips, wrote {tokens} tokens"
 
 
 class ProgressBar:
-    """A bar over the clips of a run, moved by a thread that lists the committed parts; in a log file, plain lines."""
+    """A bar over the clips of a run, moved by a thread that lists the committed parts; in a log file, plain lines.
 
-    def __init__(self, store: OutputStore, units: Sequence[WorkUnit]) -> None:
+    Args:
+        before_engine: what to say while this process has no engine.
+    """
+
+    def __init__(self, store: OutputStore, units: Sequence[WorkUnit], before_engine: str = "") -> None:
         self._store = store
+        self._before_engine = before_engine
         self._num_clips = {unit.unit_id: unit.stop - unit.start for unit in units}
         self._ended = threading.Event()
-        self._printed_s, self._printed_clips = 0.0, -1
+        self._printed_clips, self._next_line_s, self._pause_s = -1, 0.0, _FIRST_PAUSE_S
 
     def watch(self, is_running: Callable[[], bool]) -> None:
         """Shows the bar until `is_running` says no."""
@@ -58,10 +58,7 @@ class ProgressBar:
     def _show(self, bar: tqdm) -> None:
         done = list_done_units(self._store)
         bar.n = sum(self._num_clips.get(unit_id, 0) for unit_id in done)
-        activity = engine_activity()
-        engine = ""
-        if activity.clips_encoded:
-            engine = f"model saw {activity.clips_encoded}, wrote {activity.tokens_generated} tokens"
+        engine = describe_engines() or self._before_engine
         if bar.disable:
             self._print_line(bar.n, engine)
             return
@@ -69,9 +66,11 @@ class ProgressBar:
         bar.refresh()
 
     def _print_line(self, num_clips: int, engine: str) -> None:
-        """Prints a line where the number moved, and every minute that it stands still."""
-        if num_clips == self._printed_clips and time.monotonic() - self._printed_s < _SECONDS_BETWEEN_LINES:
+        """Prints a line where the number moved, and now and then while it stands still."""
+        now_s = time.monotonic()
+        if num_clips == self._printed_clips and now_s < self._next_line_s:
             return
-        self._printed_s, self._printed_clips = time.monotonic(), num_clips
+        self._printed_clips, self._next_line_s = num_clips, now_s + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         total = sum(self._num_clips.values())
         print(", ".join(filter(None, (f"annotated {num_clips} of {total} clips", engine))), file=sys.stderr, flush=True)
