@@ -19,6 +19,7 @@ from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, overwrite_run, start_run
 from pipeline.runners import check_runner, find_failures, is_in_process, make_options
 from pipeline.units import plan_units
+from pipeline.wording import write_count
 from pipeline.worker_errors import explain_worker_error
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
@@ -70,18 +71,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     record = record_run(config, checkpoint, model, dtype)
     if run.reuse_from is not None:
         config, record = _reuse_answers(run.reuse_from, config, store, record, units)
-    started = (overwrite_run if run.overwrite else start_run)(store, record, units)
-    if config.retry_failed:
-        started = add_failed_units(store, started, units, record.fingerprint)
-        _say(f"{started.num_failed_clips} failed clips are tried again")
-    _say(f"{_count_clips(units)} clips in {len(units)} units; {started.num_done} units are done already")
-    if started.num_clips_again:
-        _say(
-            f"warning: up to {started.num_clips_again} clips that are done will be annotated again, since their shards "
-            "are cut into other units than before: files came or went, or --unit-clips is another"
-        )
-    if started.num_outdated:
-        _say(f"{started.num_outdated} parts are of shards that were cut into other units since; they are in no table")
+    started = _start(run, config, store, record, units)
     if started.todo:
         counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
         write_run(store, replace(record, counters=counters))
@@ -90,14 +80,39 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
                 _say(line)
     _say("building the tables")
     published = publish(config.output, config.storage_options, config.max_failed_share)
-    check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, published.failure_reasons)
+    _check_failures(published, config)
+    return published
+
+
+def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
+    """Starts the run in its folder, or goes on with it, and says what there is to do."""
+    started = (overwrite_run if run.overwrite else start_run)(store, record, units)
+    if config.retry_failed:
+        started = add_failed_units(store, started, units, record.fingerprint)
+        _say(f"to be tried again: {write_count(started.num_failed_clips, 'failed clip')}")
+    num_clips = sum(unit.stop - unit.start for unit in units)
+    planned = f"{write_count(num_clips, 'clip')} in {write_count(len(units), 'unit')}"
+    _say(f"{planned}, {started.num_done:,} done before" if started.num_done else planned)
+    if started.num_clips_again:
+        again = write_count(started.num_clips_again, "clip")
+        _say(
+            f"warning: up to {again} of those done before will be annotated again, since their shards are cut into "
+            "other units now: files came or went, or --unit-clips is another"
+        )
+    if started.num_outdated:
+        _say(f"in no table: {write_count(started.num_outdated, 'part')} of shards that were cut into other units since")
+    return started
+
+
+def _check_failures(published: PublishedRun, config: RunConfig) -> None:
+    reasons = published.failure_reasons
+    check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, reasons)
     if published.num_failed and not published.num_annotated:
         raise TooManyFailedClipsError(
-            f"none of the {published.num_clips} clips was annotated ({describe_reasons(published.failure_reasons)}). "
-            "The tables are there, without _SUCCESS. Mend the cause and start again with --retry-failed; "
+            f"none of {write_count(published.num_clips, 'clip')} was annotated ({describe_reasons(reasons)}). The "
+            "tables are there, without _SUCCESS. Mend the cause and start again with --retry-failed; "
             f"`publish --output {config.output}` takes them as they are"
         )
-    return published
 
 
 def _reuse_answers(
@@ -146,10 +161,6 @@ def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: Sta
     if state is not None:
         raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
     return read_counters(result)
-
-
-def _count_clips(units: Sequence[WorkUnit]) -> int:
-    return sum(unit.stop - unit.start for unit in units)
 
 
 def _say(line: str) -> None:

@@ -20,6 +20,7 @@ from pipeline.preflight import CannotStart
 from pipeline.run_folder import OtherRunError
 from pipeline.runners import UnknownRunner
 from pipeline.units import UnitConfig, plan_units
+from pipeline.wording import write_count, write_size
 from pipeline.worker_errors import WorkerStopped
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
@@ -81,9 +82,9 @@ def run_plan(command: Command) -> None:
     read = ReadConfig(video_column=flags.video_column)
     units = plan_units(flags.input, UnitConfig(max_clips=flags.unit_clips), flags.storage_options, read)
     for unit in units:
-        print(f"{unit.unit_id}\t{unit.stop - unit.start} clips\t{unit.size_bytes / 1e6:.1f} MB")
+        print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}")
     num_clips = sum(unit.stop - unit.start for unit in units)
-    print(f"{num_clips} clips in {len(units)} units", file=sys.stderr)
+    print(f"{write_count(num_clips, 'clip')} in {write_count(len(units), 'unit')}", file=sys.stderr)
 
 
 def run_publish(command: Command) -> None:
@@ -137,8 +138,8 @@ def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
 
 
 def _report(published: PublishedRun, output: str) -> None:
-    rows = ", ".join(f"{number} {table}" for table, number in published.num_rows.items())
-    print(f"{rows} ({published.num_verified} QA pairs verified) in {output}")
+    rows = ", ".join(f"{table} {number:,}" for table, number in published.num_rows.items())
+    print(f"rows: {rows} ({write_count(published.num_verified, 'QA pair')} verified) in {output}")
     if published.failure_reasons:
         print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
     if not published.is_complete:

@@ -144,7 +144,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--pool-mode", choices=("average", "max", "bilinear"), help="instead of the checkpoint's own pooling"
     )
     group.add_argument("--prompt-layout", default="seed", choices=("seed", "demo", "training"), help="(seed)")
-    group.add_argument("--kv-memory-gb", type=parse_positive_float, metavar="X", help="keys and values; what is free")
+    group.add_argument(
+        "--kv-memory-gb", type=parse_positive_float, metavar="X", help="GiB for keys and values; what is free"
+    )
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +189,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_positive_float,
         default=4.0,
         metavar="X",
-        help="decoded frames a worker holds (4)",
+        help="GiB of decoded frames a worker holds (4)",
     )
     group.add_argument(
         "--canary-every",

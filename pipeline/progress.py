@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
+from pipeline.wording import write_count
 from schemas.records import WorkUnit
 from storage.output_store import OutputStore
 from storage.run_journal import list_done_units
@@ -25,7 +26,7 @@ def describe_engines() -> str:
     if not stats:
         return ""
     clips, tokens = sum(one.encoded_clips for one in stats), sum(one.generated_tokens for one in stats)
-    return f"model saw {clips} clips, wrote {tokens} tokens"
+    return f"model saw {write_count(clips, 'clip')}, wrote {write_count(tokens, 'token')}"
 
 
 class ProgressBar:
@@ -73,4 +74,8 @@ class ProgressBar:
         self._printed_clips, self._next_line_s = num_clips, now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         total = sum(self._num_clips.values())
-        print(", ".join(filter(None, (f"annotated {num_clips} of {total} clips", engine))), file=sys.stderr, flush=True)
+        print(
+            ", ".join(filter(None, (f"annotated {num_clips:,} of {write_count(total, 'clip')}", engine))),
+            file=sys.stderr,
+            flush=True,
+        )

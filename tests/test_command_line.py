@@ -9,7 +9,9 @@ import pytest
 
 from pipeline.flag_table import describe_flags
 from pipeline.options import parse_command
+from run_pipeline import main
 from tests.run_fixtures import ROOT
+from tests.shards_fixtures import write
 
 _INTERRUPTED_IMPORT = """
 import sys
@@ -47,3 +49,11 @@ def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
 
 def test_the_readme_holds_every_flag_as_the_parser_describes_it():
     assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.flag_table` prints"
+
+
+def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
+    write(tmp_path / "one" / "a.mp4", b"0" * 3_000_000)
+    assert main(["plan", "--input", str(tmp_path / "one")]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("\t1 clip\t2.9 MiB\n")
+    assert err == "1 clip in 1 unit\n"

@@ -91,7 +91,7 @@ def test_a_retry_that_cuts_other_units_warns_of_the_clips_that_are_annotated_aga
     again = FullEngine("nothing")
     run(again, tmp_path, shard, "--retry-failed", "--unit-clips", "2")
     assert len(again.asked) == 6
-    assert "warning: up to 6 clips that are done will be annotated again" in capsys.readouterr().err
+    assert "warning: up to 6 clips of those done before will be annotated again" in capsys.readouterr().err
 
 
 def test_a_unit_that_was_never_done_is_done_by_a_retry_too(tmp_path, shard):
@@ -113,7 +113,7 @@ def test_a_run_of_which_every_clip_failed_is_no_success_until_it_is_published_by
     every = tuple("0123456789")
     status, tables = run(FullEngine(*every), tmp_path, shard)
     assert (status, len(tables["failures"])) == (1, 7)
-    assert "none of the 7 clips was annotated (7 x too large for the device). The tables are" in capsys.readouterr().err
+    assert "none of 7 clips was annotated (7 x too large for the device). The tables are" in capsys.readouterr().err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert run(FullEngine(*every), tmp_path, shard)[0] == 1
     assert main(["publish", "--output", str(tmp_path / "out")]) == 0
