@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from demo.video_files import decode_evenly, encode_scene
 from demo.world import play_backwards, random_scene
 from llava_video import Engine, EngineConfig, GenerationConfig
 
+ROOT = Path(__file__).parent.parent
 MAX_BYTES = 6_000_000
 NUM_CLIPS = 8
 
@@ -81,3 +85,10 @@ def test_evaluation_counts_every_kind_of_question_by_itself():
         "open_ended, None": 1.0,
         "open_ended, a pair": 0.0,
     }
+
+
+def test_the_library_lines_of_the_readme_print_what_it_says():
+    section = (ROOT / "README.md").read_text().partition("## Use the model without Beam")[2]
+    lines, _, after = section.partition("```python\n")[2].partition("```")
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"It prints `{done.stdout.strip()}`" in after
