@@ -37,7 +37,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     """
     parser = build_parser()
     flags, unknown = parser.parse_known_args(arguments)
-    if unknown and flags.command != "annotate":
+    if unknown and flags.command == "publish":
         parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
     _refuse_misspelt(parser, unknown, _our_flags(parser, flags.command))
     if any(flag.endswith("multi_processing") for flag in unknown):
@@ -65,17 +65,31 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     _add_input_flags(annotate)
-    _add_output_flags(annotate)
-    _add_model_flags(annotate)
-    _add_recipe_flags(annotate)
-    _add_sampling_flags(annotate)
-    _add_run_flags(annotate)
-    plan = commands.add_parser("plan", help="list the clips and the units they would be read in; writes nothing")
+    _add_flags_of_work(annotate)
+    plan = commands.add_parser(
+        "plan",
+        help="list the clips and the units they would be read in; writes nothing",
+        usage="%(prog)s --input URI [URI ...] [flags]",
+        epilog="Other flags of annotate are taken too and change nothing here, so that its command line can be tried.",
+    )
     _add_input_flags(plan)
+    used = [*plan._actions]
+    _add_flags_of_work(plan)
+    for action in plan._actions:
+        if action not in used:
+            action.help, action.required = argparse.SUPPRESS, False
     publish = commands.add_parser("publish", help="build the tables of a run, finished or not, from its parts")
     publish.add_argument("--output", required=True, metavar="FOLDER", help="folder or URI of the run")
     _add_storage_flag(publish)
     return parser
+
+
+def _add_flags_of_work(parser: argparse.ArgumentParser) -> None:
+    _add_output_flags(parser)
+    _add_model_flags(parser)
+    _add_recipe_flags(parser)
+    _add_sampling_flags(parser)
+    _add_run_flags(parser)
 
 
 def _add_input_flags(parser: argparse.ArgumentParser) -> None:

@@ -51,6 +51,27 @@ def test_the_readme_holds_every_flag_as_the_parser_describes_it():
     assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.flag_table` prints"
 
 
+def test_a_plan_takes_the_command_line_of_the_run_that_it_is_for(tmp_path, capsys):
+    write(tmp_path / "one" / "a.mp4", b"0")
+    flags = ["--input", str(tmp_path / "one"), "--output", "out", "--model", "7b", "--frames", "8", "--retry-failed"]
+    assert main(["plan", *flags, "--direct_num_workers=2"]) == 0
+    assert capsys.readouterr().err == "1 clip in 1 unit\n"
+
+
+def test_the_help_of_plan_shows_the_flags_that_matter_to_it(capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["plan", "--help"])
+    shown = capsys.readouterr().out
+    assert "--unit-clips" in shown
+    assert "--model" not in shown
+
+
+def test_a_plan_refuses_a_flag_that_annotate_has_not(capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["plan", "--input", "a", "--modle", "b"])
+    assert "unrecognised flag --modle; did you mean --model?" in capsys.readouterr().err
+
+
 def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
     write(tmp_path / "one" / "a.mp4", b"0" * 3_000_000)
     assert main(["plan", "--input", str(tmp_path / "one")]) == 0

@@ -15,6 +15,7 @@ from storage.output_store import open_output
 from storage.run_journal import write_run
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation
 from tests.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
+from tests.shards_fixtures import write
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -80,6 +81,16 @@ def test_an_index_that_names_weights_that_are_not_there_is_refused(old_run, tmp_
     (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "2.safetensors"}}')
     assert refused(old_run, "--model", str(checkpoint))
     assert "names ['2.safetensors']; wanted safetensors files beside it" in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub_whose_weights_cannot_be_fetched_is_refused(old_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(CHECKPOINT, cached / "snapshots" / "abc", ignore=shutil.ignore_patterns("*.safetensors"))
+    write(cached / "refs" / "main", b"abc")
+    assert refused(old_run, "--model", "org/tiny")
+    assert "snapshots/abc holds no weights; wanted *.safetensors" in capsys.readouterr().err
 
 
 def test_few_enough_frames_for_the_context_are_few_enough_for_the_check(tmp_path, capsys):
