@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_video.devices import choose_device
+from llava_video.devices import find_device
 from run_pipeline import main
 from storage.output_store import open_output
 from storage.run_journal import write_run
@@ -109,6 +109,6 @@ def test_frames_a_second_may_stay_far_below_the_most_frames(tmp_path, capsys):
 
 def test_a_gpu_by_a_number_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="device is 'cuda:2', but PyTorch sees 2 GPUs, cuda:0 to cuda:1"):
-        choose_device("cuda:2")
+        find_device("cuda:2")
