@@ -85,7 +85,9 @@ def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dt
         "row_version": ROW_VERSION,
         "model": {
             "revision": checkpoint.revision,
-            "config_overrides": dict(config.engine.config_overrides),
+            "config_overrides": {
+                key: value for key, value in config.engine.config_overrides.items() if key not in _SHOWN_AS_USED
+            },
             "pool_mode": model.pool_mode,
             "newline_position": model.newline_position,
             "dtype": dtype,
@@ -116,6 +118,8 @@ def run_columns(
     )
 
 
+# Keys of config.json that stand in the settings as they are used, changed or not.
+_SHOWN_AS_USED = frozenset({"mm_spatial_pool_mode", "mm_newline_position"})
 # Limits of the machine that decodes: they decide whether a clip fails, never what a row says.
 _NOT_IN_ROWS = frozenset({"deadline_s", "memory_limit_bytes"})
 

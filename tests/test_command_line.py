@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from pipeline.flag_table import describe_flags
 from pipeline.options import parse_command
 from run_pipeline import main
-from tests.run_fixtures import ROOT
+from tests.run_fixtures import ROOT, annotate_arguments, make_shard, start_run
 from tests.shards_fixtures import write
 
 _INTERRUPTED_IMPORT = """
@@ -49,6 +50,21 @@ def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
 
 def test_the_readme_holds_every_flag_as_the_parser_describes_it():
     assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.flag_table` prints"
+
+
+def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
+    shard = make_shard(tmp_path / "shards" / "a.tar", 1)
+    process = start_run(annotate_arguments(tmp_path, [shard], tmp_path / "out"))
+    assert process.stderr is not None
+    assert process.stderr.readline() == "1 clip in 1 unit\n"
+    assert process.stderr.readline().startswith("annotated 0 of 1 clip")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith(
+        f"framescribe: stopped; what is committed under {tmp_path}/out is kept. The same command goes on from there, "
+        f"`publish --output {tmp_path}/out` builds tables of what is done\n"
+    )
 
 
 def test_a_plan_takes_the_command_line_of_the_run_that_it_is_for(tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,10 @@ from tests.run_fixtures import (
 from tests.stub_engine import StubEngine
 
 
-def record(model: str = CHECKPOINT, dtype: str = "float32", decoder: str = "auto", **engine: str) -> RunRecord:
+def record(model: str = CHECKPOINT, dtype: str = "float32", decoder: str = "auto", **engine: Any) -> RunRecord:
     checkpoint = find_checkpoint(model, files=CONFIGURATION)
-    sampling = SamplingConfig(decoder=decoder)
-    config = RunConfig("out", EngineConfig(model, **engine), load_recipe("seed"), sampling)
-    return record_run(config, checkpoint, read_model_config(checkpoint), dtype)
+    config = RunConfig("out", EngineConfig(model, **engine), load_recipe("seed"), SamplingConfig(decoder=decoder))
+    return record_run(config, checkpoint, read_model_config(checkpoint, config.engine.config_overrides), dtype)
 
 
 def test_a_checkpoint_is_the_same_however_its_folder_is_called_and_wherever_it_lies(tmp_path, monkeypatch):
@@ -55,6 +55,12 @@ def test_another_content_of_a_checkpoints_configuration_is_another_run(tmp_path,
 def test_what_auto_comes_to_is_the_same_as_naming_it():
     assert record(decoder="auto").fingerprint == record(decoder="pyav").fingerprint
     assert record(decoder="auto").fingerprint != record(decoder="decord").fingerprint
+
+
+def test_the_checkpoints_own_pooling_is_the_same_as_naming_it():
+    own, another = ({"mm_spatial_pool_mode": mode} for mode in ("average", "max"))
+    assert record(config_overrides=own).fingerprint == record().fingerprint
+    assert record(config_overrides=another).fingerprint != record().fingerprint
 
 
 def test_the_number_format_counts_and_the_device_does_not():
