@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -37,8 +38,10 @@ def check_inputs_apart(inputs: Sequence[str], reader: Store, output: OutputStore
 
 def _check_apart(shown: str, path: str, output: OutputStore) -> None:
     root = _real_path(output.file_system, output.root)
+    magic = _MAGIC.search(path)
+    fixed = posixpath.dirname(path[: magic.start()]) if magic else path
     for folder in (*TABLES, JOURNAL_FOLDER):
-        if f"{root}/{folder}" in _with_parents(_MAGIC.split(path)[0]):
+        if f"{root}/{folder}" in _with_parents(fixed):
             raise InputError(
                 f"the input {shown!r} lies in {output.address(folder)}, which this run writes to: choose another "
                 "--output"

@@ -32,7 +32,17 @@ def test_an_input_inside_a_folder_that_the_run_writes_to_is_refused(uri):
 
 
 @pytest.mark.parametrize(
-    "uri", ["/d/*.tar", "/d/**/*.mp4", "/d/a.parquet", "/d/outer", "/d/clips", "memory://d/out", "/d/[o]ut.tar"]
+    "uri",
+    [
+        "/d/*.tar",
+        "/d/**/*.mp4",
+        "/d/a.parquet",
+        "/d/outer",
+        "/d/clips",
+        "memory://d/out",
+        "/d/[o]ut.tar",
+        "/d/out/qa[1]/a.mp4",
+    ],
 )
 def test_inputs_beside_the_output_are_fine(uri):
     check("/d/out", uri)

@@ -88,7 +88,9 @@ def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:
     done = subprocess.run([*command, *beam_flags], env=_environment(), cwd=tmp_path, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "out" / "_SUCCESS").exists()
-    return pq.read_table(tmp_path / "out" / "captions")["clip_id"].to_pylist()
+    captions = pq.read_table(tmp_path / "out" / "captions")
+    assert captions["dtype"].unique().to_pylist() == ["float32"], "what auto came to, in the workers"
+    return captions["clip_id"].to_pylist()
 
 
 def test_the_graph_runs_with_loopback_workers(tmp_path: Path, job_service: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def test_settings_that_cannot_work_are_refused_before_the_old_run_is_removed(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refused(old_run, *flags)
     assert re.fullmatch(f"framescribe annotate: .*{message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_flash_attention_without_its_package_is_refused(old_run, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert refused(old_run, "--device", "cuda", "--attn-implementation", "flash_attention_2")
+    assert "needs the package flash-attn: pip install 'framescribe[flash]', or use sdpa" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
