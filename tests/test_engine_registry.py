@@ -11,7 +11,7 @@ from llava_video.engine import Engine
 from llava_video.engine_config import EngineConfig
 from tests.stub_engine import StubEngine
 from transforms import engine_registry
-from transforms.engine_registry import get_engine
+from transforms.engine_registry import get_engine, is_loaded
 from transforms.gpu_slots import Slot
 
 
@@ -54,3 +54,15 @@ def test_a_gpu_without_a_number_is_any_that_is_free(machine, device):
 def test_a_gpu_by_its_number_is_that_one(machine):
     get_engine(EngineConfig("7b", device="cuda:1"))
     assert (machine.claimed, machine.loaded_on) == ([["second"]], ["cuda:1"])
+
+
+def test_an_engine_is_loaded_once_its_load_succeeded(machine, monkeypatch):
+    config = EngineConfig("7b", device="cuda:1")
+    assert not is_loaded(config)
+    monkeypatch.setattr(Engine, "load", lambda config: [][0])
+    with pytest.raises(IndexError):
+        get_engine(config)
+    assert not is_loaded(config)
+    monkeypatch.setattr(Engine, "load", machine.load)
+    get_engine(config)
+    assert is_loaded(config)

@@ -72,7 +72,8 @@ def use_engine(config: EngineConfig, engine: Engine) -> None:
 
 def is_loaded(config: EngineConfig) -> bool:
     """Whether this process has an engine for a configuration already."""
-    return repr(config) in _running
+    load = _running.get(repr(config))
+    return load is not None and load.done() and not _has_failed(load)
 
 
 def loaded_engines() -> list[Engine]:
