@@ -24,10 +24,10 @@ from benchmarks.physics import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
 from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import Workload, make_workload
 from llava_video.checkpoint import Checkpoint
+from llava_video.devices import choose_device, choose_dtype
 from llava_video.engine import Engine
 from llava_video.engine_config import EngineConfig
 from llava_video.generation import GenerationConfig
-from llava_video.memory import choose_device, choose_dtype
 from llava_video.model import load_model
 from llava_video.model_config import read_model_config
 from llava_video.prompts import PromptTokenizer

@@ -3,7 +3,7 @@
 from llava_video import Engine, EngineConfig, GenerationConfig
 
 engine = Engine.load(EngineConfig(model="lmms-lab/LLaVA-Video-7B-Qwen2"))
-video = engine.open(frames, timestamps_s, duration_s)
+video = engine.open(frames, timestamps_s, duration_s)  # uint8 [T, H, W, 3], T seconds, and how long the clip lasts
 print(video.ask("Please describe this video in detail.", GenerationConfig(max_new_tokens=512)).result().text)
 """
 

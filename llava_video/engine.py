@@ -16,12 +16,13 @@ from types import TracebackType
 import numpy as np
 
 from llava_video.checkpoint import Checkpoint, find_checkpoint
+from llava_video.devices import choose_device, choose_dtype
 from llava_video.engine_config import EngineConfig
 from llava_video.engine_stats import EngineStats
 from llava_video.engine_thread import EngineThread
 from llava_video.errors import EngineClosed, PromptTooLong
 from llava_video.generation import Completion, GenerationConfig
-from llava_video.memory import choose_device, choose_dtype, choose_layer_devices, plan_memory
+from llava_video.memory import choose_layer_devices, plan_memory
 from llava_video.model import LlavaVideoModel, check_faster_video, load_model
 from llava_video.model_config import read_model_config
 from llava_video.model_runner import ModelRunner

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from llava_video.attention_kernels import choose_kernel
-from llava_video.devices import choose_device as choose_device  # the engine finds them here
-from llava_video.devices import choose_dtype as choose_dtype
 from llava_video.engine_config import EngineConfig
 from llava_video.kv_cache import PAGE_TOKENS, SuffixPages, bytes_per_token
 from llava_video.model import LlavaVideoModel

@@ -18,6 +18,7 @@ from pipeline.units import UnitConfig
 from recipes.recipe import Recipe
 from schemas.run_columns import RunColumns
 from shards.config import ReadConfig
+from shards.windows import check_split_s
 from storage.run_journal import RunRecord
 from transforms.earlier_answers import EarlierRun
 
@@ -62,10 +63,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_failed_share <= 1:
             raise ValueError(f"max_failed_share must lie between 0 and 1, got {self.max_failed_share}")
-        for name in ("split_s", "num_decoders", "frame_memory_bytes", "clips_ahead"):
+        for name in ("num_decoders", "frame_memory_bytes", "clips_ahead"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.split_s is not None:
+            check_split_s(self.split_s)
         if self.canary_every < 0:
             raise ValueError(f"canary_every must be at least 0, got {self.canary_every}")
 

@@ -18,7 +18,9 @@ CLIP_COLUMNS = (
     _column("clip_id", _TEXT, "Name of the clip: readable, unique in a run, the same on every machine."),
     _column("source", _TEXT, "URI of the video file, or of the shard that holds it."),
     _column(
-        "member", _TEXT, "Name of the video inside the shard (tar member, Parquet row, manifest line); null for a file."
+        "member",
+        _TEXT,
+        "Name of the video inside the shard (tar member, row of Parquet or of a manifest); null for a file.",
     ),
     _column("start_s", _SECONDS, "Where the clip starts in its source video, in seconds; null: at the beginning."),
     _column("end_s", _SECONDS, "Where the clip ends in its source video, in seconds; null: at the end."),

@@ -30,6 +30,7 @@ _FOREIGN_ERRORS = (
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),  # what huggingface_hub uses from 2 on
     ("huggingface_hub.errors", "HfHubHTTPError"),
 )
 
@@ -43,7 +44,7 @@ class RetryPolicy:
     """How often and how patiently a store is asked again.
 
     Attributes:
-        max_tries: the first try included. Seven span about a minute, which outlasts a throttled or restarting store.
+        max_tries: the first try included. Seven span half a minute, which outlasts a throttled or restarting store.
         first_delay_s: the pause after the first refusal; it doubles each time, up to `max_delay_s`.
         sleep: waits so many seconds; a test passes its own.
     """

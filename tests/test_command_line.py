@@ -34,6 +34,13 @@ def test_inputs_of_several_flags_are_all_taken(command):
     assert flags.input == ["a", "b", "c"]
 
 
+def test_windows_that_nobody_means_are_refused_before_anything_is_written(tmp_path, capsys):
+    clip = write(tmp_path / "a.mp4", b"")
+    assert main(annotate_arguments(tmp_path, [clip], tmp_path / "out", "--split-seconds", "0.01")) == 1
+    assert "windows of 0.01 s (--split-seconds), wanted at least 1 s" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("module", ["logging", "pipeline.options", "pipeline.commands", "pyarrow"])
 def test_an_interruption_while_modules_are_imported_ends_without_a_traceback(module):
     code = _INTERRUPTED_IMPORT.format(module=module)
