@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
@@ -22,8 +23,8 @@ _CAPTURE_AFTER = 8
 _MOST_SHAPES = 64
 """Shapes that are remembered, with their graphs: those used last."""
 
-_RETRY_AFTER = 1000
-"""Steps of a shape that found no memory for its graph until it is captured again."""
+_capturing = threading.Lock()
+"""PyTorch captures one graph at a time in a process."""
 
 
 class _Step:
@@ -53,15 +54,16 @@ class GraphedDecoder:
         self._decoder, self._device = decoder, device
         self._steps: OrderedDict[StepShape, _Step] = OrderedDict()
         self._captures = device.type == "cuda"
-        self._memory = torch.cuda.graph_pool_handle() if self._captures else None
-        self._failed_graph: torch.cuda.CUDAGraph | None = None  # owns memory that must not be freed under it
+        self._memory: tuple[int, int] | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._failed_graph: torch.cuda.CUDAGraph | None = None  # the allocator may still refer to it
 
     def hold_text(self, prefix: PrefixKV) -> None:
         """Takes the prefix of questions without a video."""
         self._decoder.text = prefix
 
     def forget_graphs(self) -> None:
-        """Drops all graphs: memory that they read has moved."""
+        """Drops all graphs: what they read is about to move."""
         self._steps.clear()
 
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
@@ -91,15 +93,20 @@ class GraphedDecoder:
 
     def _capture(self, step: _Step) -> None:
         """Records a step without running it. Whatever goes wrong, steps still run one kernel after the other."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        if all(other.graph is None for other in self._steps.values()):
+            self._memory = torch.cuda.graph_pool_handle()  # the last one went with the last graph in it
+        # One of its own: PyTorch's default for captures lies on the GPU that captured first.
+        self._stream = self._stream or torch.cuda.Stream(self._device)
+        graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             # Thread-local: other threads may pin memory or load clips meanwhile.
-            with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
+            with (
+                _capturing,
+                torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"),
+            ):
                 step.chosen = self._decoder.run(step.numbers, step.penalties, step.shape.has_text)
             step.graph = graph
         except RuntimeError as error:
-            step.chosen, step.num_runs, self._failed_graph = None, -_RETRY_AFTER, graph
-            torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own as the current one
-            # The end of a capture that failed raises an error of its own.
-            self._captures = any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__context__))
-            _log.warning("no CUDA graph for a step, it runs kernel by kernel: %s", error)
+            step.chosen, self._failed_graph, self._captures = None, graph, False
+            torch.cuda.set_stream(usual)  # a capture that cannot be ended leaves its own as the current one
+            _log.warning("no more CUDA graphs, further shapes of steps run kernel by kernel: %s", error)

@@ -23,8 +23,13 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type != "cuda":
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise ValueError(f"device is {name!r}, wanted auto, cpu, cuda, or the number of a GPU as in cuda:1")
+    if device.type == "cpu":
         return device
     num_gpus = torch.cuda.device_count()
     if not num_gpus:

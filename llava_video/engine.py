@@ -137,7 +137,7 @@ class Engine:
         return self._ask(self._text_only, self.tokenizer.text_question(question), generation)
 
     def close(self) -> None:
-        """Stops the thread and frees the model's memory; unanswered questions raise `EngineClosed`."""
+        """Stops the thread; unanswered questions raise `EngineClosed`. The memory goes with the last reference."""
         self._closed.set()
         self._thread.stop()
 

@@ -6,21 +6,24 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import InvalidStateError
 from contextlib import suppress
 
 import torch
 
 from llava_video.engine_stats import EngineStats
-from llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
+from llava_video.errors import ClipTooLarge, EngineClosed
 from llava_video.generation import Completion, FinishReason
-from llava_video.kv_cache import PAGE_TOKENS
-from llava_video.memory_faults import evict_half, most_prefix_tokens_wanted, recover_prefill
+from llava_video.memory_faults import evict_half, recover_prefill
 from llava_video.model_runner import ModelRunner
+from llava_video.outcomes import describe_end, describe_size, describe_wait, end_cancelled, give_answer, give_error
 from llava_video.prompts import PromptTokenizer
 from llava_video.scheduler import Scheduler
 from llava_video.stop_rule import StopRule
 from llava_video.tasks import QuestionTask, VideoTask
+
+_IDLE_S = 0.05
+_MOST_IDLE = 12_000
+"""Ten minutes. Counted, not timed: in a process that was stopped, those who will close their clips were stopped too."""
 
 
 class EngineThread:
@@ -36,6 +39,7 @@ class EngineThread:
         self._lock = threading.Lock()
         self._has_ended = False
         self._cause: BaseException | None = None
+        self._num_idle = 0
         self._thread = threading.Thread(target=self._run, name="llava-video-engine", daemon=True)
         self._thread.start()
 
@@ -68,7 +72,7 @@ class EngineThread:
     def _send(self, command: Callable[[], None]) -> None:
         with self._lock:
             if self._has_ended:
-                raise _describe_end(self._cause)
+                raise describe_end(self._cause)
             self._inbox.put(command)
 
     def _run(self) -> None:
@@ -76,7 +80,8 @@ class EngineThread:
             self._runner.bind_thread()
             while not self._stopping.is_set():
                 self._read_inbox()
-                self._step()
+                if not self._step():
+                    self._wait_for_memory()
         finally:
             # Whatever ends the loop is no single clip's fault: a lost device, or a bug. Nobody may wait for ever.
             self._cause = sys.exc_info()[1]
@@ -88,7 +93,7 @@ class EngineThread:
         while not self._inbox.empty():
             self._inbox.get()()
         waiting = [question for video in self._scheduler.videos for question in video.waiting]
-        self._fail([*self._scheduler.running, *waiting], _describe_end(self._cause))
+        give_error([*self._scheduler.running, *waiting], describe_end(self._cause))
         for video in self._scheduler.videos:
             _release_frames(video)
 
@@ -99,7 +104,8 @@ class EngineThread:
         while not self._inbox.empty():
             self._inbox.get()()
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Prefills, starts and decodes what can be; returns whether anything could."""
         self._drop_cancelled()
         videos = self._scheduler.next_videos()
         if videos:
@@ -109,8 +115,20 @@ class EngineThread:
         questions = self._scheduler.next_questions()
         if questions:
             self._start(questions)
+        has_moved = bool(videos or self._scheduler.running)
         if self._scheduler.running:
             self._decode()
+        self._num_idle = 0 if has_moved else self._num_idle + 1
+        return has_moved
+
+    def _wait_for_memory(self) -> None:
+        """Waits for a clip to be closed; when none is for minutes, fails one that waits, or all might wait for ever."""
+        with self._stats.timed("waiting_s"), suppress(queue.Empty):
+            self._inbox.get(timeout=_IDLE_S)()
+        stuck = next((video for video in self._scheduler.videos if video.prefix is None and video.waiting), None)
+        if stuck is not None and self._num_idle > _MOST_IDLE:
+            failed, stuck.waiting, self._num_idle = stuck.waiting, [], 0
+            give_error(failed, ClipTooLarge(describe_wait(self._scheduler, _IDLE_S * _MOST_IDLE)))
 
     def _prefill(self, videos: list[VideoTask]) -> None:
         seen = [video for video in videos if video.frames is not None]
@@ -122,12 +140,12 @@ class EngineThread:
                 with self._stats.timed("prefill_s"):
                     video.prefix = self._runner.prefill(video, tokens.get(id(video)))
                 self._count_prefill(video)
+            return
         except torch.OutOfMemoryError as error:
-            self._stats.memory_faults += 1
-            self._fail(recover_prefill(self._scheduler, videos), ClipTooLarge(f"out of memory: {error}"))
-            fitting = self._runner.shrink_prefixes(most_prefix_tokens_wanted(self._scheduler))
-            if fitting is not None:
-                self._scheduler.most_prefix_tokens = fitting
+            fault = ClipTooLarge(f"out of memory: {error}")
+        # Not in the handler: there the error still holds all tensors of the step.
+        self._stats.memory_faults += 1
+        give_error(recover_prefill(self._scheduler, videos, self._runner.shrink_prefixes), fault)
 
     def _count_prefill(self, video: VideoTask) -> None:
         assert video.prefix is not None, "just prefilled"
@@ -164,7 +182,9 @@ class EngineThread:
     def _recover_rows(self, error: torch.OutOfMemoryError) -> None:
         self._stats.memory_faults += 1
         failed = evict_half(self._scheduler)
-        self._fail(failed, ClipTooLarge(f"one question alone runs out of memory: {error}"))
+        for question in failed:
+            self._finish(question)
+        give_error(failed, ClipTooLarge(f"one question alone runs out of memory: {error}"))
 
     def _extend(self, questions: list[QuestionTask], chosen: list[int]) -> None:
         self._stats.generated_tokens += len(chosen)
@@ -173,8 +193,7 @@ class EngineThread:
             reason = self._rule.finish_reason(question)
             if reason is not None:
                 self._finish(question)
-                with suppress(InvalidStateError):  # cancelled meanwhile
-                    question.future.set_result(self._complete(question, reason))
+                give_answer(question, self._complete(question, reason))
 
     def _complete(self, question: QuestionTask, reason: FinishReason) -> Completion:
         return Completion(
@@ -189,12 +208,11 @@ class EngineThread:
     def _admit(self, question: QuestionTask) -> None:
         """Queues a question, or refuses it at once when it can never run."""
         if question.video.is_closed:
-            self._fail([question], EngineClosed("the video was closed before the question was answered"))
+            give_error([question], EngineClosed("the video was closed before the question was answered"))
         elif self._scheduler.can_run(question):
             self._scheduler.add_question(question)
         else:
-            self._fail([question], ClipTooLarge(_describe_size(question, self._scheduler)))
-            _release_frames(question.video)
+            give_error([question], ClipTooLarge(describe_size(question, self._scheduler)))
 
     def _finish(self, question: QuestionTask) -> None:
         prefix = question.video.prefix
@@ -206,6 +224,7 @@ class EngineThread:
         prefix = video.prefix
         for question in self._scheduler.close_video(video):
             question.future.cancel()
+            end_cancelled(question)
         if prefix is not None and video.prefix is None:
             self._stats.hold_prefix(-prefix.size_bytes)
         _release_frames(video)
@@ -213,19 +232,13 @@ class EngineThread:
     def _drop_cancelled(self) -> None:
         for question in [q for q in self._scheduler.running if q.future.cancelled()]:
             self._finish(question)
-        for video in self._scheduler.videos:
-            video.waiting = [question for question in video.waiting if not question.future.cancelled()]
-
-    def _fail(self, questions: list[QuestionTask], error: Exception) -> None:
-        for question in questions:
-            with suppress(InvalidStateError):  # cancelled meanwhile
-                question.future.set_exception(error)
-
-
-def _describe_end(cause: BaseException | None) -> Exception:
-    if cause is None:
-        return EngineClosed("the engine was closed before the question was answered; load another to ask")
-    return EngineBroken(f"the engine stopped, restart the process to go on: {type(cause).__name__}: {cause}")
+            end_cancelled(question)
+        for video in list(self._scheduler.videos):
+            for question in [q for q in video.waiting if q.future.cancelled()]:
+                video.waiting.remove(question)
+                end_cancelled(question)
+            if video.is_closed and not video.waiting:
+                self._close_video(video)
 
 
 def _release_frames(video: VideoTask) -> None:
@@ -234,12 +247,3 @@ def _release_frames(video: VideoTask) -> None:
     callback, video.on_encoded = video.on_encoded, None
     if callback is not None:
         callback()
-
-
-def _describe_size(question: QuestionTask, scheduler: Scheduler) -> str:
-    num_free = scheduler.limits.num_pages * PAGE_TOKENS
-    return (
-        f"the clip's prefix has {question.video.num_tokens} tokens, {scheduler.most_prefix_tokens} fit the memory for "
-        f"keys and values, question and answer up to {question.max_tokens} of {num_free}; use fewer frames, a smaller "
-        "max_new_tokens, or a larger kv_budget_bytes (--kv-memory-gb)"
-    )

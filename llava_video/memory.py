@@ -81,9 +81,10 @@ def least_kv_bytes(language: LanguageConfig, dtype: torch.dtype, num_prefix: int
 
 
 def _decodes_statically(config: EngineConfig, devices: Sequence[torch.device]) -> bool:
-    if config.static_decode is not None:
-        return config.static_decode
-    return devices[0].type == "cuda" and len(set(devices)) == 1
+    on_one = len(set(devices)) == 1
+    if config.static_decode and not on_one:
+        raise ValueError("static_decode is True over several GPUs, wanted one: leave it at None")
+    return devices[0].type == "cuda" and on_one if config.static_decode is None else config.static_decode
 
 
 def _free_bytes(devices: Sequence[torch.device]) -> int:

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
 
 from llava_video.scheduler import Scheduler
 from llava_video.tasks import QuestionTask, VideoTask
 
 _log = logging.getLogger(__name__)
 
+_KEPT_SHARE = 0.75
+"""Of the prefix budget after each fault: a shortage that passes costs little, one that stays is met in a few steps."""
 
-def recover_prefill(scheduler: Scheduler, videos: list[VideoTask]) -> list[QuestionTask]:
-    """Puts videos back that could not be prefilled, to be tried one by one, then with fewer others, then alone.
+
+def recover_prefill(
+    scheduler: Scheduler, videos: list[VideoTask], shrink_pool: Callable[[int], int | None]
+) -> list[QuestionTask]:
+    """Puts videos back that could not be prefilled, to be tried one by one, then alone, then with a smaller pool.
+
+    Args:
+        shrink_pool: gives memory of the pool back while nobody uses it; takes the tokens that must remain, returns
+            those that do, or None when there is nothing to give.
 
     Returns:
-        The questions to fail: those of a video that was alone, with no memory promised to others, and did not fit.
+        The questions to fail: those of a video that was alone and got all there is.
     """
     undone = [video for video in videos if video.prefix is None]
     scheduler.put_back(undone)
+    wanted = int(scheduler.limits.prefix_tokens * _KEPT_SHARE)
     if len(videos) > 1:
-        _shrink(scheduler, prefill_tokens=max(video.num_tokens for video in undone))
+        _lower(scheduler, prefill_tokens=max(video.num_tokens for video in undone))
         return []
     (video,) = undone
-    promised = scheduler.used_prefix_tokens or scheduler.limits.tokens_held(video)
-    if promised < scheduler.limits.prefix_tokens:
-        _shrink(scheduler, prefix_tokens=promised)
+    if scheduler.used_prefix_tokens:
+        video.needs_all = True
+        _lower(scheduler, prefix_tokens=max(wanted, scheduler.used_prefix_tokens))
+        return []
+    remaining = shrink_pool(max(wanted, scheduler.largest_prefix))
+    if remaining is not None:
+        scheduler.most_prefix_tokens = remaining
+        _lower(scheduler, prefix_tokens=remaining)
         return []
     failed, video.waiting = video.waiting, []
     return failed
-
-
-def most_prefix_tokens_wanted(scheduler: Scheduler) -> int:
-    """Returns what must remain for prefixes: what is promised, and what the largest open video has."""
-    held = (scheduler.limits.tokens_held(video) for video in scheduler.videos)
-    return max(scheduler.limits.prefix_tokens, *held)
 
 
 def evict_half(scheduler: Scheduler) -> list[QuestionTask]:
@@ -43,21 +52,18 @@ def evict_half(scheduler: Scheduler) -> list[QuestionTask]:
     Those that were just being started go, or, where all are under way, the younger half.
 
     Returns:
-        The questions to fail: the one that was alone.
+        The questions to fail, still among the running ones: the one that was alone.
     """
     running = list(scheduler.running)
     if len(running) == 1:
-        scheduler.finish(running[0])
         return running
     started = [question for question in running if question.generated]
     kept = len(running) // 2 if len(started) == len(running) else len(started)
     scheduler.send_back([question for question in running if question not in started[:kept]])
-    num_rows = max(kept, len(running) // 2)
-    scheduler.retire_rows(num_rows)
-    _log.warning("out of memory: %d questions at once instead of %d", num_rows, len(running))
+    _lower(scheduler, max_rows=max(kept, len(running) // 2))
     return []
 
 
-def _shrink(scheduler: Scheduler, **limits: int) -> None:
-    scheduler.limits = replace(scheduler.limits, **limits)
+def _lower(scheduler: Scheduler, **limits: int) -> None:
+    scheduler.lower_limits(**limits)
     _log.warning("out of memory: the engine goes on with %s", limits)

@@ -70,6 +70,7 @@ class ModelRunner:
     def prefill(self, video: VideoTask, video_tokens: Tensor | None) -> Prefix:
         """Runs a clip's prefix through the language model and returns its keys and values."""
         embeddings = self.embed_prefix(video, video_tokens)
+        assert len(embeddings) == video.num_tokens, f"{len(embeddings)} prefix tokens, wanted {video.num_tokens}"
         prefix: Prefix = PrefixKV() if self._pool is None else self._pool.open(len(embeddings))
         try:
             self._fill(prefix, embeddings)
@@ -88,12 +89,12 @@ class ModelRunner:
             self._static.hold_text(prefix)
 
     def shrink_prefixes(self, num_tokens: int) -> int | None:
-        """Frees what prefixes beyond so many tokens would take; returns how many fit then, None without a pool."""
+        """Gives back what prefixes beyond so many tokens would take; returns how many fit then, None if it had none."""
         if self._pool is None or self._static is None:
             return None
-        if self._pool.shrink(-(-num_tokens // self._pool.chunk_tokens)):
-            self._static.forget_graphs()  # they replay with the addresses of what is gone
-        return self._pool.num_chunks * self._pool.chunk_tokens
+        self._static.forget_graphs()  # they replay with addresses in the pool
+        has_shrunk = self._pool.shrink(-(-num_tokens // self._pool.chunk_tokens))
+        return self._pool.num_chunks * self._pool.chunk_tokens if has_shrunk else None
 
     def _fill(self, prefix: Prefix, embeddings: Tensor) -> None:
         """Writes the keys and values of embeddings [L, D] into a prefix."""

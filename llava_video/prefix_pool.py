@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -31,12 +30,17 @@ class PrefixPool:
         dtype: torch.dtype,
         attend: AttendChunks,
     ) -> None:
-        self.chunk_tokens, self.num_chunks, self.attend = chunk_tokens, num_chunks, attend
-        shape = (num_chunks, chunk_tokens, num_heads, head_dim)
+        self.chunk_tokens, self.attend = chunk_tokens, attend
+        self._chunk_shape = (chunk_tokens, num_heads, head_dim)
+        self._layer_devices, self._dtype = layer_devices, dtype
+        self._allocate(num_chunks)
+
+    def _allocate(self, num_chunks: int) -> None:
+        shape = (num_chunks, *self._chunk_shape)
         # Zeros, not empty memory: chunks that nobody owns are read too, and thrown away, but never as NaN.
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
-        self._free = list(range(num_chunks))
+        self.keys = [torch.zeros(shape, device=device, dtype=self._dtype) for device in self._layer_devices]
+        self.values = [torch.zeros(shape, device=device, dtype=self._dtype) for device in self._layer_devices]
+        self.num_chunks, self._free = num_chunks, list(range(num_chunks))
 
     def open(self, num_tokens: int) -> PooledPrefix:
         """Takes the chunks for a prefix.
@@ -53,22 +57,18 @@ class PrefixPool:
         return prefix
 
     def shrink(self, num_chunks: int) -> bool:
-        """Frees the memory of chunks from `num_chunks` on, but of none below one that is in use.
+        """Takes less memory, if no chunk is in use; whoever remembers addresses must forget them.
 
         Returns:
-            whether anything moves: whoever remembers addresses must forget them.
+            whether it took more before.
         """
-        in_use = set(range(self.num_chunks)) - set(self._free)
-        kept = max(num_chunks, max(in_use, default=0) + 1)
-        if kept >= self.num_chunks:
+        if num_chunks >= self.num_chunks or len(self._free) < self.num_chunks:
             return False
-        self.num_chunks = kept
-        self._free = [chunk for chunk in self._free if chunk < kept]
-        heapq.heapify(self._free)
-        with suppress(torch.OutOfMemoryError):  # larger ones serve as well
-            for pools in (self.keys, self.values):
-                for layer, pool in enumerate(pools):
-                    pools[layer] = pool[:kept].clone()
+        device = self.keys[0].device
+        self.keys, self.values = [], []
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # else the smaller pool is cut from pieces of the larger, and the rests lie waste
+        self._allocate(num_chunks)
         return True
 
     def give_back(self, chunks: Sequence[int]) -> None:

@@ -3,8 +3,8 @@
 A video waits until a question of it waits and its prefix fits the budget of prefix tokens; then it holds that budget
 until it is closed, so that later questions find the prefix. A video that is alone need not fit: what was promised may
 have shrunk since it came. A question waits until its video is prefilled and a row and all pages it can come to need are
-free; so whatever runs can always finish, and nothing deadlocks. Older videos go first, and a video or question that
-does not fit is never overtaken by younger ones of its kind.
+free; so whatever runs can always finish. Older videos go first, and a video or question that does not fit is never
+overtaken by younger ones of its kind.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scheduler:
 
     Attributes:
         limits: what is promised; shrinks when memory runs out.
-        most_prefix_tokens: what a video may have that is alone; shrinks only with the memory itself.
+        most_prefix_tokens: what a video may have that is alone; shrinks only with the pool.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -75,6 +75,15 @@ class Scheduler:
         self.videos.append(video)
         self.videos.sort(key=lambda task: task.order)
 
+    @property
+    def largest_prefix(self) -> int:
+        """Prefix tokens that the largest open video takes."""
+        return max((self.limits.tokens_held(video) for video in self.videos), default=0)
+
+    def lower_limits(self, **limits: int) -> None:
+        """Promises less from now on; what runs stays."""
+        self.limits = replace(self.limits, **limits)
+
     def can_run(self, question: QuestionTask) -> bool:
         """Whether a question and its video fit when they are alone."""
         fits = question.video.prefix is not None or self.limits.tokens_held(question.video) <= self.most_prefix_tokens
@@ -99,7 +108,8 @@ class Scheduler:
             if video.prefix is not None or not video.waiting:
                 continue
             held = self.limits.tokens_held(video)
-            fits_budget = not self._used_prefix_tokens or self._used_prefix_tokens + held <= self.limits.prefix_tokens
+            budget = 0 if video.needs_all else self.limits.prefix_tokens
+            fits_budget = not self._used_prefix_tokens or self._used_prefix_tokens + held <= budget
             fits_step = not chosen or num_tokens + video.num_tokens <= self.limits.prefill_tokens
             if not (fits_budget and fits_step):
                 break
@@ -142,10 +152,6 @@ class Scheduler:
             question.video.is_closed = was_closed
             question.generated = []
             question.video.waiting.insert(0, question)
-
-    def retire_rows(self, max_rows: int) -> None:
-        """Lowers the number of rows that may run at once; running ones stay."""
-        self.limits = replace(self.limits, max_rows=max_rows)
 
     def _start(self, question: QuestionTask, num_pages: int) -> None:
         question.video.waiting.pop(0)

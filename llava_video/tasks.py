@@ -25,6 +25,7 @@ class VideoTask:
         frame_order: [T] index of each frame among the unique ones.
         num_tokens: tokens of the prefix, video tokens included.
         prefix: keys and values once prefilled.
+        needs_all: memory ran out for it beside others; it is prefilled when nothing else holds any.
         on_encoded: called once, when the frames are no longer needed.
     """
 
@@ -36,10 +37,11 @@ class VideoTask:
     text: VideoPrefix
     num_tokens: int
     on_encoded: Callable[[], None] | None = None
-    prefix: Prefix | None = None
+    prefix: Prefix | None = field(default=None, repr=False)
     waiting: list[QuestionTask] = field(default_factory=list)
     num_running: int = 0
     is_closed: bool = False
+    needs_all: bool = False
 
 
 @dataclass(slots=True, eq=False)

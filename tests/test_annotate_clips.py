@@ -228,6 +228,6 @@ def test_a_gpu_in_use_by_another_process_is_an_error_that_names_the_runner_optio
         other.stdout.readline()
         with pytest.raises(SlotTaken, match="sdk_worker_parallelism=1"):
             claim_slot(["GPU-1"], tmp_path)
-        assert claim_slot(["GPU-1", "GPU-2"], tmp_path).index == 1
+        assert claim_slot(["GPU-1", "GPU-2"], tmp_path).name == "GPU-2"
         other.kill()
-    assert claim_slot(["GPU-1"], tmp_path).index == 0
+    assert claim_slot(["GPU-1"], tmp_path).name == "GPU-1"

@@ -47,7 +47,6 @@ KERNELS = [attend_chunks_flash, attend_chunks_efficient, attend_chunks]
 def _fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU on which tensors have no content; what only a real one can do, waiting and pinning, does nothing."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield

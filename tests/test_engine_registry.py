@@ -12,7 +12,7 @@ from llava_video.engine_config import EngineConfig
 from tests.stub_engine import StubEngine
 from transforms import engine_registry
 from transforms.engine_registry import get_engine, is_loaded
-from transforms.gpu_slots import Slot
+from transforms.gpu_slots import Slot, SlotTaken
 
 
 class SecondIsFree:
@@ -24,7 +24,9 @@ class SecondIsFree:
 
     def claim_slot(self, gpu_names: Sequence[str]) -> Slot:
         self.claimed.append(list(gpu_names))
-        return Slot(len(gpu_names) - 1, None)  # type: ignore[arg-type]
+        if "second" not in gpu_names:
+            raise SlotTaken("taken")
+        return Slot("second", None)  # type: ignore[arg-type]
 
     def load(self, config: EngineConfig) -> StubEngine:
         self.loaded_on.append(config.device)
@@ -41,7 +43,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(Engine, "load", machine.load)
     monkeypatch.setattr(engine_registry, "claim_slot", machine.claim_slot)
     monkeypatch.setattr(engine_registry, "_running", {})
-    monkeypatch.setattr(engine_registry, "_slots", [])
+    monkeypatch.setattr(engine_registry, "_slots", {})
     return machine
 
 
@@ -54,6 +56,13 @@ def test_a_gpu_without_a_number_is_any_that_is_free(machine, device):
 def test_a_gpu_by_its_number_is_that_one(machine):
     get_engine(EngineConfig("7b", device="cuda:1"))
     assert (machine.claimed, machine.loaded_on) == ([["second"]], ["cuda:1"])
+
+
+def test_a_second_engine_of_a_process_takes_no_gpu_of_the_first(machine):
+    get_engine(EngineConfig("7b", device="cuda"))
+    with pytest.raises(SlotTaken):
+        get_engine(EngineConfig("72b", device="cuda"))
+    assert machine.claimed == [["first", "second"], ["first"]]
 
 
 def test_an_engine_is_loaded_once_its_load_succeeded(machine, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from llava_video.generation import GenerationConfig
 from llava_video.kv_cache import PAGE_TOKENS, PrefixKV
-from llava_video.memory_faults import evict_half, most_prefix_tokens_wanted, recover_prefill
+from llava_video.memory_faults import evict_half, recover_prefill
 from llava_video.prompts import VideoPrefix
 from llava_video.scheduler import Limits, Scheduler, num_pages_for
 from llava_video.tasks import QuestionTask, VideoTask
@@ -134,20 +134,20 @@ def test_videos_that_run_out_of_memory_together_are_tried_one_by_one() -> None:
     scheduler = _scheduler()
     videos = [_video(0), _video(1, 90)]
     _open(scheduler, *videos)
-    assert recover_prefill(scheduler, scheduler.next_videos()) == []
+    assert recover_prefill(scheduler, scheduler.next_videos(), _nothing_to_give) == []
     assert (scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == (250, 0)
     assert scheduler.next_videos() == videos[:1]
 
 
 def test_a_video_that_runs_out_of_memory_beside_others_waits_until_they_are_closed() -> None:
-    scheduler = _scheduler(prefix_tokens=250)
+    scheduler = _scheduler(prefix_tokens=400)
     first, second = _video(0), _video(1)
     _open(scheduler, first)
     _prefill(scheduler.next_videos())
     scheduler.finish(scheduler.next_questions()[0])
     _open(scheduler, second)
-    assert recover_prefill(scheduler, scheduler.next_videos()) == []
-    assert (scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == (100, 100)
+    assert recover_prefill(scheduler, scheduler.next_videos(), _nothing_to_give) == []
+    assert (scheduler.limits.prefix_tokens, scheduler.used_prefix_tokens) == (300, 100)
     assert scheduler.next_videos() == []
     scheduler.close_video(first)
     assert scheduler.next_videos() == [second]
@@ -155,26 +155,31 @@ def test_a_video_that_runs_out_of_memory_beside_others_waits_until_they_are_clos
 
 def test_a_video_waits_for_no_budget_once_it_is_alone() -> None:
     scheduler = _scheduler(prefix_tokens=250)
-    small, large = _video(0, 50), _video(1, 150)
-    _open(scheduler, small)
-    _prefill(scheduler.next_videos())
-    scheduler.finish(scheduler.next_questions()[0])
-    _open(scheduler, large)
-    recover_prefill(scheduler, scheduler.next_videos())
-    scheduler.close_video(small)
-    assert scheduler.limits.prefix_tokens == 50
-    assert scheduler.next_videos() == [large]
+    video = _video(0, 150)
+    _open(scheduler, video)
+    scheduler.lower_limits(prefix_tokens=50)
+    assert scheduler.next_videos() == [video]
 
 
-def test_a_video_alone_fails_with_its_questions_once_no_memory_is_promised_to_others() -> None:
-    scheduler = _scheduler()
-    video = _video(0)
+def test_a_video_alone_gets_what_the_pool_can_give_and_fails_when_it_has_nothing_more() -> None:
+    scheduler = _scheduler(prefix_tokens=400)
+    video, remaining = _video(0), iter([300, 225, None])
+    wanted: list[int] = []
+
+    def shrink(num_tokens: int) -> int | None:
+        wanted.append(num_tokens)
+        return next(remaining)
+
     _open(scheduler, video)
     questions = list(video.waiting)
-    assert recover_prefill(scheduler, scheduler.next_videos()) == []
-    assert (scheduler.limits.prefix_tokens, most_prefix_tokens_wanted(scheduler)) == (100, 100)
-    assert recover_prefill(scheduler, scheduler.next_videos()) == questions
-    assert scheduler.used_prefix_tokens == 0
+    failed = [recover_prefill(scheduler, scheduler.next_videos(), shrink) for _ in range(3)]
+    assert failed == [[], [], questions]
+    assert wanted == [300, 225, 168]
+    assert (scheduler.limits.prefix_tokens, scheduler.most_prefix_tokens, scheduler.used_prefix_tokens) == (225, 225, 0)
+
+
+def _nothing_to_give(num_tokens: int) -> int | None:  # of a runner without a pool
+    return None
 
 
 def test_running_out_of_memory_while_decoding_sends_the_younger_half_back() -> None:

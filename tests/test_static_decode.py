@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,50 +93,87 @@ def test_sizes_are_rounded_up_by_a_third_at_most(number: int, least: int, expect
     assert round_up(number, least) == expected
 
 
-class _BrokenCapture:
-    """What `torch.cuda.graph` does when a step fails in it: ending the capture fails too, and leaves its stream."""
+class _Graph:
+    """A graph that was captured; replayed, it runs the step that it was captured from."""
 
-    def __init__(self, graph: object, pool: object, capture_error_mode: str) -> None:
-        self.arguments = (graph, pool, capture_error_mode)
+    step: Callable[[], Tensor]
+
+    def replay(self) -> None:
+        self.step()
+
+
+class _Capture:
+    """What `torch.cuda.graph` does to streams; where the step failed, ending the capture fails too and leaves them."""
+
+    streams: list[object]
+
+    def __init__(self, graph: _Graph, pool: object, stream: object, capture_error_mode: str) -> None:
+        self.arguments = (graph, pool, stream, capture_error_mode)
 
     def __enter__(self) -> None:
-        torch.cuda.set_stream("capturing")
+        self.streams.append(self.arguments[2])
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        raise RuntimeError("operation failed due to a previous error during capture (pretended)")
+        if error is not None:
+            raise RuntimeError("operation failed due to a previous error during capture (pretended)")
+        self.streams.append("usual")
 
 
-@pytest.mark.parametrize(
-    ("error", "goes_on"), [(RuntimeError("pretended"), False), (torch.OutOfMemoryError("pretended"), True)]
-)
+@pytest.fixture
+def streams(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The current streams, one after the other, of a machine on which steps can be captured."""
+    _Capture.streams = streams = ["usual"]
+    handles = iter(range(100))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"for captures on {device}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "usual")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "graph", _Capture)
+    decoder = engines[0]._thread._runner._static
+    decoder.forget_graphs()
+    monkeypatch.setattr(decoder, "_captures", True)
+    monkeypatch.setattr(decoder, "_stream", None)
+    return streams
+
+
 def test_a_step_that_cannot_be_captured_runs_all_the_same(
     engines: tuple[Engine, Engine],
+    streams: list[object],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    error: RuntimeError,
-    goes_on: bool,
 ) -> None:
     static, plain = engines
     decoder = static._thread._runner._static
-    decoder.forget_graphs()
-    streams: list[str] = []
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "usual")
-    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    monkeypatch.setattr(torch.cuda, "graph", _BrokenCapture)
     original = decoder._decoder.run
 
-    def run(*arguments: object) -> Tensor:
-        if streams and streams[-1] == "capturing":
-            raise error
+    def run(*arguments: Any) -> Tensor:
+        if streams[-1] != "usual":
+            raise torch.OutOfMemoryError("pretended")
         return original(*arguments)
 
     monkeypatch.setattr(decoder._decoder, "run", run)
-    monkeypatch.setattr(decoder, "_captures", True)
     requests = [(1, 2, QUESTIONS[2], 30)]
     assert _ask(static, requests, 2) == _ask(plain, requests, 2)
-    assert caplog.text.count("no CUDA graph for a step, it runs kernel by kernel") == len(streams) // 2 > 0
-    assert (set(streams[::2]), set(streams[1::2]), decoder._captures) == ({"capturing"}, {"usual"}, goes_on)
+    assert caplog.text.count("no more CUDA graphs, further shapes of steps run kernel by kernel") == 1
+    assert streams == ["usual", "for captures on cpu", "usual"]
+
+
+def test_a_pool_of_graphs_is_not_used_again_once_its_last_graph_is_gone(
+    engines: tuple[Engine, Engine], streams: list[object]
+) -> None:
+    decoder = engines[0]._thread._runner._static
+    handles = []
+    for shape in (StepShape(rows, 4, 12, 6, 4, 4, has_text=False) for rows in (32, 48)):
+        step = decoder._find_step(shape)
+        with torch.inference_mode():
+            decoder._capture(step)
+        handles.append(decoder._memory)
+    decoder.forget_graphs()
+    with torch.inference_mode():
+        decoder._capture(decoder._find_step(StepShape(32, 4, 12, 6, 4, 4, has_text=False)))
+    assert [*handles, decoder._memory] == [0, 0, 1]
+    assert streams == ["usual", *["for captures on cpu", "usual"] * 3]
 
 
 def test_the_shapes_used_last_keep_their_graphs(

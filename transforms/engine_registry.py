@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava_video.engine_config import EngineConfig
 from transforms.canary import Canary
-from transforms.gpu_slots import claim_slot
+from transforms.gpu_slots import Slot, claim_slot
 
 if TYPE_CHECKING:
     from llava_video.engine import Engine
@@ -28,7 +28,7 @@ _lock = threading.Lock()
 # Unlike a bundle thread, the interpreter waits for this one before it ends: torch aborts a process that ends under it.
 _loader = ThreadPoolExecutor(1, thread_name_prefix="load-engine")
 _running: dict[str, Future[RunningEngine]] = {}
-_slots: list[object] = []  # holds claimed GPUs until the process ends
+_slots: dict[str, Slot] = {}  # claimed GPUs, until the process ends
 _Result = TypeVar("_Result")
 
 
@@ -99,7 +99,9 @@ def _load(config: EngineConfig) -> RunningEngine:
     from llava_video.engine import Engine
 
     started = time.monotonic()
-    engine = Engine.load(replace(config, device=_claim_device(config)))
+    device, slots = _claim_device(config)
+    engine = Engine.load(replace(config, device=device))
+    _slots.update(slots)  # not before: a load that fails claims nothing
     _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
     return RunningEngine(engine)
 
@@ -108,21 +110,21 @@ def _has_failed(load: Future[RunningEngine]) -> bool:
     return load.done() and load.exception() is not None
 
 
-def _claim_device(config: EngineConfig) -> str:
-    """Returns the device to load on, with its GPU claimed for this process."""
+def _claim_device(config: EngineConfig) -> tuple[str, dict[str, Slot]]:
+    """Returns the device to load on, and the claimed GPUs by their names."""
     from llava_video.devices import find_device
     from llava_video.memory import name_gpus
 
     device = find_device(config.device)
     if device.type != "cuda":
-        return config.device
+        return config.device, {}
     names = name_gpus()
     if config.device_map == "auto":
-        _slots.extend(claim_slot([name]) for name in names)
-        return "cuda:0"
-    if device.index is not None:
-        _slots.append(claim_slot([names[device.index]]))
-        return config.device
-    slot = claim_slot(names)
-    _slots.append(slot)
-    return f"cuda:{slot.index}"
+        return "cuda:0", {name: _claim_one([name]) for name in names}
+    wanted = names if device.index is None else [names[device.index]]
+    slot = _claim_one(wanted)
+    return f"cuda:{names.index(slot.name)}", {slot.name: slot}
+
+
+def _claim_one(names: list[str]) -> Slot:
+    return claim_slot([name for name in names if name not in _slots])
