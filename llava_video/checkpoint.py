@@ -69,8 +69,9 @@ def find_checkpoint(
     Raises:
         CheckpointError: nothing was found under that name.
     """
-    if Path(model).is_dir():
-        return Checkpoint(os.path.abspath(model), Path(model), _digest_files(fsspec.filesystem("file"), model))
+    folder = Path(os.path.expanduser(model))
+    if folder.is_dir():
+        return Checkpoint(os.path.abspath(folder), folder, _digest_files(fsspec.filesystem("file"), str(folder)))
     if "://" in model:
         fs, root = fsspec.core.url_to_fs(model, **(storage_options or {}))
         folder = _fetch_uri(fs, root, _without_credentials(model), files)

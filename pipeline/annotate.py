@@ -12,11 +12,12 @@ from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.counters import describe_counters, describe_reuse, read_counters
 from pipeline.earlier_run import describe_run, find_earlier_run
+from pipeline.left_out import check_nothing_left_out
 from pipeline.output_place import check_inputs_apart
 from pipeline.preflight import check_prompts, prepare_model
 from pipeline.progress import ProgressBar
 from pipeline.retry_failed import add_failed_units
-from pipeline.run_folder import StartedRun, overwrite_run, start_run
+from pipeline.run_folder import StartedRun, check_same_run, overwrite_run, start_run
 from pipeline.runners import check_runner, find_failures, is_in_process, make_options
 from pipeline.units import plan_units
 from pipeline.wording import write_count
@@ -86,6 +87,9 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
 
 def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
     """Starts the run in its folder, or goes on with it, and says what there is to do."""
+    if not run.overwrite:
+        check_same_run(store, record)
+        check_nothing_left_out(store, Store(config.storage_options, config.reading), units, record.fingerprint)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
     if config.retry_failed:
         started = add_failed_units(store, started, units, record.fingerprint)
@@ -96,8 +100,8 @@ def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, u
     if started.num_clips_again:
         again = write_count(started.num_clips_again, "clip")
         _say(
-            f"warning: up to {again} of those done before will be annotated again, since their shards are cut into "
-            "other units now: files came or went, or --unit-clips is another"
+            f"warning: up to {again} of those done before will be annotated again, or leave the tables if their files "
+            "are gone, since their shards are cut into other units now: files came or went, or --unit-clips is another"
         )
     if started.num_outdated:
         _say(f"in no table: {write_count(started.num_outdated, 'part')} of shards that were cut into other units since")

@@ -8,6 +8,13 @@ import re
 from typing import Any, NoReturn
 
 
+def parse_place(text: str) -> str:
+    """Takes a path or URI as it is, but not an empty one: it would mean the current folder."""
+    if not text.strip():
+        _refuse(text, "a path or URI; an empty variable?")
+    return text
+
+
 def parse_positive_int(text: str) -> int:
     """Parses a whole number of at least 1."""
     return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")

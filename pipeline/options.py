@@ -11,6 +11,7 @@ from pipeline.flag_values import (
     parse_count,
     parse_device,
     parse_json_object,
+    parse_place,
     parse_positive_float,
     parse_positive_int,
     parse_share,
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         if action not in used:
             action.help, action.required = argparse.SUPPRESS, False
     publish = commands.add_parser("publish", help="build the tables of a run, finished or not, from its parts")
-    publish.add_argument("--output", required=True, metavar="FOLDER", help="folder or URI of the run")
+    publish.add_argument("--output", type=parse_place, required=True, metavar="FOLDER", help="folder or URI of the run")
     _add_storage_flag(publish)
     return parser
 
@@ -97,6 +98,7 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--input",
         action="extend",
+        type=parse_place,
         nargs="+",
         required=True,
         metavar="URI",
@@ -120,12 +122,19 @@ def _add_storage_flag(parser: argparse._ActionsContainer) -> None:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--output", required=True, metavar="FOLDER", help="folder or URI; a rerun goes on where it was")
+    group.add_argument(
+        "--output",
+        type=parse_place,
+        required=True,
+        metavar="FOLDER",
+        help="folder or URI; a rerun goes on where it was",
+    )
     again = group.add_mutually_exclusive_group()
     again.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
     again.add_argument("--retry-failed", action="store_true", help="try the clips again that failed in this output")
     group.add_argument(
         "--reuse-from",
+        type=parse_place,
         metavar="FOLDER",
         help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
     )

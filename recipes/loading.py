@@ -34,7 +34,7 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
         FileNotFoundError: neither a shipped name nor a file.
         RecipeError: the file is not a recipe: the message names file, line, key and what is allowed.
     """
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     if os.fspath(name_or_path) in SHIPPED:
         path = Path(__file__).with_name(f"{name_or_path}.yaml")
     if not path.is_file():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -92,14 +94,19 @@ class OutputStore:
     def remove_leftovers(self) -> None:
         """Removes what killed writers left on a local disk; a store holds nothing unfinished."""
         if self.local_path is not None and self.local_path.is_dir():
-            remove_leftovers(self.local_path, self._lock_folder(self.local_path))
+            local = self.local_path
+            self._retry("write", JOURNAL_FOLDER, lambda: remove_leftovers(local, self._lock_folder(local)))
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
         """Yields an empty local folder that is removed at the end, on the output's own disk if that is local."""
         # There a finished table is renamed into place, and /tmp may be small.
         local = self.local_path
-        with scratch_folder(self._lock_folder(local)) if local else _system_scratch_folder() as folder:
+        if local is None:
+            place = _system_scratch_folder()
+        else:
+            place = scratch_folder(self._retry("write", JOURNAL_FOLDER, lambda: self._lock_folder(local)))
+        with place as folder:
             yield folder
 
     @property
@@ -150,6 +157,8 @@ class OutputStore:
     def _lock_folder(local: Path) -> Path:
         folder = local / JOURNAL_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return folder
 
 

@@ -48,6 +48,13 @@ def test_an_interruption_while_modules_are_imported_ends_without_a_traceback(mod
     assert (done.returncode, done.stderr) == (130, "\nframescribe: stopped\n")
 
 
+@pytest.mark.parametrize("flags", [("--input", "a", "--output", ""), ("--input", " ", "--output", "out")])
+def test_an_empty_place_is_not_the_current_folder(flags, capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["annotate", *flags])
+    assert "wanted a path or URI; an empty variable?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "gpu", "mps", ""])
 def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
     with pytest.raises(SystemExit):

@@ -1,0 +1,51 @@
+"""A start that would push clips out of the tables, whose videos are still there, is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from run_pipeline import main
+from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, read_tables
+from tests.shards_fixtures import write
+from tests.stub_engine import StubEngine
+
+
+def _annotate(folder, inputs) -> int:
+    arguments = annotate_arguments(folder, [str(one) for one in inputs], folder / "out", "--canary-every", "0")
+    return annotate_with(StubEngine(checkpoint_revision()), arguments)
+
+
+def _ids(folder) -> list[str]:
+    tables = read_tables(folder / "out")
+    return sorted(str(row["clip_id"]) for name in ("clips", "failures") for row in tables[name])
+
+
+@pytest.fixture
+def videos(tmp_path):
+    return [write(tmp_path / "videos" / f"{name}.mp4", name) for name in "abc"]
+
+
+def test_other_files_of_a_folder_do_not_take_the_place_of_the_first(tmp_path, videos, capsys):
+    assert _annotate(tmp_path, videos[:2]) == 1  # made of text, they are failures, and so are all
+    assert _annotate(tmp_path, videos[2:]) == 1
+    assert "holds the clip 'videos/a'" in capsys.readouterr().err
+    assert _ids(tmp_path) == ["videos/a", "videos/b"]
+    _annotate(tmp_path, videos)
+    assert _ids(tmp_path) == ["videos/a", "videos/b", "videos/c"]
+
+
+def test_files_that_are_gone_may_leave_the_tables(tmp_path, videos):
+    _annotate(tmp_path, [tmp_path / "videos"])
+    (tmp_path / "videos" / "b.mp4").unlink()
+    _annotate(tmp_path, [tmp_path / "videos"])
+    assert _ids(tmp_path) == ["videos/a", "videos/c"]
+
+
+def test_a_shard_of_the_same_name_in_another_folder_does_not_take_the_place_of_the_first(tmp_path, capsys):
+    first = make_shard(tmp_path / "monday" / "train" / "000.tar", 3)
+    second = make_shard(tmp_path / "tuesday" / "train" / "000.tar", 2)
+    assert _annotate(tmp_path, [first]) == 0
+    before = _ids(tmp_path)
+    assert main(annotate_arguments(tmp_path, [second], tmp_path / "out", "--canary-every", "0")) == 1
+    assert f"of {first}, which would leave the tables" in capsys.readouterr().err
+    assert _ids(tmp_path) == before
