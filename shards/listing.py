@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from schemas.records import InputKind
 from shards.errors import InputError, NoInputFound
 from shards.kinds import SUPPORTED, kind_of
 from shards.store import Location, Store, protocol_of
 from storage.redaction import strip_credentials
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,22 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
 
 
 def _find_below(store: Store, folder: Location) -> dict[str, Mapping[str, Any]]:
+    if folder.is_local:
+        _check_subfolders(folder.path)
     found = store.ask(f"list {strip_credentials(folder.uri)}", lambda: folder.fs.find(folder.path, detail=True))
     return dict(found)
+
+
+def _check_subfolders(root: str) -> None:
+    """Refuses folders that may not be listed and names links to folders: fsspec passes over both without a word."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"cannot list {error.filename}: {error.strerror}; it may hold videos: check its permissions")
+
+    for folder, names, _ in os.walk(root, onerror=refuse):
+        names[:] = [name for name in names if not name.startswith(".")]
+        for link in (name for name in names if os.path.islink(os.path.join(folder, name))):
+            _log.warning("%s is a link to a folder and is not followed: name it as an --input", f"{folder}/{link}")
 
 
 def _take(

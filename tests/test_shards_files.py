@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -32,6 +33,26 @@ def test_a_folder_gives_every_video_below_it_in_order(videos):
 def test_a_glob_gives_the_videos_it_matches_and_ids_from_its_fixed_part(videos):
     assert ids_of(read_all(plan_units([f"{videos}/*/*.webm"]))) == ["videos/sub/c"]
     assert ids_of(read_all(plan_units([f"{videos}/s*"]))) == ["videos/sub/c"]
+
+
+def test_a_link_to_a_folder_is_not_followed_and_named(videos, tmp_path, caplog):
+    write(tmp_path / "elsewhere" / "d.mp4", "d")
+    (videos / "link").symlink_to(tmp_path / "elsewhere")
+    assert ids_of(read_all(plan_units([str(videos)]))) == ["videos/a", "videos/b", "videos/sub/c"]
+    assert f"{videos}/link is a link to a folder and is not followed" in caplog.text
+
+
+def test_a_folder_below_that_may_not_be_listed_is_an_error(videos, monkeypatch):
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"cannot list .*sub: Permission denied; it may hold videos"):
+        plan_units([str(videos)])
 
 
 def test_a_single_file_is_named_after_its_folder(videos):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.local_files import remove_leftovers, scratch_folder
@@ -117,6 +119,15 @@ def test_a_refused_permission_is_not_tried_again():
     with pytest.raises(StoreError, match=r"signature does not match.*permissions"):
         OutputStore(file_system, "/forbidden", PATIENT).put("a", b"1")
     assert len(file_system.errors) == 1
+
+
+def test_an_output_that_may_not_be_written_stops_the_run_with_what_to_do(tmp_path, monkeypatch):
+    store = OutputStore(LocalFileSystem(), str(tmp_path), PATIENT)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(StoreError, match=r"cannot write .*Permission denied.*permissions"):
+        store.remove_leftovers()
+    with pytest.raises(StoreError, match=r"cannot write .*Permission denied.*permissions"), store.scratch_folder():
+        pass
 
 
 def test_pauses_grow_and_are_bounded():
