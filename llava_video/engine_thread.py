@@ -80,7 +80,9 @@ class EngineThread:
             self._runner.bind_thread()
             while not self._stopping.is_set():
                 self._read_inbox()
-                if not self._step():
+                if self._step():
+                    self._num_idle = 0
+                elif self._scheduler.has_work:
                     self._wait_for_memory()
         finally:
             # Whatever ends the loop is no single clip's fault: a lost device, or a bug. Nobody may wait for ever.
@@ -95,7 +97,7 @@ class EngineThread:
         waiting = [question for video in self._scheduler.videos for question in video.waiting]
         give_error([*self._scheduler.running, *waiting], describe_end(self._cause))
         for video in self._scheduler.videos:
-            _release_frames(video)
+            video.release_frames()
 
     def _read_inbox(self) -> None:
         if not self._scheduler.has_work:
@@ -115,14 +117,14 @@ class EngineThread:
         questions = self._scheduler.next_questions()
         if questions:
             self._start(questions)
-        has_moved = bool(videos or self._scheduler.running)
+        has_moved = bool(videos or questions or self._scheduler.running)
         if self._scheduler.running:
             self._decode()
-        self._num_idle = 0 if has_moved else self._num_idle + 1
         return has_moved
 
     def _wait_for_memory(self) -> None:
         """Waits for a clip to be closed; when none is for minutes, fails one that waits, or all might wait for ever."""
+        self._num_idle += 1
         with self._stats.timed("waiting_s"), suppress(queue.Empty):
             self._inbox.get(timeout=_IDLE_S)()
         stuck = next((video for video in self._scheduler.videos if video.prefix is None and video.waiting), None)
@@ -155,7 +157,7 @@ class EngineThread:
         if video.frames is not None:
             self._stats.encoded_clips += 1
             self._stats.encoded_frames += len(video.frames)
-        _release_frames(video)
+        video.release_frames()
 
     def _start(self, questions: list[QuestionTask]) -> None:
         try:
@@ -227,7 +229,7 @@ class EngineThread:
             end_cancelled(question)
         if prefix is not None and video.prefix is None:
             self._stats.hold_prefix(-prefix.size_bytes)
-        _release_frames(video)
+        video.release_frames()
 
     def _drop_cancelled(self) -> None:
         for question in [q for q in self._scheduler.running if q.future.cancelled()]:
@@ -239,11 +241,3 @@ class EngineThread:
                 end_cancelled(question)
             if video.is_closed and not video.waiting:
                 self._close_video(video)
-
-
-def _release_frames(video: VideoTask) -> None:
-    """Lets go of a video's frames, once."""
-    video.frames = None
-    callback, video.on_encoded = video.on_encoded, None
-    if callback is not None:
-        callback()

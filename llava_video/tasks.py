@@ -43,6 +43,13 @@ class VideoTask:
     is_closed: bool = False
     needs_all: bool = False
 
+    def release_frames(self) -> None:
+        """Lets go of the frames and says so, once."""
+        self.frames = None
+        callback, self.on_encoded = self.on_encoded, None
+        if callback is not None:
+            callback()
+
 
 @dataclass(slots=True, eq=False)
 class QuestionTask:

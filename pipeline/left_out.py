@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.run_folder import OtherRunError
 from publish.parts import read_parts
 from schemas.records import InputKind, WorkUnit
-from shards.errors import InputError, StoreRefused, StoreUnavailable
+from shards.errors import InputError, StoreRefused
 from shards.store import Store
 from shards.unprintable import clean_text
 from storage.output_store import OutputStore
@@ -26,11 +26,12 @@ def check_nothing_left_out(store: OutputStore, reader: Store, units: Sequence[Wo
 
     Raises:
         OtherRunError: a clip would leave the tables though its file is there; nothing was changed.
+        StoreUnavailable: whether it is there could not be found out.
     """
-    named = {_as_source(uri) for unit in units for uri in unit.files or (unit.shard,)}
+    named = {clean_text(strip_credentials(uri)) for unit in units for uri in unit.files or (unit.shard,)}
     gone: set[str] = set()
     for clip_id, source in _list_replaced(store, units, fingerprint):
-        if source in named or source in gone:
+        if clean_text(source) in named or source in gone:
             continue
         if _is_there(reader, source):
             raise OtherRunError(
@@ -54,13 +55,9 @@ def _list_replaced(store: OutputStore, units: Sequence[WorkUnit], fingerprint: s
         yield from zip(part["clip_id"].to_pylist(), part["source"].to_pylist(), strict=True)
 
 
-def _as_source(uri: str) -> str:
-    return clean_text(strip_credentials(uri))
-
-
 def _is_there(reader: Store, source: str) -> bool:
     try:
         reader.size(reader.locate(source))
-    except (FileNotFoundError, InputError, StoreRefused, StoreUnavailable):
+    except (FileNotFoundError, InputError, StoreRefused):
         return False
     return True

@@ -210,6 +210,15 @@ def test_a_clip_that_waits_for_memory_burns_no_core_and_is_not_left_waiting_for_
             assert waiting.result(60).token_ids == remember_answer((1, 3, QUESTIONS[0], 6))
 
 
+def test_questions_that_end_with_their_first_token_make_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(EngineThread, "_wait_for_memory", lambda self: waits.append(1))
+    with Engine.load(replace(CONFIG, max_rows=1)) as engine:
+        futures = [engine.ask(question, GenerationConfig(max_new_tokens=1)) for question in QUESTIONS * 3]
+        assert [len(future.result(60).token_ids) for future in futures] == [1] * len(futures)
+    assert waits == []
+
+
 def _bytes_per_prefix() -> int:
     with Engine.load(CONFIG) as engine, engine.open(make_frames(0), make_times(3), 1.5) as video:
         video.ask(QUESTIONS[0], SHORT).result(60)
