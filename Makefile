@@ -1,11 +1,13 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults fuzz soak lint format types check bench constraints
+.PHONY: help setup demo test test-slow test-faults test-prism fuzz soak lint format types check bench constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
 DEMO_OUTPUT := out/demo
+BEAM := $(shell sed -n 's/^apache-beam==//p' constraints.txt)
+PRISM := .prism/$(BEAM)/prism
 
 help:
 	@echo "FrameScribe"
@@ -15,6 +17,7 @@ help:
 	@echo "  make test-slow    the tests that take longer"
 	@echo "  make test-faults  runs that are killed over and over again; make fuzz: arbitrary bytes as inputs for an hour;"
 	@echo "                    make soak: thousands of clips in one go, watching memory and open files"
+	@echo "  make test-prism   a run on Prism, Beam's portable runner of its own; builds it with Go the first time"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
@@ -44,6 +47,13 @@ test-slow: setup
 
 test-faults: setup
 	$(PY) -m pytest -m faults $(PYTEST)
+
+# Of the version that the client is: `go install` builds it from Go's module proxy.
+test-prism: setup $(PRISM)
+	FRAMESCRIBE_PRISM=$(abspath $(PRISM)) $(PY) -m pytest tests/test_portable_runner.py -k prism $(PYTEST)
+
+$(PRISM):
+	GOBIN=$(abspath $(@D)) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM)
 
 fuzz: setup
 	FRAMESCRIBE_FUZZ_EXAMPLES=20000 $(PY) -m pytest --timeout 3600 tests/test_fuzz_inputs.py tests/test_fuzz_parsers.py $(PYTEST)

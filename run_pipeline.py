@@ -25,10 +25,10 @@ def _run(arguments: Sequence[str]) -> int:
 
     from pipeline.options import parse_command
 
-    command = parse_command(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Beam warns of Google's client libraries, at import, even where nothing of Google's is used.
     logging.getLogger().addFilter(lambda record: "apitools" not in str(record.msg))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    command = parse_command(arguments)
     from pipeline.commands import COMMANDS, USER_ERRORS
 
     try:

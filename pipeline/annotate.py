@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
@@ -15,13 +14,12 @@ from pipeline.earlier_run import describe_run, find_earlier_run
 from pipeline.left_out import check_nothing_left_out
 from pipeline.output_place import check_inputs_apart
 from pipeline.preflight import check_prompts, prepare_model
-from pipeline.progress import ProgressBar
+from pipeline.progress import show_progress
 from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, check_same_run, overwrite_run, start_run
-from pipeline.runners import check_runner, find_failures, is_in_process, make_options
+from pipeline.runners import check_runner, is_in_process, make_options, run_to_end
 from pipeline.units import plan_units
 from pipeline.wording import write_count
-from pipeline.worker_errors import explain_worker_error
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
@@ -30,10 +28,6 @@ from shards.store import Store
 from storage.output_store import OutputStore, open_output
 from storage.run_journal import RunRecord, write_run
 from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user pressed Ctrl-C; the message says what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,6 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     """Plans, runs what is not done yet, and publishes.
 
     Raises:
-        Interrupted: Ctrl-C.
         TooManyFailedClipsError: the tables are there, without `_SUCCESS`.
         whatever stops a run: bad inputs, other settings in the output, a broken store or device.
     """
@@ -131,39 +124,19 @@ def _reuse_answers(
 def _run_units(
     run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun
 ) -> dict[str, int]:
-    """Runs the pipeline in a thread of its own, so that this one can show progress and hear Ctrl-C.
-
-    Returns:
-        What the workers counted.
-    """
-    progress = ProgressBar(store, started.todo, "loading the model" if is_in_process(run.runner) else "")
-    outcome = ThreadPoolExecutor(1, thread_name_prefix="pipeline").submit(_run_pipeline, run, config, columns, started)
-    outcome.add_done_callback(lambda _: progress.end())
-    try:
-        progress.watch(lambda: not outcome.done())
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped; what is committed under {config.output} is kept. The same command goes on from there, "
-            f"`publish --output {config.output}` builds tables of what is done"
-        ) from None
-    return outcome.result()
-
-
-def _run_pipeline(run: Run, config: RunConfig, columns: RunColumns, started: StartedRun) -> dict[str, int]:
+    """Runs the pipeline, with progress shown from a thread, and returns what the workers counted."""
     import apache_beam as beam
 
     from pipeline.graph import build_graph
 
     pipeline = beam.Pipeline(options=make_options(run.runner, run.beam_flags))
     build_graph(pipeline, started.todo, config, columns)
-    try:
-        result = pipeline.run()
-        result.wait_until_finish()
-    except RuntimeError as error:  # how runners hand on what happened in a worker: as the text of its traceback
-        raise explain_worker_error(str(error)) or error from None
-    state = find_failures(result)
-    if state is not None:
-        raise RuntimeError(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
+    when_interrupted = (
+        f"stopped; what is committed under {config.output} is kept. The same command goes on from there, "
+        f"`publish --output {config.output}` builds tables of what is done"
+    )
+    with show_progress(store, started.todo, "loading the model" if is_in_process(run.runner) else ""):
+        result = run_to_end(pipeline, run.runner, when_interrupted)
     return read_counters(result)
 
 

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.options import Command
 from pipeline.preflight import CannotStart
 from pipeline.run_folder import OtherRunError
-from pipeline.runners import UnknownRunner
+from pipeline.runners import RunnerFailed, UnknownRunner
 from pipeline.units import UnitConfig, plan_units
 from pipeline.wording import write_count, write_size
 from pipeline.worker_errors import WorkerStopped
@@ -41,6 +41,7 @@ USER_ERRORS = (
     NoInputFound,
     OtherRunError,
     RecipeError,
+    RunnerFailed,
     ShardChanged,
     StoreError,
     StoreRefused,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from pipeline.wording import write_count
 from schemas.records import WorkUnit
 from storage.output_store import OutputStore
+from storage.retries import StoreError
 from storage.run_journal import list_done_units
 from transforms.engine_registry import loaded_engines
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_REFRESHES = 0.5
+# A listing costs a request for each thousand parts: twice a second at first would be most of a short run's requests.
+_FIRST_LOOK_PAUSE_S, _LONGEST_LOOK_PAUSE_S, _SHARE_OF_ELAPSED = 2.0, 60.0, 0.02
 # Between plain lines while nothing is committed: doubled each time, so that a long run's log stays short.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 
@@ -29,8 +33,29 @@ def describe_engines() -> str:
     return f"model saw {write_count(clips, 'clip')}, wrote {write_count(tokens, 'token')}"
 
 
+def pause_between_looks_s(elapsed_s: float) -> float:
+    """Returns the seconds between two listings of the parts: 2 at first, a fiftieth of the run's time, 60 at most."""
+    return min(_LONGEST_LOOK_PAUSE_S, max(_FIRST_LOOK_PAUSE_S, _SHARE_OF_ELAPSED * elapsed_s))
+
+
+@contextmanager
+def show_progress(store: OutputStore, units: Sequence[WorkUnit], before_engine: str = "") -> Iterator[None]:
+    """Shows the progress of a run from a thread, as long as the block lasts."""
+    progress = ProgressBar(store, units, before_engine)
+    is_running = threading.Event()
+    is_running.set()
+    thread = threading.Thread(target=progress.watch, args=(is_running.is_set,), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_running.clear()
+        progress.end()
+        thread.join()
+
+
 class ProgressBar:
-    """A bar over the clips of a run, moved by a thread that lists the committed parts; in a log file, plain lines.
+    """A bar over the clips of a run, moved by listing the committed parts; in a log file, plain lines.
 
     Args:
         before_engine: what to say while this process has no engine.
@@ -46,29 +71,39 @@ class ProgressBar:
     def watch(self, is_running: Callable[[], bool]) -> None:
         """Shows the bar until `is_running` says no."""
         total = sum(self._num_clips.values())
+        started_s = next_look_s = time.monotonic()
         with tqdm(total=total, unit="clip", desc="annotating", dynamic_ncols=True, smoothing=0.1, disable=None) as bar:
             while is_running():
-                self._show(bar)
-                self._ended.wait(_SECONDS_BETWEEN_LOOKS if bar.n else _SECONDS_BETWEEN_LOOKS / 4)
-            self._show(bar)
+                now_s = time.monotonic()
+                if now_s >= next_look_s:
+                    self._look(bar)
+                    next_look_s = now_s + pause_between_looks_s(now_s - started_s)
+                self._show(bar, now_s)
+                self._ended.wait(_SECONDS_BETWEEN_REFRESHES)
+            self._look(bar)
+            self._show(bar, time.monotonic())
 
     def end(self) -> None:
         """Wakes the watching thread."""
         self._ended.set()
 
-    def _show(self, bar: tqdm) -> None:
-        done = list_done_units(self._store)
+    def _look(self, bar: tqdm) -> None:
+        try:
+            done = list_done_units(self._store)
+        except StoreError:
+            return  # the workers meet it too, and decide
         bar.n = sum(self._num_clips.get(unit_id, 0) for unit_id in done)
+
+    def _show(self, bar: tqdm, now_s: float) -> None:
         engine = describe_engines() or self._before_engine
         if bar.disable:
-            self._print_line(bar.n, engine)
+            self._print_line(bar.n, engine, now_s)
             return
         bar.set_postfix_str(engine, refresh=False)
         bar.refresh()
 
-    def _print_line(self, num_clips: int, engine: str) -> None:
+    def _print_line(self, num_clips: int, engine: str, now_s: float) -> None:
         """Prints a line where the number moved, and now and then while it stands still."""
-        now_s = time.monotonic()
         if num_clips == self._printed_clips and now_s < self._next_line_s:
             return
         self._printed_clips, self._next_line_s = num_clips, now_s + self._pause_s

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import FrameType
 from typing import TYPE_CHECKING
 
+from pipeline.worker_errors import explain_worker_error
+
 if TYPE_CHECKING:
+    import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineResult
 
 # Beam's DirectRunner looks for Prism first and would download it; here the name means the in-process runner.
 _IN_PROCESS = ("directrunner", "fnapirunner")
+_DIES_WITH_ITS_SERVER = ("prismrunner",)
 # Bundles of a stage are dealt out beforehand, so a few threads even out units of different size.
 _BUNDLE_THREADS = 4
+_EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
+_SECONDS_TO_CANCEL = 10.0
 
 
 class UnknownRunner(ValueError):
     """No runner of Beam has that name."""
+
+
+class RunnerFailed(RuntimeError):
+    """A runner did not take the pipeline, or gave it up; the message says what is known."""
 
 
 def is_in_process(runner: str) -> bool:
@@ -55,7 +72,121 @@ def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
     return options
 
 
-def find_failures(result: PipelineResult | None) -> str | None:
-    """Returns the state of a finished pipeline when it is not DONE."""
+def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> PipelineResult:
+    """Runs a pipeline and returns its result; to be called in the main thread.
+
+    Job servers that Beam starts itself (Prism, Flink, Spark) install their own handler of Ctrl-C, which works in the
+    main thread only.
+
+    Args:
+        when_interrupted: the last line that Ctrl-C leaves.
+
+    Raises:
+        RunnerFailed: a runner elsewhere did not take the pipeline, or did not finish it.
+        WorkerStopped: a worker met what stops a run.
+        RuntimeError: what else a worker raised, as the text of its traceback.
+    """
+    with _EndingAtOnce(when_interrupted) as ending:
+        try:
+            result = pipeline.run() if is_in_process(runner) else _submit(pipeline, runner)
+            if runner.lower() not in (*_IN_PROCESS, *_DIES_WITH_ITS_SERVER):
+                ending.cancel_first(result)
+            result.wait_until_finish()
+        except _errors_of_runners() as error:  # how runners hand on what happened in a worker
+            raise explain_worker_error(str(error)) or error from None
     state = getattr(result, "state", None)
-    return None if state in (None, "DONE") else str(state)
+    if state not in (None, "DONE"):
+        raise RunnerFailed(f"the runner ended the pipeline as {state}; its own log says why. Finished units are kept")
+    return result
+
+
+def _errors_of_runners() -> tuple[type[BaseException], ...]:
+    # Dataflow's has no ancestor but Exception; its module needs Google's packages.
+    dataflow = sys.modules.get("apache_beam.runners.dataflow.dataflow_runner")
+    return (RuntimeError, *([dataflow.DataflowRuntimeException] if dataflow else []))
+
+
+def _submit(pipeline: beam.Pipeline, runner: str) -> PipelineResult:
+    import grpc
+
+    try:
+        return pipeline.run()
+    except (RuntimeError, ValueError, OSError, ImportError, grpc.RpcError, grpc.FutureTimeoutError) as error:
+        reason = str(error) or "no job service answers there"
+        raise RunnerFailed(f"--runner {runner} did not take the pipeline: {type(error).__name__}: {reason}") from error
+
+
+class _EndingAtOnce:
+    """Ends the process, while a pipeline runs, at Ctrl-C and when one of the runner's own threads dies.
+
+    An exception would not get through: on its way out the runner joins threads that are in the middle of a clip, or
+    that wait for the one that died. Nothing half-done is visible, and decoder processes die with this one.
+    """
+
+    def __init__(self, when_interrupted: str) -> None:
+        self._status, self._last_line = _EXIT_INTERRUPTED, f"\nframescribe: {when_interrupted}"
+        self._job: PipelineResult | None = None
+        self._server_handler: Callable[[int, FrameType | None], object] | int | None = None
+
+    def __enter__(self) -> _EndingAtOnce:
+        self._hook, threading.excepthook = threading.excepthook, self._look_at_dead_thread
+        self._is_main = threading.current_thread() is threading.main_thread()
+        if self._is_main:
+            self._outer_handler = signal.signal(signal.SIGINT, self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        threading.excepthook = self._hook
+        if self._is_main:
+            signal.signal(signal.SIGINT, self._outer_handler)
+
+    def cancel_first(self, job: PipelineResult) -> None:
+        """Has Ctrl-C cancel a job before the job server that Beam may have started for it is stopped."""
+        self._job = job
+        if self._is_main and signal.getsignal(signal.SIGINT) != self._end:
+            self._server_handler = signal.signal(signal.SIGINT, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        logging.disable()  # what the runner's threads say of connections that end now
+        job, self._job = self._job, None
+        if job is not None:
+            self._last_line += _cancel(job)
+        stop_server, self._server_handler = self._server_handler, None
+        if callable(stop_server):
+            stop_server(number, frame)  # and comes back here
+        os.write(2, f"{self._last_line}\n".encode())  # not print: this may have interrupted one
+        os._exit(self._status)
+
+    def _look_at_dead_thread(self, dead: threading.ExceptHookArgs) -> None:
+        import grpc
+
+        if isinstance(dead.exc_value, grpc.RpcError):
+            return  # a connection ended: whoever waits for it says why
+        cause, name = f"{dead.exc_type.__name__}: {dead.exc_value}", dead.thread.name if dead.thread else "?"
+        if name != _WORKER_THREAD and _NO_THREAD not in cause:
+            self._hook(dead)
+            return
+        self._status, self._job = _EXIT_ERROR, None
+        self._last_line = (
+            f"framescribe annotate: the runner's thread {name!r} died ({cause}), so the run would never end."
+            f"{_MORE_THREADS if _NO_THREAD in cause else ''} Finished units are kept: start the same command again"
+        )
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _cancel(job: PipelineResult) -> str:
+    """Ends a job that runs elsewhere, and returns what to say where that cannot be told to have worked."""
+    # In a thread: this one may have been interrupted in the middle of asking the runner something.
+    cancelling = ThreadPoolExecutor(1).submit(job.cancel)
+    done, _ = wait([cancelling], _SECONDS_TO_CANCEL)
+    is_cancelled = bool(done) and cancelling.exception() is None
+    return "" if is_cancelled else ". The job was told to stop but did not confirm it: look at the runner"
+
+
+# Beam's name for the thread that takes bundles from the in-process runner; without it the runner waits for ever.
+_WORKER_THREAD = "run_worker"
+_NO_THREAD = "can't start new thread"
+_MORE_THREADS = (
+    " This machine gives the process no more threads: raise `ulimit -u`, or the pids limit of the container, or use "
+    "fewer --decoders and a smaller --direct_num_workers."
+)

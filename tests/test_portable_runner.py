@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from golden_cases import COMMITTED
@@ -69,28 +71,56 @@ def worker_pool(tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
-def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:
-    """Runs the command on two demo clips and returns the annotated clip ids."""
+@pytest.fixture
+def job_server_program(tmp_path: Path) -> str:
+    """A program that Beam starts as it starts Prism, with Beam's own job service behind it."""
+    program = tmp_path / "job_server"
+    service = "apache_beam.runners.portability.local_job_service_main"
+    # $1 $2: --job_port PORT
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m {service} --port "$2"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def prism() -> str:
+    location = os.environ.get("FRAMESCRIBE_PRISM", "")
+    if not location:
+        pytest.skip("needs Prism: `make test-prism` builds it")
+    return location
+
+
+def _command(tmp_path: Path, *flags: str) -> list[str]:
+    """Returns the command line over two demo clips, a unit each."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     clips = [str(path) for path in sorted((ROOT / "demo" / "clips").glob("*.mp4"))[:2]]
     command = [sys.executable, str(ROOT / "run_pipeline.py"), "annotate", "--input", *clips]
     command += ["--output", str(tmp_path / "out"), "--model", str(COMMITTED / "checkpoints" / "g9"), "--device", "cpu"]
-    command += [
-        "--frames",
-        "2",
-        "--recipe",
-        str(tmp_path / "recipe.yaml"),
-        "--kv-memory-gb",
-        "0.1",
-        "--unit-clips",
-        "1",
-    ]
-    done = subprocess.run([*command, *beam_flags], env=_environment(), cwd=tmp_path, capture_output=True, timeout=240)
+    command += ["--frames", "2", "--recipe", str(tmp_path / "recipe.yaml"), "--kv-memory-gb", "0.1"]
+    return [*command, "--unit-clips", "1", *flags]
+
+
+def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:
+    """Runs the command on two demo clips and returns the annotated clip ids."""
+    command = _command(tmp_path, *beam_flags)
+    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "out" / "_SUCCESS").exists()
     captions = pq.read_table(tmp_path / "out" / "captions")
     assert captions["dtype"].unique().to_pylist() == ["float32"], "what auto came to, in the workers"
     return captions["clip_id"].to_pylist()
+
+
+def _interrupt(command: list[str], tmp_path: Path) -> tuple[int, str]:
+    """Interrupts the command once its job server is up, and returns its exit status and what it said."""
+    process = subprocess.Popen(command, env=_environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "Really starting service" not in (line := process.stderr.readline()):
+        assert line, "it ended before"
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
 
 
 def test_the_graph_runs_with_loopback_workers(tmp_path: Path, job_service: str) -> None:
@@ -102,3 +132,42 @@ def test_the_graph_runs_with_an_external_worker_pool(tmp_path: Path, job_service
     flags = ["--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL"]
     clip_ids = _annotate(tmp_path, *flags, f"--environment_config={worker_pool}")
     assert clip_ids == ["clips/01_left", "clips/02_right_up"]
+
+
+def test_a_runner_that_starts_its_own_job_server_runs_the_graph(tmp_path: Path, job_server_program: str) -> None:
+    clip_ids = _annotate(tmp_path, "--runner=PrismRunner", f"--prism_location={job_server_program}")
+    assert clip_ids == ["clips/01_left", "clips/02_right_up"]
+
+
+def test_an_interrupted_run_leaves_no_job_server_and_says_what_is_kept(tmp_path: Path, job_server_program: str) -> None:
+    flags = ("--runner=PrismRunner", f"--prism_location={job_server_program}")
+    status, said = _interrupt(_command(tmp_path, *flags), tmp_path)
+    assert status == 130
+    assert said.endswith(
+        f"framescribe: stopped; what is committed under {tmp_path}/out is kept. The same command goes on from there, "
+        f"`publish --output {tmp_path}/out` builds tables of what is done\n"
+    )
+    assert "Traceback" not in said
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info)]
+
+
+def test_a_runner_that_cannot_get_its_job_server_is_one_line(tmp_path: Path) -> None:
+    command = _command(tmp_path, "--runner=FlinkRunner", "--flink_job_server_jar=missing.jar")
+    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "framescribe annotate: --runner FlinkRunner did not take the pipeline: ValueError: Unable to parse jar URL"
+    )
+
+
+def test_the_graph_runs_on_prism(tmp_path: Path, prism: str) -> None:
+    clip_ids = _annotate(tmp_path, "--runner=PrismRunner", f"--prism_location={prism}")
+    assert clip_ids == ["clips/01_left", "clips/02_right_up"]
+
+
+def test_an_interrupted_run_on_prism_is_finished_by_the_next_one(tmp_path: Path, prism: str) -> None:
+    flags = ("--runner=PrismRunner", f"--prism_location={prism}")
+    status, said = _interrupt(_command(tmp_path, *flags), tmp_path)
+    assert (status, "Traceback" in said) == (130, False)
+    assert _annotate(tmp_path, *flags) == ["clips/01_left", "clips/02_right_up"]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.progress import ProgressBar
+from pipeline.progress import ProgressBar, show_progress
 from schemas.records import InputKind, WorkUnit
 from storage.layout import part_name
 from storage.output_store import OutputStore
+from storage.retries import RetryPolicy
 
 
 def _unit(number: int) -> WorkUnit:
@@ -36,15 +37,56 @@ def test_a_log_file_gets_one_line_each_time_the_number_moves(
     assert [line.split(",")[0] for line in lines] == ["annotated 0 of 8 clips", "annotated 4 of 8 clips"]
 
 
+class CountingFileSystem(LocalFileSystem):
+    """Counts how often it is asked for a listing, and refuses all of them on demand."""
+
+    num_listings = 0
+    refuses = False
+
+    def ls(self, path: str, detail: bool = False, **kwargs: object) -> list[object]:
+        self.num_listings += 1
+        if self.refuses:
+            raise PermissionError("not today")
+        return super().ls(path, detail=detail, **kwargs)
+
+
+def _watch_for_s(seconds: int, bar: ProgressBar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows a run of so many seconds, by a clock that goes on half a second each time the bar is drawn."""
+    times = iter(range(2 * seconds))
+    now = [0.0]
+
+    def is_running() -> bool:
+        now[0] = next(times, 2 * seconds) / 2
+        return now[0] < seconds
+
+    monkeypatch.setattr("pipeline.progress.loaded_engines", list)
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
+    bar.end()  # no pauses
+    bar.watch(is_running)
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(10, 6), (60, 31), (600, 140), (24 * 3600, 1700)])
+def test_a_store_is_asked_every_two_seconds_at_most_and_less_as_time_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, most: int
+) -> None:
+    files = CountingFileSystem(auto_mkdir=True, skip_instance_cache=True)
+    (tmp_path / "_framescribe" / "parts").mkdir(parents=True)
+    _watch_for_s(seconds, ProgressBar(OutputStore(files, str(tmp_path)), [_unit(0)]), monkeypatch)
+    assert most * 3 / 4 < files.num_listings <= most
+
+
+def test_progress_that_may_not_list_the_parts_does_not_stop_the_run(tmp_path: Path) -> None:
+    files = CountingFileSystem(auto_mkdir=True, skip_instance_cache=True)
+    files.refuses = True
+    with show_progress(OutputStore(files, str(tmp_path), RetryPolicy(max_tries=1)), [_unit(0)]):
+        pass
+    assert files.num_listings > 0
+
+
 def test_a_log_file_is_told_now_and_then_that_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = OutputStore(LocalFileSystem(auto_mkdir=True), str(tmp_path))
-    monkeypatch.setattr("pipeline.progress.loaded_engines", list)
-    monkeypatch.setattr("pipeline.progress.time.monotonic", map(float, range(100)).__next__)
-    bar = ProgressBar(store, [_unit(0)], "loading the model")
-    bar.end()  # no pauses
-    looks = iter([True] * 40)
-    bar.watch(lambda: next(looks, False))
+    _watch_for_s(39, ProgressBar(store, [_unit(0)], "loading the model"), monkeypatch)
     # At 0 s, and 5, 10 and 20 s after the line before.
     assert capsys.readouterr().err.splitlines() == ["annotated 0 of 4 clips, loading the model"] * 4
