@@ -35,7 +35,12 @@ PLATFORMS = {
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 }
 OURS = {*FOLDERS, "run_pipeline", "tests"}
-DISTRIBUTION_OF_MODULE = {"PIL": "pillow", "yaml": "pyyaml", "tomllib": "tomli"}  # tomllib: in the library from 3.11 on
+DISTRIBUTION_OF_MODULE = {
+    "grpc": "grpcio",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "tomllib": "tomli",
+}  # tomllib: in the library from 3.11 on
 
 
 def requirements(*extras: str) -> list[Requirement]:
