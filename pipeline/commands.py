@@ -62,7 +62,7 @@ def run_annotate(command: Command) -> None:
         engine=engine,
         recipe=_recipe(flags),
         sampling=_sampling_config(flags, model),
-        reading=ReadConfig(video_column=flags.video_column),
+        reading=_read_config(flags),
         units=UnitConfig(max_clips=flags.unit_clips),
         split_s=flags.split_seconds,
         max_failed_share=flags.max_failed_share,
@@ -80,8 +80,7 @@ def run_annotate(command: Command) -> None:
 def run_plan(command: Command) -> None:
     """Prints the units that a run would work through."""
     flags = command.flags
-    read = ReadConfig(video_column=flags.video_column)
-    units = plan_units(flags.input, UnitConfig(max_clips=flags.unit_clips), flags.storage_options, read)
+    units = plan_units(flags.input, UnitConfig(max_clips=flags.unit_clips), flags.storage_options, _read_config(flags))
     for unit in units:
         print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}")
     num_clips = sum(unit.stop - unit.start for unit in units)
@@ -97,6 +96,10 @@ def run_publish(command: Command) -> None:
 COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
     {"annotate": run_annotate, "plan": run_plan, "publish": run_publish}
 )
+
+
+def _read_config(flags: Namespace) -> ReadConfig:
+    return ReadConfig(video_column=flags.video_column, window_columns=flags.window_columns)
 
 
 def _engine_config(flags: Namespace) -> EngineConfig:

@@ -35,6 +35,16 @@ def parse_share(text: str) -> float:
     return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
 
 
+def parse_window_columns(text: str) -> tuple[str, str] | tuple[()]:
+    """Parses `START,END`, or `none` to an empty tuple."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["none"]:
+        return ()
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        _refuse(text, "two columns, such as start,end, or none")
+    return names[0], names[1]
+
+
 def parse_device(text: str) -> str:
     """Parses the name of a device; whether it is there is not looked at."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):

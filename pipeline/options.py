@@ -15,6 +15,7 @@ from pipeline.flag_values import (
     parse_positive_float,
     parse_positive_int,
     parse_share,
+    parse_window_columns,
 )
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
@@ -105,7 +106,18 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
         help="WebDataset .tar shards, Parquet, video files, folders, globs, or .jsonl/.csv manifests; local or any "
         "fsspec URI",
     )
-    group.add_argument("--video-column", metavar="NAME", help="Parquet column of video bytes or URIs; found by itself")
+    group.add_argument(
+        "--video-column",
+        metavar="NAME",
+        help="column of videos or URIs: of Parquet, found by its name and type; of CSV and JSON Lines (video)",
+    )
+    group.add_argument(
+        "--window-columns",
+        type=parse_window_columns,
+        metavar="START,END",
+        help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (start_s,end_s); none takes "
+        "every video whole",
+    )
     group.add_argument("--unit-clips", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)")
     _add_storage_flag(group)
 

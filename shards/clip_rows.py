@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from shards.clip_ids import clean_id, window_suffix
+from shards.config import ReadConfig
 from shards.errors import InputError
 from shards.kinds import split_extension
 from storage.redaction import strip_credentials
 
-OWN_COLUMNS = frozenset({"clip_id", "start_s", "end_s"})
-KNOWN_COLUMNS = "known are 'video', 'clip_id', 'start_s' and 'end_s', all others are metadata"
 _MAX_VIDEO_CHARS = 8192
+_BOUNDS = frozenset({"start", "begin", "end", "stop"})
+_BESIDE_BOUNDS = frozenset(
+    (
+        *("s", "sec", "secs", "second", "seconds", "ms", "msec", "time", "times", "timestamp", "timestamps", "tc"),
+        *("frame", "frames", "index", "idx", "clip", "segment", "window", "video", "scene", "shot", "t", "at"),
+    )
+)
+_WINDOWS = frozenset({"timestamp", "timestamps", "window", "windows", "segment", "segments", "timespan", "time_range"})
+_CLOCK = re.compile(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +44,93 @@ class ClipRow:
     metadata: Mapping[str, object]
 
 
-def parse_row(values: Mapping[str, object], where: str, video_column: str = "video") -> ClipRow:
+def video_column_of(config: ReadConfig) -> str:
+    """Returns the column of a manifest that names the videos."""
+    return config.video_column or "video"
+
+
+def window_columns_of(config: ReadConfig) -> tuple[str, ...]:
+    """Returns the columns with the start and the end of a clip; none where every video is taken whole."""
+    return ("start_s", "end_s") if config.window_columns is None else config.window_columns
+
+
+def own_columns_of(config: ReadConfig) -> frozenset[str]:
+    """Returns the columns beside the video's that are no metadata."""
+    return frozenset({"clip_id", *window_columns_of(config)})
+
+
+def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> ClipRow:
     """Checks the columns of a manifest's row; empty values count as absent.
 
     Raises:
         InputError: a column is missing or holds what it cannot mean; `where` begins the message.
     """
-    video = values.get(video_column)
+    column = video_column_of(config)
+    video = values.get(column)
     if not isinstance(video, str) or not video.strip():
-        seen = "" if video_column in values else f"; {KNOWN_COLUMNS}; seen: {', '.join(values)[:200]!a}"
-        raise InputError(f"{where}: {video_column!r} is {_show(video)}, wanted the path or URI of a video{seen}")
+        missing = "" if column in values else f"; {column_missing(values, config)}"
+        raise InputError(f"{where}: {column!r} is {_show(video)}, wanted the path or URI of a video{missing}")
     if len(video) > _MAX_VIDEO_CHARS or "\0" in video:
-        raise InputError(f"{where}: {video_column!r} is {_show(video)}, which is no path or URI")
-    start_s, end_s = parse_window(values, where)
-    metadata = {key: value for key, value in values.items() if key not in OWN_COLUMNS and key != video_column}
+        raise InputError(f"{where}: {column!r} is {_show(video)}, which is no path or URI")
+    check_window_columns([name for name, value in values.items() if value not in (None, "")], where, config)
+    check_chosen_columns(values, where, config, enough=1)
+    start_s, end_s = parse_window(values, where, config)
+    own = own_columns_of(config)
+    metadata = {key: value for key, value in values.items() if key not in own and key != column}
     return ClipRow(video.strip(), parse_clip_id(values, where), start_s, end_s, metadata)
+
+
+def column_missing(names: Collection[str], config: ReadConfig) -> str:
+    """Says that the column of videos is not there, which are, and what to do."""
+    return (
+        f"no column {video_column_of(config)!r}: name the column of the videos with --video-column; known are "
+        f"'video', 'clip_id', 'start_s' and 'end_s', all others are metadata; seen: {', '.join(names)[:200]!a}"
+    )
+
+
+def check_window_columns(names: Collection[str], where: str, config: ReadConfig) -> None:
+    """Refuses columns that look like a window under another name: the whole video would be annotated in its place.
+
+    Raises:
+        InputError: with the columns and what to do.
+    """
+    if config.window_columns is not None or "start_s" in names or "end_s" in names:
+        return
+    suspects = [name for name in names if looks_like_window(name)]
+    if suspects:
+        shown = ", ".join(map(ascii, suspects[:4]))
+        raise InputError(
+            f"{where}: {shown} looks like the window of a clip in its video, which is read from 'start_s' and 'end_s', "
+            "in seconds: rename the columns, or name two that hold seconds or H:MM:SS with --window-columns START,END; "
+            "--window-columns none takes every video whole, and these columns as metadata"
+        )
+
+
+def check_chosen_columns(names: Collection[str], where: str, config: ReadConfig, enough: int) -> None:
+    """Raises InputError where fewer than `enough` of the columns that `--window-columns` names are there."""
+    chosen = config.window_columns or ()
+    missing = [name for name in chosen if name not in names]
+    if chosen and len(chosen) - len(missing) < enough:
+        shown = " and ".join(map(ascii, missing))
+        raise InputError(f"{where}: no column {shown} (--window-columns); seen: {', '.join(names)[:200]!a}")
+
+
+@lru_cache(maxsize=4096)
+def looks_like_window(name: str) -> bool:
+    """Whether a column is called as if it held an end of a clip: `start`, `endTime`, `clip_start_frame`."""
+    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
+    if "_".join(words) in _WINDOWS:
+        return True
+    words = [part for word in words for part in _split_bound(word)]
+    return any(word in _BOUNDS for word in words) and all(word in _BOUNDS | _BESIDE_BOUNDS for word in words)
+
+
+def _split_bound(word: str) -> list[str]:
+    """Splits `starttime` and `endframe`, which are written without a line between their words."""
+    for bound in _BOUNDS:
+        if word.startswith(bound) and word[len(bound) :] in _BESIDE_BOUNDS:
+            return [bound, word[len(bound) :]]
+    return [word]
 
 
 def parse_clip_id(values: Mapping[str, object], where: str) -> str | None:
@@ -65,13 +147,16 @@ def parse_clip_id(values: Mapping[str, object], where: str) -> str | None:
     return clean_id(str(clip_id))
 
 
-def parse_window(values: Mapping[str, object], where: str) -> tuple[float | None, float | None]:
-    """Returns `start_s` and `end_s` of a row, None where absent.
+def parse_window(values: Mapping[str, object], where: str, config: ReadConfig) -> tuple[float | None, float | None]:
+    """Returns start and end of a row's clip in seconds from the start of its video, None where absent.
 
     Raises:
         InputError: they are no numbers, negative, or the window is empty.
     """
-    start_s, end_s = _parse_seconds(values, "start_s", where), _parse_seconds(values, "end_s", where)
+    columns = window_columns_of(config)
+    if not columns:
+        return None, None
+    start_s, end_s = (_parse_seconds(values, name, where) for name in columns)
     if end_s is not None and end_s <= (start_s or 0.0):
         raise InputError(f"{where}: the window from {start_s or 0.0} s to {end_s} s is empty")
     return start_s, end_s
@@ -90,13 +175,25 @@ def _parse_seconds(values: Mapping[str, object], name: str, where: str) -> float
     value = values.get(name)
     if value is None or value == "":
         return None
-    try:
-        seconds = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        seconds = math.nan
+    seconds = _read_seconds(value)
     if not (math.isfinite(seconds) and 0 <= seconds < 1e9):
-        raise InputError(f"{where}: {name!r} is {_show(value)}, wanted seconds from the video's start, such as 12.5")
+        raise InputError(
+            f"{where}: {name!r} is {_show(value)}, wanted seconds from the video's start, such as 12.5 or 0:00:12.5"
+        )
     return seconds
+
+
+def _read_seconds(value: object) -> float:
+    """Returns the seconds that a number, a text or a duration says, NaN where it says none."""
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    clock = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
+    if clock:
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    try:
+        return float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _show(value: object) -> str:

@@ -10,7 +10,10 @@ class ReadConfig:
     """How shards and videos are read.
 
     Attributes:
-        video_column: the Parquet column with the videos; None finds it by its name and type.
+        video_column: the column with the videos or their addresses; None finds it by its name and type in Parquet, and
+            takes `video` in manifests.
+        window_columns: the two columns with the start and the end of the clip in its video; None takes `start_s` and
+            `end_s` and refuses other columns that look like a window; empty takes every video whole.
         max_video_bytes: a larger video fails; 2 GiB is an hour of good 1080p, and it has to fit into memory.
         max_sidecar_bytes: a larger sidecar or manifest line is no metadata; of a sidecar only its size is kept.
         max_attempts: how often a store is asked before the run stops.
@@ -19,11 +22,18 @@ class ReadConfig:
     """
 
     video_column: str | None = None
+    window_columns: tuple[str, str] | tuple[()] | None = None
     max_video_bytes: int = 2 << 30
     max_sidecar_bytes: int = 1 << 20
     max_attempts: int = 5
     backoff_s: float = 0.5
     patience_s: float = 60.0
+
+    @property
+    def columns_key(self) -> str:
+        """Says which columns were chosen by hand, for the ids of units: others are other clips."""
+        chosen = [self.video_column, self.window_columns]
+        return "" if chosen == [None, None] else f"{chosen} "
 
     def __post_init__(self) -> None:
         for name in ("max_video_bytes", "max_sidecar_bytes", "max_attempts"):

@@ -16,6 +16,10 @@ class InputError(ValueError):
         super().__init__(_clean_lines(message))  # it quotes names from the data, and is shown on terminals
 
 
+class NoVideos(InputError):
+    """A tar or Parquet file is whole but holds no videos: an error where it was named, left out where it was found."""
+
+
 class NoInputFound(FileNotFoundError):
     """Nothing to annotate was found where `--input` points."""
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from shards.clip_rows import KNOWN_COLUMNS
+from shards.clip_rows import check_chosen_columns, check_window_columns, column_missing, video_column_of
+from shards.config import ReadConfig
 from shards.errors import InputError
 from shards.ranged_file import ByteStream
 from shards.sidecars import parse_json
@@ -54,14 +55,14 @@ def iterate_json_rows(stream: ByteStream, name: str, start: int, stop: int | Non
             yield RawRow(number, values, problem, _hash(line), row_start, position)
 
 
-def read_csv_header(stream: ByteStream, name: str, extension: str, max_bytes: int) -> CsvHeader:
+def read_csv_header(stream: ByteStream, name: str, extension: str, config: ReadConfig) -> CsvHeader:
     """Reads the header of a CSV (`,`) or TSV (tab) file from its beginning.
 
     Raises:
-        InputError: there is no column `video`, or a column comes twice.
+        InputError: it is no header, or a column comes twice.
     """
     delimiter = "\t" if extension == ".tsv" else ","
-    lines = _CountedLines(_iterate_lines(stream, name, 0, None, max_bytes))
+    lines = _CountedLines(_iterate_lines(stream, name, 0, None, config.max_sidecar_bytes))
     try:
         columns = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
     except csv.Error as error:
@@ -69,11 +70,21 @@ def read_csv_header(stream: ByteStream, name: str, extension: str, max_bytes: in
     except UnicodeDecodeError:
         raise InputError(f"{name}:1: the header is no UTF-8 text") from None
     columns = [column.strip() for column in columns]
-    if "video" not in columns:
-        raise InputError(f"{name}:1: no column 'video'; {KNOWN_COLUMNS}; seen: {delimiter.join(columns)[:200]!a}")
     if len(set(columns)) < len(columns):
         raise InputError(f"{name}:1: a column comes twice: {delimiter.join(columns)[:200]!a}")
     return CsvHeader(tuple(columns), delimiter, lines.num_bytes, lines.num_lines)
+
+
+def check_csv_header(header: CsvHeader, name: str, config: ReadConfig) -> None:
+    """Checks that a header is that of a manifest.
+
+    Raises:
+        InputError: there is no column of videos, or others look like windows that would not be read.
+    """
+    if video_column_of(config) not in header.columns:
+        raise InputError(f"{name}:1: {column_missing(header.columns, config)}")
+    check_window_columns(header.columns, f"{name}:1", config)
+    check_chosen_columns(header.columns, f"{name}:1", config, enough=2)
 
 
 def iterate_csv_rows(

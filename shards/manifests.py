@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
-from shards.clip_rows import ClipRow, default_clip_id, parse_row
+from shards.clip_rows import ClipRow, default_clip_id, parse_row, video_column_of
+from shards.config import ReadConfig
 from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import path_of, split_extension
-from shards.manifest_lines import RawRow, iterate_csv_rows, iterate_json_rows, read_csv_header
+from shards.manifest_lines import RawRow, check_csv_header, iterate_csv_rows, iterate_json_rows, read_csv_header
 from shards.ranged_file import open_shard
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store, protocol_of
-from shards.videos import folder_of, prepare_fetch, read_videos, resolve_uri
+from shards.videos import check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
 from shards.web_hosts import WebHosts
 from storage.redaction import strip_credentials
 
@@ -26,10 +27,11 @@ _MAX_SHOWN_PROBLEMS = 20
 
 
 def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[IndexedClip]:
-    """Checks every row of a manifest and yields their clips; no video is looked at.
+    """Checks every row of a manifest and yields their clips; a few of their videos are looked for.
 
     Raises:
-        InputError: with up to 20 rows that cannot be understood, each as `file:line`; or there is no row at all.
+        InputError: with up to 20 rows that cannot be understood, each as `file:line`; or there is no row at all, or of
+            the videos that were looked for none.
     """
     name = strip_credentials(manifest.uri)
     problems: list[str] = []
@@ -37,7 +39,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
     protocols = {"file"}
     for raw in _iterate_rows(store, manifest, 0, store.size(manifest)):
         try:
-            clip = _index_row(raw, shard_id, name)
+            clip = _index_row(raw, shard_id, name, store.config)
             _check_protocol(store, raw, protocols, name)
         except InputError as error:
             problems.append(str(error))
@@ -50,6 +52,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
         raise InputError("\n".join(problems))
     if not num_clips:
         raise InputError(f'{name} has no rows: wanted one a line, such as {{"video": "clips/000.mp4"}}')
+    check_some_found(store, name, [*_sample_uris(store, manifest)])
 
 
 def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
@@ -61,8 +64,8 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     manifest = store.locate(unit.shard)
     rows = list(_iterate_rows(store, manifest, unit.byte_start, unit.byte_stop))
     name = strip_credentials(unit.shard)
-    check_unit(unit, (raw.content for raw in rows))
-    parsed = (parse_row(raw.values, name) for raw in rows if raw.values is not None)
+    check_unit(unit, (store.config.columns_key + raw.content for raw in rows))
+    parsed = (parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None)
     hosts = WebHosts(store, partial(_sample_uris, store, manifest))
     return read_videos(_refer(hosts, unit, enumerate(parsed, start=unit.start + 1)))
 
@@ -73,7 +76,7 @@ def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
     for start in range(0, size, max(_SAMPLE_BLOCK_BYTES, size // _SAMPLE_BLOCKS)):
         for raw in _iterate_rows(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
             with suppress(InputError, VideoUnreadable):  # a block starts and ends in the middle of a row
-                yield resolve_uri(parse_row(raw.values or {}, "").video or "", folder)
+                yield resolve_uri(parse_row(raw.values or {}, "", store.config).video or "", folder)
 
 
 def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None) -> Iterator[RawRow]:
@@ -83,26 +86,27 @@ def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None
         if extension in (".jsonl", ".ndjson"):
             yield from iterate_json_rows(stream, name, start, stop, max_bytes)
             return
-        header = read_csv_header(stream, name, extension, max_bytes) if start == 0 else None
+        header = read_csv_header(stream, name, extension, store.config) if start == 0 else None
     if header is None:
         with closing(open_shard(store, manifest, block_bytes=1 << 16)) as stream:
-            header = read_csv_header(stream, name, extension, max_bytes)
+            header = read_csv_header(stream, name, extension, store.config)
+    check_csv_header(header, name, store.config)
     with closing(open_shard(store, manifest, stop, max(start, header.stop), _PLAN_BLOCK_BYTES)) as stream:
         yield from iterate_csv_rows(stream, name, header, max(start, header.stop), stop, max_bytes)
 
 
-def _index_row(raw: RawRow, shard_id: str, name: str) -> IndexedClip:
+def _index_row(raw: RawRow, shard_id: str, name: str, config: ReadConfig) -> IndexedClip:
     where = f"{name}:{raw.line}"
     if raw.values is None:
         raise InputError(f"{where}: {raw.problem}")
-    row = parse_row(raw.values, where)
+    row = parse_row(raw.values, where, config)
     clip_id = row.clip_id or default_clip_id(shard_id, row)
-    return IndexedClip(clip_id, where, raw.content, 0, raw.start, raw.stop)
+    return IndexedClip(clip_id, where, config.columns_key + raw.content, 0, raw.start, raw.stop)
 
 
 def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> None:
     """Finds a misspelt protocol, or a store whose client is missing, while nothing has been paid for yet."""
-    video = str((raw.values or {}).get("video"))
+    video = str((raw.values or {}).get(video_column_of(store.config)))
     protocol = protocol_of(video)
     if protocol in known:
         return

@@ -1,51 +1,60 @@
-"""Parquet shards: a column of encoded videos or of their URIs, every other scalar column is metadata."""
+"""Parquet shards: a column of encoded videos or of their URIs, every other column without bytes is metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import pyarrow as pa
-
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
 from shards.clip_ids import clean_id, window_suffix
-from shards.clip_rows import OWN_COLUMNS, parse_clip_id, parse_window
+from shards.clip_rows import check_chosen_columns, check_window_columns, own_columns_of, parse_clip_id, parse_window
 from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
-from shards.parquet_columns import find_video_column, is_scalar
+from shards.parquet_columns import find_video_column, is_text, list_metadata_columns, list_path_columns
 from shards.parquet_rows import ParquetShard, iterate_rows, list_row_groups, open_parquet, pair_rows
-from shards.sidecars import dump_metadata
+from shards.sidecars import dump_metadata, shorten_numbers
 from shards.store import Location, Store
-from shards.videos import check_size, folder_of, prepare_fetch, read_videos, resolve_uri
+from shards.videos import check_size, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
 from shards.web_hosts import WebHosts
 from storage.redaction import strip_credentials
 
 _VIDEOS_AT_ONCE = 8  # decoded from their pages in memory, beside the one that is handed on
 _IDS_AT_ONCE = 4096
+_LOOKED_AT = 4096
 
 
-def index_parquet(store: Store, location: Location, shard_id: str) -> Iterator[IndexedClip]:
+def index_parquet(store: Store, location: Location, shard_id: str, only_bytes: bool = False) -> Iterator[IndexedClip]:
     """Yields the rows of a Parquet shard from its footer and its `clip_id` and window columns; no video is read.
 
-    Rows of one row group share `byte_start`, the number of its first row, and `byte_stop`, that after its last.
+    Where it names videos, a few of them are looked for. Rows of one row group share `byte_start`, the number of its
+    first row, and `byte_stop`, that after its last.
+
+    Args:
+        only_bytes: a shard that holds addresses of videos, and not the videos, does not count.
 
     Raises:
-        InputError: the shard is damaged or empty, or has no column of videos.
+        NoVideos: the shard has no column of videos.
+        InputError: it is damaged or empty, columns of it cannot be what they seem to be, or of the videos that it names
+            none that was looked for is there.
     """
     with closing(open_parquet(store, location)) as shard:
-        column = find_video_column(shard.schema, store.config.video_column, shard.name)
+        column = find_video_column(shard.schema, store.config.video_column, shard.name, only_bytes)
+        check_window_columns(shard.schema.names, shard.name, store.config)
+        check_chosen_columns(shard.schema.names, shard.name, store.config, enough=2)
         groups = list_row_groups(shard)
         if not shard.num_rows:
             raise InputError(f"{shard.name} has no rows")
-        content = f"{store.size(location)} {column}"
+        content = _content_of(store, location, column)
         group_of_row = (group for group in groups for _ in range(group.stop - group.start))
-        ids = _iterate_ids(shard, shard_id, 0, shard.num_rows)
+        ids = _iterate_ids(store, shard, shard_id, 0, shard.num_rows)
         for number, (clip_id, group) in enumerate(pair_rows(ids, group_of_row, shard.name)):
             where = f"{shard.name}: row {number}"
             yield IndexedClip(clip_id, where, f"{content} {clip_id}", group.row_bytes, group.start, group.stop)
+        if is_text(shard.schema.field(column).type):
+            check_some_found(store, shard.name, [*_sample_uris(store, location, _LOOKED_AT)])
 
 
 def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
@@ -58,20 +67,25 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     hosts = WebHosts(store, partial(_sample_uris, store, location))
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
-        ids = list(_iterate_ids(shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))
-        content = f"{store.size(location)} {column}"
+        ids = list(_iterate_ids(store, shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))
+        content = _content_of(store, location, column)
         check_unit(unit, (f"{content} {clip_id}" for clip_id in ids))
         yield from read_videos(_refer(store, hosts, unit, shard, column, ids))
 
 
-def _iterate_ids(shard: ParquetShard, shard_id: str, start: int, stop: int) -> Iterator[str]:
-    wanted = [column for column in ("clip_id", "start_s", "end_s") if column in shard.schema.names]
+def _content_of(store: Store, location: Location, column: str) -> str:
+    chosen = "" if store.config.window_columns is None else f"{store.config.window_columns} "
+    return f"{chosen}{store.size(location)} {column}"
+
+
+def _iterate_ids(store: Store, shard: ParquetShard, shard_id: str, start: int, stop: int) -> Iterator[str]:
+    wanted = [column for column in sorted(own_columns_of(store.config)) if column in shard.schema.names]
     if not wanted:
         yield from (_default_id(shard_id, number, None, None) for number in range(start, stop))
         return
     for number, values in iterate_rows(shard, wanted, start, stop, _IDS_AT_ONCE):
         where = f"{shard.name}: row {number}"
-        window = parse_window(values, where)
+        window = parse_window(values, where, store.config)
         yield parse_clip_id(values, where) or _default_id(shard_id, number, *window)
 
 
@@ -79,13 +93,13 @@ def _default_id(shard_id: str, number: int, start_s: float | None, end_s: float 
     return clean_id(f"{shard_id}/{number:06d}{window_suffix(start_s, end_s)}")
 
 
-def _sample_uris(store: Store, location: Location) -> Iterator[str]:
-    """Yields the URIs of all rows: without videos, a shard is small."""
+def _sample_uris(store: Store, location: Location, max_rows: int | None = None) -> Iterator[str]:
+    """Yields the URIs of the first rows, or of all: without videos, a shard is small."""
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
-        is_media = pa.types.is_struct(shard.schema.field(column).type)
-        paths = [f"{column}.path" if is_media else column]
-        for _, values in iterate_rows(shard, paths, 0, shard.num_rows, _IDS_AT_ONCE):
+        paths = list_path_columns(shard.schema, column)
+        stop = shard.num_rows if max_rows is None else min(max_rows, shard.num_rows)
+        for _, values in iterate_rows(shard, paths, 0, stop, _IDS_AT_ONCE):
             with suppress(VideoUnreadable):
                 yield resolve_uri(_split_cell(values[column])[1] or "", folder_of(location.uri))
 
@@ -93,12 +107,12 @@ def _sample_uris(store: Store, location: Location) -> Iterator[str]:
 def _refer(
     store: Store, hosts: WebHosts, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
 ) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
-    free = [field.name for field in shard.schema if field.name not in OWN_COLUMNS | {column} and is_scalar(field.type)]
-    columns = [column, *free, *(name for name in ("start_s", "end_s") if name in shard.schema.names)]
-    rows = iterate_rows(shard, columns, unit.start, unit.stop, _VIDEOS_AT_ONCE)
+    own = own_columns_of(store.config) | {column}
+    columns = [column, *list_metadata_columns(shard.schema, own), *(name for name in own if name in shard.schema.names)]
+    rows = iterate_rows(shard, [*dict.fromkeys(columns)], unit.start, unit.stop, _VIDEOS_AT_ONCE)
     for clip_id, (number, values) in pair_rows(ids, rows, shard.name):
         source, fetch = _prepare_cell(store, hosts, unit, values[column])
-        start_s, end_s = parse_window(values, f"{shard.name}: row {number}")
+        start_s, end_s = parse_window(values, f"{shard.name}: row {number}", store.config)
         ref = ClipRef(
             clip_id=clip_id,
             unit_id=unit.unit_id,
@@ -106,9 +120,19 @@ def _refer(
             member=f"row {number}",
             start_s=start_s,
             end_s=end_s,
-            metadata=dump_metadata({name: values[name] for name in free}),
+            metadata=_dump_row(values, column, own),
         )
         yield ref, fetch
+
+
+def _dump_row(values: Mapping[str, object], column: str, own: Collection[str]) -> str:
+    """Returns the metadata of a row: its free columns, and the name that Hugging Face keeps beside a video's bytes."""
+    cell = values[column]
+    has_name = isinstance(cell, Mapping) and cell.get("bytes") is not None and cell.get("path")
+    named = {column: {"path": cell["path"]}} if has_name else {}
+    return dump_metadata(
+        {**named, **{name: shorten_numbers(value) for name, value in values.items() if name not in own}}
+    )
 
 
 def _prepare_cell(

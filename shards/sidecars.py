@@ -12,6 +12,7 @@ from shards.unprintable import escape_json
 
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 _DECODER = json.JSONDecoder(parse_constant=str)
+_MAX_NUMBERS = 64  # a longer list is an embedding: no words about the clip, but kilobytes in every row
 _MAX_DEPTH = 64  # deeper nesting is no metadata, and readers of our tables recurse, too
 
 
@@ -34,10 +35,21 @@ def merge_sidecars(sidecars: Mapping[str, bytes]) -> dict[str, JsonValue]:
 def dump_metadata(metadata: Mapping[str, object]) -> str:
     """Returns metadata as one JSON object of valid UTF-8 without control characters; no NaN, no infinity.
 
-    Numbers, texts, dates and JSON itself are kept; bytes and nested Arrow values are left out.
+    Numbers, texts, dates and JSON itself are kept.
     """
-    plain = {key: _make_plain(value) for key, value in metadata.items() if not isinstance(value, bytes)}
+    plain = {key: _make_plain(value) for key, value in metadata.items()}
     return escape_json(json.dumps(plain, ensure_ascii=False, allow_nan=False))
+
+
+def shorten_numbers(value: object) -> object:
+    """Returns a value of a Parquet column, with long lists of numbers in it, such as embeddings, replaced by a note."""
+    if isinstance(value, dict):
+        return {key: shorten_numbers(inner) for key, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    if len(value) > _MAX_NUMBERS and all(isinstance(number, (int, float)) for number in value):
+        return f"[left out: {len(value)} numbers]"
+    return [shorten_numbers(inner) for inner in value]
 
 
 def _make_plain(value: object) -> JsonValue:

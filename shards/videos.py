@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 from schemas.records import Clip, ClipRef, FailedClip, Stage
-from shards.errors import InputError, StoreRefused, VideoUnreadable
+from shards.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
 from shards.store import Location, Store, local_path, protocol_of
 from shards.unprintable import clean_text
 from storage.redaction import strip_credentials
+
+_log = logging.getLogger(__name__)
+_MAX_LOOKED_FOR = 12
 
 
 def resolve_uri(video: str, folder: str) -> str:
@@ -92,6 +98,38 @@ def fetch_video(store: Store, uri: str) -> bytes | Path:
         raise VideoUnreadable("video not found", str(error)) from None
     check_size(store, len(video))
     return video
+
+
+def check_some_found(store: Store, shard: str, uris: Sequence[str]) -> None:
+    """Looks for up to twelve of the videos that a shard names, evenly spaced, before anything is paid for.
+
+    Raises:
+        InputError: the store of every one of them says that it is not there.
+    """
+    once = replace(store, config=replace(store.config, max_attempts=1))
+    num_looked_for = min(_MAX_LOOKED_FOR, len(uris))
+    looked_for = [uris[number * len(uris) // num_looked_for] for number in range(num_looked_for)]
+    with ThreadPoolExecutor(_MAX_LOOKED_FOR, thread_name_prefix="look") as pool:
+        answers = pool.map(partial(_is_missing, once), looked_for)
+    missing = [uri for uri, is_missing in zip(looked_for, answers, strict=True) if is_missing]
+    if looked_for and len(missing) == len(looked_for):
+        first = clean_text(strip_credentials(missing[0]))
+        raise InputError(
+            f"{shard}: none of {len(missing)} videos that were looked for is there, the first is {first!r}: relative "
+            "paths begin at the folder of the file that names them"
+        )
+    if missing:
+        _log.warning("%s: %d of %d videos that were looked for are not there", shard, len(missing), len(looked_for))
+
+
+def _is_missing(store: Store, uri: str) -> bool:
+    try:
+        store.size(store.locate(uri))
+    except FileNotFoundError:
+        return True
+    except (InputError, StoreRefused, StoreUnavailable):
+        pass  # reading it will say more
+    return False
 
 
 def read_videos(

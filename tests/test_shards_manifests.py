@@ -76,6 +76,7 @@ def test_a_worker_reads_only_the_lines_of_its_unit():
     FlakyFileSystem.reset()
     rows = [{"video": f"v/{number}.mp4", "text": "x" * 1000} for number in range(100)]
     FlakyFileSystem().pipe({"flaky://s/m.jsonl": lines(*rows).encode(), "flaky://s/v/70.mp4": b"seventy"})
+    FlakyFileSystem().pipe_file("flaky://s/v/0.mp4", b"zero")
     unit = plan_units(["flaky://s/m.jsonl"], UnitConfig(max_clips=1))[70]
     FlakyFileSystem.reads.clear()
     (clip,) = read_all([unit])
@@ -147,7 +148,7 @@ def test_one_forbidden_video_among_others_fails_alone(folder):
         ("[1, 2]", "wanted a JSON object"),
         (
             '{"file": "a.mp4", "start": 1}',
-            "'video' is missing, .*; known are 'video', .* metadata; seen: 'file, start'",
+            "'video' is missing, .* --video-column; known are 'video', .* metadata; seen: 'file, start'",
         ),
         ('{"video": 3}', "'video' is 3"),
         ('{"video": "c.mkv", "start_s": "soon"}', "'start_s' is 'soon', wanted seconds"),
@@ -169,7 +170,10 @@ def test_an_unreadable_line_is_an_error_with_file_and_line(folder, line, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,label\nc.mkv,x\n", r"m\.csv:1: no column 'video'; known are 'video', .*; seen: 'path,label'"),
+        (
+            "path,label\nc.mkv,x\n",
+            r"m\.csv:1: no column 'video': .* --video-column; known are 'video', .*; seen: 'path, label'",
+        ),
         ("video,x,x\nc.mkv,1,2\n", r"m\.csv:1: a column comes twice"),
         ("video,label\nc.mkv\n", r"m\.csv:2: 1 values, wanted 2"),
         ('video,label\nc.mkv,x\nc.mkv,"open\n', r"m\.csv:3: no CSV record"),

@@ -29,12 +29,16 @@ def test_a_column_of_bytes_is_found_and_other_columns_are_metadata(tmp_path):
         video=[b"one", b"two"],
         label=["cat", None],
         day=[day, day],
-        embedding=[[1.0], [2.0]],
+        embedding=[[1.0] * 65, [2.0] * 65],
     )
     clips = read_all(plan_units([shard]))
     assert ids_of(clips) == ["s/a/000000", "s/a/000001"]
     assert [clip.video for clip in clips] == [b"one", b"two"]
-    assert json.loads(clips[0].ref.metadata) == {"label": "cat", "day": "2026-01-31"}
+    assert json.loads(clips[0].ref.metadata) == {
+        "label": "cat",
+        "day": "2026-01-31",
+        "embedding": "[left out: 65 numbers]",
+    }
     assert [clip.ref.member for clip in clips] == ["row 0", "row 1"]
 
 

@@ -230,6 +230,7 @@ def test_a_silent_host_of_most_rows_is_a_store_that_is_down_and_stops_the_run(tm
 
 @pytest.mark.parametrize(("name", "head"), [("m.csv", "video,note"), ("m.jsonl", None)])
 def test_a_unit_of_one_host_that_is_gone_is_judged_by_the_rows_all_over_its_manifest(tmp_path, web_server, name, head):
+    write(tmp_path / "web" / "0.mp4", b"video")
     uris = [f"{web_server}/{number}.mp4" for number in range(3000)] + [f"{CLOSED_PORT}/{n}.mp4" for n in range(200)]
     rows = [f"{uri},{'x' * 500}" if head else json.dumps({"video": uri, "note": "x" * 500}) for uri in uris]
     manifest = write(tmp_path / name, "\n".join([head, *rows] if head else rows))

@@ -69,6 +69,7 @@ def test_more_shards_leave_the_units_of_the_others_as_they_were(tmp_path):
 
 
 def test_an_id_that_comes_twice_in_a_manifest_is_an_error_with_both_lines(tmp_path):
+    write(tmp_path / "a.mp4", b"x")
     manifest = write(tmp_path / "m.jsonl", manifest_of({"video": "a.mp4"}, {"video": "b.mp4"}, {"video": "a.mp4"}))
     with pytest.raises(InputError, match=r"duplicate clip id '.*/m/a': .*m\.jsonl:1 and .*m\.jsonl:3; "):
         plan_units([manifest])
@@ -76,6 +77,7 @@ def test_an_id_that_comes_twice_in_a_manifest_is_an_error_with_both_lines(tmp_pa
 
 def test_an_id_that_comes_twice_across_shards_is_an_error_with_both_places(tmp_path):
     shard = write(tmp_path / "set" / "s.tar", make_tar([("0.mp4", b"x"), ("1.mp4", b"y")]))
+    write(tmp_path / "a" / "z.mp4", b"x")
     manifest = write(tmp_path / "a" / "m.jsonl", manifest_of({"video": "z.mp4", "clip_id": "set/s/1"}))
     with pytest.raises(InputError, match=r"duplicate clip id 'set/s/1': .*m\.jsonl:1 and .*s\.tar: 1\.mp4"):
         plan_units([shard, manifest])
@@ -95,7 +97,9 @@ def test_every_broken_shard_is_named_at_once(tmp_path):
 
 
 def test_a_long_manifest_is_cut_into_units_without_a_gap(tmp_path):
-    manifest = write(tmp_path / "m.jsonl", manifest_of(*({"video": f"{n}.mp4"} for n in range(20_000))))
+    write(tmp_path / "a.mp4", b"x")
+    rows = ({"video": "a.mp4", "clip_id": n} for n in range(20_000))
+    manifest = write(tmp_path / "m.jsonl", manifest_of(*rows))
     units = plan_units([manifest], UnitConfig(max_clips=64))
     assert len(units) == 313
     assert sum(unit.stop - unit.start for unit in units) == 20_000

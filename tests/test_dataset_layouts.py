@@ -1,0 +1,203 @@
+"""Data sets as people have them: what is taken, what is left out, and what is refused rather than ignored."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Value, Video
+
+from pipeline.units import UnitConfig, plan_units
+from shards.config import ReadConfig
+from shards.errors import InputError
+from tests.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
+
+
+def metadata_of(clips):
+    return [json.loads(clip.ref.metadata) for clip in clips]
+
+
+def write_lines(path, *rows):
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder `set` with three files called videos."""
+    for name in "abc":
+        write(tmp_path / "set" / f"{name}.mp4", name)
+    return tmp_path / "set"
+
+
+# Windows under other names
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"start": 3, "end": 5},
+        {"start_frame": 30, "end_frame": 50},
+        {"startTime": 3.0, "endTime": 5.0},
+        {"begin_sec": 3},
+        {"timestamp": [[0, 3]]},
+        {"clip_start": "00:00:03.000", "clip_end": "00:00:05.000"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_columns_that_look_like_windows_are_refused_with_what_to_do(folder, columns, kind):
+    rows = pd.DataFrame([{"video": "a.mp4", **columns}])
+    write_rows = {
+        "jsonl": lambda path: rows.to_json(path, orient="records", lines=True),
+        "csv": lambda path: rows.to_csv(path, index=False),
+        "parquet": rows.to_parquet,
+    }
+    write_rows[kind](folder / f"m.{kind}")
+    name = next(iter(columns))
+    with pytest.raises(InputError, match=rf"m\.{kind}.*: '{name}'.* looks like the window .* --window-columns none"):
+        plan_units([str(folder / f"m.{kind}")])
+
+
+@pytest.mark.parametrize("name", ["restart", "friend", "trending", "start_page", "end_user", "weekend", "start_place"])
+def test_columns_that_only_sound_like_windows_are_metadata(folder, name):
+    (clip,) = read_all(plan_units([write_lines(folder / "m.jsonl", {"video": "a.mp4", name: "x"})]))
+    assert metadata_of([clip]) == [{name: "x"}]
+
+
+def test_beside_start_s_and_end_s_other_times_are_metadata(folder):
+    row = {"video": "a.mp4", "start_s": 1, "end_s": 2, "start_frame": 30, "timestamp": "2026-11-24"}
+    (clip,) = read_all(plan_units([write_lines(folder / "m.jsonl", row)]))
+    assert (clip.ref.start_s, clip.ref.end_s) == (1.0, 2.0)
+    assert metadata_of([clip]) == [{"start_frame": 30, "timestamp": "2026-11-24"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_two_named_columns_are_the_window_in_seconds_or_as_a_clock_shows_them(folder, kind):
+    rows = pd.DataFrame({"video": ["a.mp4", "b.mp4"], "from": ["0:00:01.500", "2"], "to": ["0:01:02", "3.5"]})
+    write_rows = {
+        "jsonl": lambda path: rows.to_json(path, orient="records", lines=True),
+        "csv": lambda path: rows.to_csv(path, index=False),
+        "parquet": rows.to_parquet,
+    }
+    write_rows[kind](folder / f"m.{kind}")
+    config = ReadConfig(window_columns=("from", "to"))
+    first, second = read_all(plan_units([str(folder / f"m.{kind}")], read=config), config)
+    assert (first.ref.start_s, first.ref.end_s, first.ref.metadata) == (1.5, 62.0, "{}")
+    assert (second.ref.start_s, second.ref.end_s) == (2.0, 3.5)
+    assert first.ref.clip_id.endswith("@1.5-62")
+
+
+def test_without_windows_by_order_every_video_is_whole_and_the_columns_are_metadata(folder):
+    config = ReadConfig(window_columns=())
+    manifest = write_lines(folder / "m.jsonl", {"video": "a.mp4", "start_s": 1, "end": 9})
+    (clip,) = read_all(plan_units([manifest], read=config), config)
+    assert (clip.ref.start_s, clip.ref.end_s, metadata_of([clip])) == (None, None, [{"start_s": 1, "end": 9}])
+
+
+@pytest.mark.parametrize(("name", "text"), [("m.csv", "video,start\na.mp4,1\n"), ("m.jsonl", '{"video": "a.mp4"}\n')])
+def test_a_window_column_that_is_not_there_is_an_error(folder, name, text):
+    with pytest.raises(InputError, match=r"no column 'ennd'|no column 'start' and 'ennd'"):
+        plan_units([write(folder / name, text)], read=ReadConfig(window_columns=("start", "ennd")))
+
+
+def test_other_columns_for_the_window_make_other_units(folder):
+    manifest = write_lines(folder / "m.jsonl", {"video": "a.mp4", "clip_id": "one", "a": 1, "b": 2, "c": 3, "d": 4})
+    (first,) = plan_units([manifest], read=ReadConfig(window_columns=("a", "b")))
+    (second,) = plan_units([manifest], read=ReadConfig(window_columns=("c", "d")))
+    assert first.unit_id != second.unit_id
+
+
+# The column of the videos
+
+
+@pytest.mark.parametrize(("name", "comma"), [("m.csv", ","), ("m.tsv", "\t"), ("m.jsonl", None)])
+def test_the_named_video_column_is_honoured_in_manifests(folder, name, comma):
+    text = f"video{comma}file_name\nA title{comma}a.mp4\n" if comma else '{"video": "A title", "file_name": "a.mp4"}'
+    config = ReadConfig(video_column="file_name")
+    (clip,) = read_all(plan_units([write(folder / name, text)], read=config), config)
+    assert (clip.video, clip.ref.clip_id) == (folder / "a.mp4", "set/m/a")
+    assert metadata_of([clip]) == [{"video": "A title"}]
+
+
+def test_bytes_go_before_texts_and_pictures_before_nothing(folder):
+    table = pa.table({"path": ["nowhere.mp4"], "clip": [b"one"], "thumbnail": [b"jpeg"], "clip_embedding": [b"floats"]})
+    pq.write_table(table, folder / "m.parquet")
+    (clip,) = read_all(plan_units([str(folder / "m.parquet")]))
+    assert (clip.video, metadata_of([clip])) == (b"one", [{"path": "nowhere.mp4"}])
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_texts_of_every_arrow_type_name_videos(folder, kind):
+    pq.write_table(pa.table({"path": pa.array(["a.mp4", "b.mp4"]).cast(kind)}), folder / "m.parquet")
+    clips = read_all(plan_units([str(folder / "m.parquet")]))
+    assert [clip.video for clip in clips] == [folder / "a.mp4", folder / "b.mp4"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.large_binary(), pa.binary(3)])
+def test_bytes_of_every_arrow_type_are_videos(folder, kind):
+    pq.write_table(pa.table({"clip": pa.array([b"one", b"two"]).cast(kind)}), folder / "m.parquet")
+    assert [clip.video for clip in read_all(plan_units([str(folder / "m.parquet")]))] == [b"one", b"two"]
+
+
+# Nested columns
+
+
+def test_nested_columns_are_metadata_as_finevideo_has_them(folder):
+    about = {
+        "content_metadata": {"title": "A cat", "scenes": [{"n": 1, "mood": "calm"}]},
+        "youtube_categories": ["Pets"],
+    }
+    rows = Dataset.from_list([{"mp4": b"one", "json": about}, {"mp4": b"two", "json": about}])
+    rows.to_parquet(str(folder / "m.parquet"))
+    clips = read_all(plan_units([str(folder / "m.parquet")]))
+    assert [clip.video for clip in clips] == [b"one", b"two"]
+    assert metadata_of(clips) == [{"json": about}] * 2
+
+
+def test_videos_as_hugging_face_writes_them_keep_their_names_and_no_other_bytes(folder):
+    rows = {
+        "video": [{"bytes": b"one", "path": "cat.mp4"}],
+        "label": ["cat"],
+        "poster": [{"bytes": b"j", "path": "p.jpg"}],
+    }
+    features = Features({"video": Video(), "label": Value("string")})
+    about = Features({**features, "poster": {"bytes": Value("binary"), "path": Value("string")}})
+    pq.write_table(pa.table(rows, schema=about.arrow_schema), folder / "m.parquet")
+    (clip,) = read_all(plan_units([str(folder / "m.parquet")]))
+    assert clip.video == b"one"
+    assert metadata_of([clip]) == [{"video": {"path": "cat.mp4"}, "label": "cat", "poster": {"path": "p.jpg"}}]
+
+
+# Videos that are not where the rows say
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_manifest_of_which_no_video_is_there_is_an_error_while_planning(folder, kind):
+    rows = pd.DataFrame({"video": [f"elsewhere/{number}.mp4" for number in range(30)]})
+    write_rows = {
+        "jsonl": lambda path: rows.to_json(path, orient="records", lines=True),
+        "csv": lambda path: rows.to_csv(path, index=False),
+        "parquet": rows.to_parquet,
+    }
+    write_rows[kind](folder / f"m.{kind}")
+    with pytest.raises(InputError, match=rf"m\.{kind}: none of 12 videos .* '.*/set/elsewhere/0\.mp4': relative paths"):
+        plan_units([str(folder / f"m.{kind}")])
+
+
+def test_a_manifest_of_which_some_videos_are_there_is_planned_with_a_warning(folder, caplog):
+    rows = ({"video": f"{name}.mp4"} for name in "abcde")
+    assert len(plan_units([write_lines(folder / "m.jsonl", *rows)], UnitConfig(max_clips=5))) == 1
+    assert "2 of 5 videos that were looked for are not there" in caplog.text
+
+
+def test_a_store_that_does_not_answer_while_planning_is_left_to_the_reading(folder):
+    FlakyFileSystem.reset()
+    units = plan_units([write_lines(folder / "m.jsonl", {"video": "http://127.0.0.1:9/a.mp4"})])
+    assert len(units) == 1
+
+
+def test_every_video_of_a_long_manifest_need_not_be_there(folder):
+    rows = ({"video": "a.mp4" if number % 50 == 0 else "gone.mp4", "clip_id": number} for number in range(1000))
+    assert len(ids_of(read_all(plan_units([write_lines(folder / "m.jsonl", *rows)])))) == 1000
