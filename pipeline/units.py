@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,19 +15,23 @@ import numpy as np
 from schemas.records import InputKind, WorkUnit
 from shards.clip_ids import hash_id, make_unit_id
 from shards.config import ReadConfig
-from shards.errors import InputError
-from shards.files import index_files
+from shards.errors import InputError, NoInputFound, NoVideos
+from shards.files import JoinedTables, add_metadata, index_files, join_tables
 from shards.indexed_clip import IndexedClip
 from shards.kinds import compression_of
-from shards.listing import find_inputs
+from shards.listing import FoundFile, find_inputs
 from shards.manifests import index_manifest
 from shards.naming import NamedShard, name_shards
 from shards.parquet import index_parquet
 from shards.store import Store
 from shards.tar import index_tar
+from shards.unprintable import clean_text
+from storage.redaction import strip_credentials
 
+_log = logging.getLogger(__name__)
 _NUM_THREADS = 16  # headers of shards in a store: the time goes into waiting
 _MAX_SHOWN_PROBLEMS = 20
+_MAX_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +77,52 @@ def plan_units(
         StoreUnavailable, StoreRefused: a store does not answer, or not to us.
     """
     store = Store(storage_options or {}, read or ReadConfig())
-    shards = name_shards(find_inputs(store, inputs))
-    plans = _plan_shards(store, shards, config or UnitConfig())
+    shards, plans = _plan_files(store, find_inputs(store, inputs), config or UnitConfig())
     _check_unique(store, shards, plans)
     return tuple(unit for plan in plans for unit in plan.units)
 
 
-def _plan_shards(store: Store, shards: Sequence[NamedShard], config: UnitConfig) -> list[_ShardPlan]:
+def _plan_files(
+    store: Store, found: Sequence[FoundFile], config: UnitConfig
+) -> tuple[list[NamedShard], list[_ShardPlan]]:
+    """Plans the shards, without those that were only found and hold no videos, and joins tables to videos they name."""
+    files = [file for file in found if file.named or file.kind is not InputKind.MANIFEST]
+    planned: dict[NamedShard, _ShardPlan | NoVideos] = {}
+    without_videos: dict[str, NoVideos] = {}
+    while True:
+        shards = name_shards(files)
+        new = [shard for shard in shards if shard.kind is not InputKind.FILES and shard not in planned]
+        planned |= zip(new, _plan_shards(store, new, config), strict=True)
+        left_out = {shard.uri: plan for shard in new if isinstance(plan := planned[shard], NoVideos)}
+        without_videos |= left_out
+        if not left_out:  # else the others may have shorter ids
+            break
+        files = [file for file in files if file.uri not in left_out]
+    taken = {file.uri for file in files}
+    tables = [file for file in found if file.uri not in taken and file.kind is not InputKind.TAR]
+    joined = join_tables(store, tables, [file for file in files if file.kind is InputKind.FILES])
+    _say_what_is_left_out(joined, without_videos)
+    if not shards:
+        raise NoInputFound("nothing to annotate: " + "; ".join(map(str, without_videos.values())))
+    shards = [replace(shard, metadata=add_metadata(shard, joined)) for shard in shards]
+    plans = [planned.get(shard) or _plan_shard(store, shard, config) for shard in shards]
+    return shards, [plan for plan in plans if isinstance(plan, _ShardPlan)]
+
+
+def _say_what_is_left_out(joined: JoinedTables, without_videos: Mapping[str, NoVideos]) -> None:
+    """Logs the tars without videos and the tables that say nothing about one, a line for each reason."""
+    names_of: dict[str, list[str]] = defaultdict(list)
+    left_out = (joined.unused.keys() | without_videos.keys()) - joined.used
+    for uri in sorted(left_out):
+        name = clean_text(strip_credentials(uri))
+        reason = joined.unused.get(uri) or str(without_videos.get(uri, "no column of it names one of the videos"))
+        names_of[reason.removeprefix(f"{name}: ").removeprefix(f"{name} ")].append(name)
+    for reason, names in names_of.items():
+        more = f" and {len(names) - _MAX_SHOWN_NAMES} more" if len(names) > _MAX_SHOWN_NAMES else ""
+        _log.warning("left out: %s%s: %s", ", ".join(names[:_MAX_SHOWN_NAMES]), more, reason)
+
+
+def _plan_shards(store: Store, shards: Sequence[NamedShard], config: UnitConfig) -> list[_ShardPlan | NoVideos]:
     def plan(shard: NamedShard) -> _ShardPlan | InputError:
         try:
             return _plan_shard(store, shard, config)
@@ -85,10 +130,17 @@ def _plan_shards(store: Store, shards: Sequence[NamedShard], config: UnitConfig)
             return error
 
     outcomes = _map_in_threads(plan, shards)
-    problems = [str(outcome) for outcome in outcomes if isinstance(outcome, InputError)]
+    left_out = [
+        isinstance(outcome, NoVideos) and not shard.named for shard, outcome in zip(shards, outcomes, strict=True)
+    ]
+    problems = [
+        str(outcome)
+        for outcome, is_left_out in zip(outcomes, left_out, strict=True)
+        if isinstance(outcome, InputError) and not is_left_out
+    ]
     if problems:
         raise InputError(_join_problems(problems))
-    return [outcome for outcome in outcomes if isinstance(outcome, _ShardPlan)]
+    return [outcome for outcome in outcomes if isinstance(outcome, (_ShardPlan, NoVideos))]
 
 
 def _map_in_threads(
@@ -113,8 +165,10 @@ def _plan_shard(store: Store, shard: NamedShard, config: UnitConfig) -> _ShardPl
 def _index(store: Store, shard: NamedShard) -> Iterator[IndexedClip]:
     if shard.kind is InputKind.FILES:
         return index_files(shard)
-    indexers = {InputKind.TAR: index_tar, InputKind.PARQUET: index_parquet, InputKind.MANIFEST: index_manifest}
-    return indexers[shard.kind](store, store.locate(shard.uri), shard.shard_id)
+    location = store.locate(shard.uri)
+    if shard.kind is InputKind.PARQUET:
+        return index_parquet(store, location, shard.shard_id, shard.named)
+    return (index_tar if shard.kind is InputKind.TAR else index_manifest)(store, location, shard.shard_id)
 
 
 def _gather_units(shard: NamedShard, clips: Iterable[IndexedClip], config: UnitConfig) -> Iterator[list[IndexedClip]]:
@@ -171,6 +225,7 @@ def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int) -> W
         byte_stop=clips[-1].byte_stop if has_bytes else 0,
         files=tuple(file.uri for file in shard.files[start:stop]),
         clip_ids=shard.clip_ids[start:stop],
+        metadata=shard.metadata[start:stop],
     )
 
 

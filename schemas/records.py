@@ -50,7 +50,8 @@ class WorkUnit:
         size_bytes: bytes of encoded video in the unit, as far as the planner could know.
         byte_start, byte_stop: the byte range of the unit's members (`TAR`) or lines (`MANIFEST`); both 0 for a
             compressed tar, which is read as one stream.
-        files: for `FILES`, the URIs of the videos, in order; `clip_ids` are their clip ids.
+        files: for `FILES`, the URIs of the videos, in order; `clip_ids` are their clip ids, and `metadata` what tables
+            beside them say about each, as JSON objects; empty where there is no such table.
     """
 
     unit_id: str
@@ -64,6 +65,7 @@ class WorkUnit:
     byte_stop: int = 0
     files: tuple[str, ...] = ()
     clip_ids: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,28 @@ from schemas.records import InputKind
 
 VIDEO_EXTENSIONS = frozenset(
     (
-        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m2v"),
+        *(
+            ".3g2",
+            ".3gp",
+            ".asf",
+            ".avi",
+            ".divx",
+            ".dv",
+            ".f4v",
+            ".flv",
+            ".h264",
+            ".h265",
+            ".hevc",
+            ".ivf",
+            ".m2ts",
+            ".m2v",
+        ),
         *(".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".ts", ".vob"),
-        *(".webm", ".wmv", ".y4m"),
+        *(".video", ".webm", ".wmv", ".y4m"),
     )
 )
+# Read, but in folders mostly previews of the videos beside them.
+ANIMATION_EXTENSIONS = frozenset({".gif"})
 COMPRESSED_TAR_EXTENSIONS = {".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.xz": "xz"}
 MANIFEST_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
 _COMPRESSED = tuple(COMPRESSED_TAR_EXTENSIONS)
@@ -48,7 +65,12 @@ def kind_of(uri: str) -> InputKind | None:
         return InputKind.PARQUET
     if extension in MANIFEST_EXTENSIONS:
         return InputKind.MANIFEST
-    return InputKind.FILES if extension in VIDEO_EXTENSIONS else None
+    return InputKind.FILES if extension in VIDEO_EXTENSIONS | ANIMATION_EXTENSIONS else None
+
+
+def is_read_only_by_name(uri: str) -> bool:
+    """Returns whether a file is read only where an input names it: beside videos it would double them."""
+    return split_extension(path_of(uri))[1] in MANIFEST_EXTENSIONS | ANIMATION_EXTENSIONS
 
 
 def compression_of(uri: str) -> str | None:

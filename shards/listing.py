@@ -1,4 +1,7 @@
-"""Finds the shards, manifests and videos that `--input` means: files, folders and globs in any store."""
+"""Finds the shards, manifests and videos that `--input` means: files, folders and globs in any store.
+
+A file is named where an input is its path, or a glob that ends in its suffix; all others are found.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ import logging
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from schemas.records import InputKind
 from shards.errors import InputError, NoInputFound
-from shards.kinds import SUPPORTED, kind_of
+from shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
 from shards.store import Location, Store, protocol_of
+from shards.unprintable import clean_text
 from storage.redaction import strip_credentials
 
 _log = logging.getLogger(__name__)
+_MAX_SHOWN_SUFFIXES = 8
+_ADVICE = "; a manifest is read when --input names the file itself, not its folder, and so is a .gif"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,7 @@ class FoundFile:
         root: URI of the folder that its ids are relative to: the part of the `--input` before any wildcard.
         relative: its path below the root, `/` as separator.
         size: bytes, None where the listing does not say.
+        named: whether an input names it; a manifest that was only found is no input, but may say things about videos.
     """
 
     kind: InputKind
@@ -34,10 +42,13 @@ class FoundFile:
     root: str
     relative: str
     size: int | None
+    named: bool = True
 
 
 def find_inputs(store: Store, inputs: Iterable[str]) -> list[FoundFile]:
     """Lists every input once, sorted within each of `inputs`; a file that several of them name is taken once.
+
+    What is passed over in folders is logged.
 
     Raises:
         NoInputFound: one of `inputs` matches nothing.
@@ -46,10 +57,16 @@ def find_inputs(store: Store, inputs: Iterable[str]) -> list[FoundFile]:
     found: dict[str, FoundFile] = {}
     for uri in inputs:
         for file in _find(store, uri):
-            found.setdefault(file.uri, file)
+            found[file.uri] = _merge(found.get(file.uri), file)
     if not found:
         raise NoInputFound("no input given: --input takes files, folders and globs, for example '/data/shards/*.tar'")
     return list(found.values())
+
+
+def _merge(first: FoundFile | None, second: FoundFile) -> FoundFile:
+    if first is None or (first.kind is InputKind.MANIFEST and not first.named):
+        return second
+    return replace(first, named=first.named or second.named)
 
 
 def _find(store: Store, uri: str) -> list[FoundFile]:
@@ -110,30 +127,45 @@ def _check_subfolders(root: str) -> None:
 def _take(
     location: Location,
     root: str,
-    named: Mapping[str, Mapping[str, Any]],
+    matched: Mapping[str, Mapping[str, Any]],
     below: Mapping[str, Mapping[str, Any]],
     none_there: str,
 ) -> list[FoundFile]:
-    """Returns what is supported among the files that a pattern named and those below the folders that it named."""
-    # A manifest beside its videos would double them; it is read when it is named.
-    manifests = {path for path in below if kind_of(path) is InputKind.MANIFEST}
-    entries = {**named, **{path: entry for path, entry in below.items() if path not in manifests}}
-    taken = list(_take_known(location, root, entries))
-    if not taken:
-        seen = ", ".join(repr(posixpath.basename(path)) for path in sorted({**named, **below})[:3])
-        message = f"{none_there}; seen: {seen or 'nothing'}; wanted {SUPPORTED}"
-        advice = "; a manifest is read when --input names the file itself, not its folder" if manifests else ""
-        raise NoInputFound(message + advice)
+    """Returns what is supported among the files that a pattern matched and those below the folders that it matched."""
+    root_uri, wanted = _root_uri(location, root), kind_of(location.path)
+    taken: list[FoundFile] = []
+    passed_over: list[str] = []
+    for path, entry in _list_visible(root, {**below, **matched}):
+        kind, relative = kind_of(path), path.removeprefix(root).lstrip("/")
+        named = kind is wanted  # also of a folder, which Spark calls `clips.parquet`
+        if kind is None or (kind is InputKind.FILES and is_read_only_by_name(path) and not named):
+            passed_over.append(relative)
+        else:
+            taken.append(FoundFile(kind, location.sibling(path).uri, root_uri, relative, entry.get("size"), named))
+    if all(file.kind is InputKind.MANIFEST and not file.named for file in taken):
+        seen = ", ".join(repr(posixpath.basename(path)) for path in sorted({**matched, **below})[:3])
+        raise NoInputFound(
+            f"{none_there}; seen: {seen or 'nothing'}; wanted {SUPPORTED}"
+            + (_ADVICE if any(map(is_read_only_by_name, {**matched, **below})) else "")
+        )
+    if passed_over:
+        _log.warning("not read below %s: %s", strip_credentials(root_uri), _count_suffixes(passed_over))
     return taken
 
 
-def _take_known(location: Location, root: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[FoundFile]:
-    root_uri = _root_uri(location, root)
+def _list_visible(root: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for path in sorted(entries):
-        kind, relative = kind_of(path), path.removeprefix(root).lstrip("/")
-        hidden = any(part.startswith(".") for part in relative.split("/"))
-        if kind is not None and not hidden and entries[path]["type"] != "directory":
-            yield FoundFile(kind, location.sibling(path).uri, root_uri, relative, entries[path].get("size"))
+        hidden = any(part.startswith(".") for part in path.removeprefix(root).lstrip("/").split("/"))
+        if entries[path]["type"] != "directory" and not hidden:
+            yield path, entries[path]
+
+
+def _count_suffixes(names: Iterable[str]) -> str:
+    """Returns how many files of which suffix there are, the most frequent first: `12 .json, 1 without suffix`."""
+    counts = Counter(split_extension(name)[1] or "without suffix" for name in names)
+    shown = [f"{number} {suffix}" for suffix, number in counts.most_common(_MAX_SHOWN_SUFFIXES)]
+    more = len(counts) - len(shown)
+    return clean_text(", ".join(shown)) + (f" and files of {more} other suffixes" if more else "")
 
 
 def _root_uri(location: Location, path: str) -> str:

@@ -13,7 +13,14 @@ from shards.config import ReadConfig
 from shards.errors import InputError, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import path_of, split_extension
-from shards.manifest_lines import RawRow, check_csv_header, iterate_csv_rows, iterate_json_rows, read_csv_header
+from shards.manifest_lines import (
+    CsvHeader,
+    RawRow,
+    check_csv_header,
+    iterate_csv_rows,
+    iterate_json_rows,
+    read_csv_header,
+)
 from shards.ranged_file import open_shard
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store, protocol_of
@@ -37,7 +44,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
     problems: list[str] = []
     num_clips = 0
     protocols = {"file"}
-    for raw in _iterate_rows(store, manifest, 0, store.size(manifest)):
+    for raw in iterate_table(store, manifest, 0, store.size(manifest), check_csv_header):
         try:
             clip = _index_row(raw, shard_id, name, store.config)
             _check_protocol(store, raw, protocols, name)
@@ -62,7 +69,7 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         ShardChanged: the manifest's lines are not those that were planned; found before the first clip.
     """
     manifest = store.locate(unit.shard)
-    rows = list(_iterate_rows(store, manifest, unit.byte_start, unit.byte_stop))
+    rows = list(iterate_table(store, manifest, unit.byte_start, unit.byte_stop, check_csv_header))
     name = strip_credentials(unit.shard)
     check_unit(unit, (store.config.columns_key + raw.content for raw in rows))
     parsed = (parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None)
@@ -74,12 +81,23 @@ def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
     """Yields the videos of rows all over a manifest: the whole of a small one, evenly spaced blocks of a larger."""
     folder, size = folder_of(manifest.uri), store.size(manifest) or 0
     for start in range(0, size, max(_SAMPLE_BLOCK_BYTES, size // _SAMPLE_BLOCKS)):
-        for raw in _iterate_rows(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
+        for raw in iterate_table(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
             with suppress(InputError, VideoUnreadable):  # a block starts and ends in the middle of a row
                 yield resolve_uri(parse_row(raw.values or {}, "", store.config).video or "", folder)
 
 
-def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None) -> Iterator[RawRow]:
+def iterate_table(
+    store: Store,
+    manifest: Location,
+    start: int = 0,
+    stop: int | None = None,
+    check_header: Callable[[CsvHeader, str, ReadConfig], None] | None = None,
+) -> Iterator[RawRow]:
+    """Yields the rows between two bytes of a JSON Lines, CSV or TSV file, whatever its columns are.
+
+    Raises:
+        InputError: it has no header, `check_header` refuses it, or a line is too long.
+    """
     extension = split_extension(path_of(manifest.uri))[1]
     name, max_bytes = strip_credentials(manifest.uri), store.config.max_sidecar_bytes
     with closing(open_shard(store, manifest, stop=stop, start=start, block_bytes=_PLAN_BLOCK_BYTES)) as stream:
@@ -90,7 +108,8 @@ def _iterate_rows(store: Store, manifest: Location, start: int, stop: int | None
     if header is None:
         with closing(open_shard(store, manifest, block_bytes=1 << 16)) as stream:
             header = read_csv_header(stream, name, extension, store.config)
-    check_csv_header(header, name, store.config)
+    if check_header is not None:
+        check_header(header, name, store.config)
     with closing(open_shard(store, manifest, stop, max(start, header.stop), _PLAN_BLOCK_BYTES)) as stream:
         yield from iterate_csv_rows(stream, name, header, max(start, header.stop), stop, max_bytes)
 

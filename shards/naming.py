@@ -19,15 +19,19 @@ class NamedShard:
     """A shard with its id; the single videos of one root folder count as one shard.
 
     Attributes:
+        named: whether an input names the shard; one that was only found may hold no videos.
         files: for `FILES`, the videos in order, with their clip ids in `clip_ids`; empty for every other kind.
+        metadata: for `FILES`, what tables beside them say about each; empty where there is none.
     """
 
     kind: InputKind
     uri: str
     shard_id: str
     size: int | None = None
+    named: bool = True
     files: tuple[FoundFile, ...] = ()
     clip_ids: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
 
 
 def name_shards(files: Sequence[FoundFile]) -> list[NamedShard]:
@@ -41,7 +45,9 @@ def name_shards(files: Sequence[FoundFile]) -> list[NamedShard]:
     names = _name_below_root(files)
     depths = _find_depths(files, names)
     shards = [
-        NamedShard(file.kind, file.uri, clean_id(f"{_label(file.root, depths[file.root])}/{name}"), file.size)
+        NamedShard(
+            file.kind, file.uri, clean_id(f"{_label(file.root, depths[file.root])}/{name}"), file.size, file.named
+        )
         for file, name in zip(files, names, strict=True)
         if file.kind is not InputKind.FILES
     ]

@@ -26,14 +26,14 @@ _IDS_AT_ONCE = 4096
 _LOOKED_AT = 4096
 
 
-def index_parquet(store: Store, location: Location, shard_id: str, only_bytes: bool = False) -> Iterator[IndexedClip]:
+def index_parquet(store: Store, location: Location, shard_id: str, named: bool = True) -> Iterator[IndexedClip]:
     """Yields the rows of a Parquet shard from its footer and its `clip_id` and window columns; no video is read.
 
     Where it names videos, a few of them are looked for. Rows of one row group share `byte_start`, the number of its
     first row, and `byte_stop`, that after its last.
 
     Args:
-        only_bytes: a shard that holds addresses of videos, and not the videos, does not count.
+        named: whether an input names the file; else, addresses of videos in it are not read.
 
     Raises:
         NoVideos: the shard has no column of videos.
@@ -41,7 +41,7 @@ def index_parquet(store: Store, location: Location, shard_id: str, only_bytes: b
             none that was looked for is there.
     """
     with closing(open_parquet(store, location)) as shard:
-        column = find_video_column(shard.schema, store.config.video_column, shard.name, only_bytes)
+        column = find_video_column(shard.schema, store.config.video_column, shard.name, only_bytes=not named)
         check_window_columns(shard.schema.names, shard.name, store.config)
         check_chosen_columns(shard.schema.names, shard.name, store.config, enough=2)
         groups = list_row_groups(shard)
@@ -128,8 +128,8 @@ def _refer(
 def _dump_row(values: Mapping[str, object], column: str, own: Collection[str]) -> str:
     """Returns the metadata of a row: its free columns, and the name that Hugging Face keeps beside a video's bytes."""
     cell = values[column]
-    has_name = isinstance(cell, Mapping) and cell.get("bytes") is not None and cell.get("path")
-    named = {column: {"path": cell["path"]}} if has_name else {}
+    path = cell.get("path") if isinstance(cell, Mapping) and cell.get("bytes") is not None else None
+    named = {column: {"path": path}} if path else {}
     return dump_metadata(
         {**named, **{name: shorten_numbers(value) for name, value in values.items() if name not in own}}
     )

@@ -37,7 +37,7 @@ def find_video_column(schema: pa.Schema, named: str | None, shard: str, only_byt
     if named is not None:
         return _check_named(schema, named, shard, only_bytes)
     holding_bytes = [field.name for field in schema if _is_bytes(field.type) or _is_media(field.type)]
-    texts = [] if only_bytes else [field.name for field in schema if is_text(field.type)]
+    texts = [field.name for field in schema if is_text(field.type)]
     usual = _first_usual(holding_bytes)
     if usual is not None:
         return usual
@@ -45,6 +45,8 @@ def find_video_column(schema: pa.Schema, named: str | None, shard: str, only_byt
     if len(others) == 1:
         return others[0]
     usual = None if others else _first_usual(texts)
+    if usual is not None and only_bytes:
+        raise NoVideos(f"{shard}: the addresses in its column {usual!r} are read only where --input names the file")
     if usual is None:
         error = InputError if others else NoVideos
         raise error(f"{shard}: which column holds the videos? Name it with --video-column; seen: {_show(schema)}")

@@ -8,7 +8,7 @@ from contextlib import closing
 from schemas.records import Clip, ClipRef, FailedClip, Stage, WorkUnit
 from shards.clip_ids import clean_id
 from shards.decompressed import DecompressedStream
-from shards.errors import InputError, VideoUnreadable
+from shards.errors import InputError, NoVideos, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import compression_of
 from shards.ranged_file import INDEX_BLOCK_BYTES, READ_BLOCK_BYTES, ByteStream, open_shard
@@ -25,7 +25,8 @@ def index_tar(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedC
     """Yields the clips of a tar shard by its headers; only a compressed shard is read whole.
 
     Raises:
-        InputError: the shard is damaged, holds no video, or a sidecar lies apart from its video.
+        NoVideos: it holds none.
+        InputError: the shard is damaged, or a sidecar lies apart from its video.
     """
     name = strip_credentials(shard.uri)
     stream, stop = _open_whole(store, shard, INDEX_BLOCK_BYTES)
@@ -38,7 +39,7 @@ def index_tar(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedC
             apart.update({} if group.videos else {group.key: group.sidecars[0].name})
     _check_sidecars(name, keys, apart)
     if not keys:
-        raise InputError(f"{name} holds no video: wanted members such as 000.mp4 with 000.json beside them")
+        raise NoVideos(f"{name} holds no video: wanted members such as 000.mp4 with 000.json beside them")
 
 
 def read_tar(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Value, Video
+from datasets import Dataset, Features, Value, Video, load_dataset
 
 from pipeline.units import UnitConfig, plan_units
 from shards.config import ReadConfig
-from shards.errors import InputError
-from tests.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
+from shards.errors import InputError, NoInputFound
+from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, write
 
 
 def metadata_of(clips):
@@ -22,6 +24,13 @@ def metadata_of(clips):
 
 def write_lines(path, *rows):
     return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+write_rows = {
+    "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+    "csv": lambda rows, path: rows.to_csv(path, index=False),
+    "parquet": lambda rows, path: rows.to_parquet(path),
+}
 
 
 @pytest.fixture
@@ -49,12 +58,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_columns_that_look_like_windows_are_refused_with_what_to_do(folder, columns, kind):
     rows = pd.DataFrame([{"video": "a.mp4", **columns}])
-    write_rows = {
-        "jsonl": lambda path: rows.to_json(path, orient="records", lines=True),
-        "csv": lambda path: rows.to_csv(path, index=False),
-        "parquet": rows.to_parquet,
-    }
-    write_rows[kind](folder / f"m.{kind}")
+    write_rows[kind](rows, folder / f"m.{kind}")
     name = next(iter(columns))
     with pytest.raises(InputError, match=rf"m\.{kind}.*: '{name}'.* looks like the window .* --window-columns none"):
         plan_units([str(folder / f"m.{kind}")])
@@ -76,12 +80,7 @@ def test_beside_start_s_and_end_s_other_times_are_metadata(folder):
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_two_named_columns_are_the_window_in_seconds_or_as_a_clock_shows_them(folder, kind):
     rows = pd.DataFrame({"video": ["a.mp4", "b.mp4"], "from": ["0:00:01.500", "2"], "to": ["0:01:02", "3.5"]})
-    write_rows = {
-        "jsonl": lambda path: rows.to_json(path, orient="records", lines=True),
-        "csv": lambda path: rows.to_csv(path, index=False),
-        "parquet": rows.to_parquet,
-    }
-    write_rows[kind](folder / f"m.{kind}")
+    write_rows[kind](rows, folder / f"m.{kind}")
     config = ReadConfig(window_columns=("from", "to"))
     first, second = read_all(plan_units([str(folder / f"m.{kind}")], read=config), config)
     assert (first.ref.start_s, first.ref.end_s, first.ref.metadata) == (1.5, 62.0, "{}")
@@ -176,12 +175,7 @@ def test_videos_as_hugging_face_writes_them_keep_their_names_and_no_other_bytes(
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_a_manifest_of_which_no_video_is_there_is_an_error_while_planning(folder, kind):
     rows = pd.DataFrame({"video": [f"elsewhere/{number}.mp4" for number in range(30)]})
-    write_rows = {
-        "jsonl": lambda path: rows.to_json(path, orient="records", lines=True),
-        "csv": lambda path: rows.to_csv(path, index=False),
-        "parquet": rows.to_parquet,
-    }
-    write_rows[kind](folder / f"m.{kind}")
+    write_rows[kind](rows, folder / f"m.{kind}")
     with pytest.raises(InputError, match=rf"m\.{kind}: none of 12 videos .* '.*/set/elsewhere/0\.mp4': relative paths"):
         plan_units([str(folder / f"m.{kind}")])
 
@@ -201,3 +195,163 @@ def test_a_store_that_does_not_answer_while_planning_is_left_to_the_reading(fold
 def test_every_video_of_a_long_manifest_need_not_be_there(folder):
     rows = ({"video": "a.mp4" if number % 50 == 0 else "gone.mp4", "clip_id": number} for number in range(1000))
     assert len(ids_of(read_all(plan_units([write_lines(folder / "m.jsonl", *rows)])))) == 1000
+
+
+# Folders that hold more than videos
+
+
+def shard_of(*names):
+    members = [(f"{name}.{suffix}", f"{name}.{suffix}".encode()) for name in names for suffix in ("json", "mp4")]
+    return make_tar([(name, b"{}" if name.endswith("json") else content) for name, content in members])
+
+
+def test_a_folder_of_video2dataset_gives_each_video_once(folder, caplog):
+    for number, names in enumerate((("00", "01"), ("10", "11"))):
+        write(folder / "out" / f"0000{number}.tar", shard_of(*names))
+        rows = pd.DataFrame(
+            {"key": names, "url": ["http://127.0.0.1:9/a.mp4"] * 2, "caption": ["x"] * 2, "status": "ok"}
+        )
+        rows.to_parquet(folder / "out" / f"0000{number}.parquet")
+        write(folder / "out" / f"0000{number}_stats.json", "{}")
+    expected = ["out/00000/00", "out/00000/01", "out/00001/10", "out/00001/11"]
+    assert ids_of(read_all(plan_units([str(folder / "out")]))) == expected
+    assert ids_of(read_all(plan_units([str(folder / "out" / "*")]))) == expected
+    assert ids_of(read_all(plan_units([str(folder / "out" / "*.tar")]))) == expected
+    said = "00000.parquet, .*00001.parquet: the addresses in its column 'url' are read only where --input names the"
+    assert re.search(said, caplog.text)
+    assert "2 .json" in caplog.text
+
+
+def test_files_of_video2dataset_beside_their_table_are_one_clip_each(folder, caplog):
+    pd.DataFrame({"key": ["a"], "url": ["http://127.0.0.1:9/a.mp4"]}).to_parquet(folder / "0.parquet")
+    write(folder / "a.json", "{}")
+    write(folder / "a.txt", "a caption")
+    assert ids_of(read_all(plan_units([str(folder)]))) == ["set/a", "set/b", "set/c"]
+    assert "1 .json, 1 .txt" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_metadata_beside_the_videos_as_videofolder_has_it_is_joined(folder, kind, caplog):
+    write(folder / "test" / "d.mp4", "d")
+    rows = pd.DataFrame(
+        {"file_name": ["a.mp4", "test/d.mp4", "gone.mp4"], "label": ["cat", "dog", "hen"], "n": ["1"] * 3}
+    )
+    write_rows[kind](rows, folder / f"metadata.{kind}")
+    clips = read_all(plan_units([str(folder)], UnitConfig(max_clips=3)))
+    assert ids_of(clips) == ["set/a", "set/b", "set/c", "set/test/d"]
+    assert metadata_of(clips) == [{"label": "cat", "n": "1"}, {}, {}, {"label": "dog", "n": "1"}]
+    assert not caplog.records
+
+
+def test_a_videofolder_of_the_datasets_library_has_its_own_metadata_joined(folder):
+    write(folder / "metadata.csv", "file_name,label\na.mp4,cat\nb.mp4,dog\nc.mp4,hen\n")
+    theirs = load_dataset("videofolder", data_dir=str(folder), split="train", drop_metadata=False)
+    theirs = theirs.cast_column("video", Video(decode=False))
+    labels = {row["video"]["path"].rpartition("/")[2]: row["label"] for row in theirs}
+    clips = read_all(plan_units([str(folder)]))
+    assert {clip.video.name: json.loads(clip.ref.metadata)["label"] for clip in clips} == labels
+    assert len(labels) == 3
+
+
+@pytest.mark.parametrize("column", ["video", "path", "filename", "file"])
+def test_tables_below_a_folder_name_files_relative_to_their_own(folder, column):
+    write(folder / "sub" / "d.mp4", "d")
+    write_lines(folder / "sub" / "about.jsonl", {column: "d.mp4", "title": "D"}, {column: "../a.mp4", "title": "A"})
+    fs = fsspec.filesystem("memory")
+    fs.put(str(folder), f"/joined-{column}/set", recursive=True)
+    for place in (str(folder), f"memory://joined-{column}/set"):
+        clips = read_all(plan_units([place]))
+        assert metadata_of(clips) == [{"title": "A"}, {}, {}, {"title": "D"}]
+
+
+def test_a_table_of_paths_beside_its_videos_names_them_once_and_as_an_input_of_its_own_too(folder):
+    pq.write_table(pa.table({"video": ["a.mp4", "b.mp4"], "label": ["x", "y"]}), folder / "m.parquet")
+    assert ids_of(read_all(plan_units([str(folder)]))) == ["set/a", "set/b", "set/c"]
+    assert ids_of(read_all(plan_units([str(folder / "m.parquet")]))) == ["set/m/000000", "set/m/000001"]
+    assert ids_of(read_all(plan_units([str(folder / "*.parquet")]))) == ["set/m/000000", "set/m/000001"]
+
+
+def test_a_table_with_several_rows_for_a_video_is_left_out_and_named(folder, caplog):
+    write_lines(folder / "captions.jsonl", {"video": "a.mp4", "text": "x"}, {"video": "a.mp4", "text": "y"})
+    assert metadata_of(read_all(plan_units([str(folder)]))) == [{}, {}, {}]
+    assert re.search(r"left out: .*/captions\.jsonl: several of its rows name 'a\.mp4': --input must name", caplog.text)
+
+
+def test_windows_in_a_table_that_is_only_joined_are_not_passed_over_in_silence(folder, caplog):
+    write(folder / "metadata.csv", "file_name,start,end\na.mp4,3,5\n")
+    clips = read_all(plan_units([str(folder)]))
+    assert metadata_of(clips) == [{"start": "3", "end": "5"}, {}, {}]
+    assert re.search(r"metadata\.csv: 'end', 'start' would be a window .* annotated whole", caplog.text)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.binary()])
+def test_embeddings_and_tars_of_pictures_beside_videos_are_left_out_and_named(folder, kind, caplog):
+    embeddings = pa.array([[1.0, 2.0]] if kind != pa.binary() else [b"12345678"], kind)
+    pq.write_table(pa.table({"id": ["a"], "embedding": embeddings}), folder / "embeddings.parquet")
+    write(folder / "pictures.tar", make_tar([("a.jpg", b"x"), ("a.json", b"{}")]))
+    write(folder / "pictures.tar.gz", make_tar([("a.jpg", b"x")], "w:gz"))
+    assert ids_of(read_all(plan_units([str(folder)]))) == ["set/a", "set/b", "set/c"]
+    for name in ("embeddings.parquet", "pictures.tar", "pictures.tar.gz"):
+        assert f"{folder}/{name}" in caplog.text
+
+
+def test_what_holds_no_videos_is_an_error_where_it_is_named_and_where_there_is_nothing_else(tmp_path):
+    write(tmp_path / "s" / "pictures.tar", make_tar([("a.jpg", b"x")]))
+    pd.DataFrame({"id": [1]}).to_parquet(tmp_path / "s" / "ids.parquet")
+    for one in ("pictures.tar", "ids.parquet", "*.tar", "*.parquet"):
+        with pytest.raises(InputError):
+            plan_units([str(tmp_path / "s" / one)])
+    with pytest.raises(NoInputFound, match=r"nothing to annotate: .*ids\.parquet.*pictures\.tar holds no video"):
+        plan_units([str(tmp_path / "s")])
+
+
+def test_a_damaged_shard_in_a_folder_is_an_error_and_not_left_out(folder):
+    write(folder / "bad.tar", b"rubbish" * 200)
+    write(folder / "bad.parquet", b"rubbish" * 200)
+    with pytest.raises(InputError, match=r"bad\.parquet(.|\n)*bad\.tar"):
+        plan_units([str(folder)])
+
+
+def test_a_damaged_table_beside_videos_is_left_out_and_named(folder, caplog):
+    write(folder / "m.jsonl", '{"video": "a.mp4"}\n{broken\n')
+    assert len(read_all(plan_units([str(folder)]))) == 3
+    assert re.search(r"left out: .*m\.jsonl: line 2: no JSON object", caplog.text)
+
+
+def test_a_folder_as_hugging_face_hosts_it_gives_every_row_once(folder):
+    rows = Dataset.from_dict({"clip": [b"one", b"two"], "label": ["x", "y"]})
+    (folder / "repo" / "data").mkdir(parents=True)
+    rows.to_parquet(str(folder / "repo" / "data" / "train-00000-of-00001.parquet"))
+    write(folder / "repo" / "README.md", "card")
+    clips = read_all(plan_units([str(folder / "repo")]))
+    assert ids_of(clips) == [f"repo/data/train-00000-of-00001/00000{number}" for number in range(2)]
+
+
+def test_a_folder_that_spark_wrote_and_an_input_names_is_read_for_its_addresses(folder):
+    (folder / "clips.parquet").mkdir()
+    pq.write_table(pa.table({"path": ["../a.mp4"]}), folder / "clips.parquet" / "part-0.parquet")
+    (clip,) = read_all(plan_units([str(folder / "clips.parquet")]))
+    assert clip.video == folder / "a.mp4"
+
+
+def test_gif_files_are_named_as_skipped_in_folders_and_read_where_they_are_named(folder, caplog):
+    write(folder / "a.gif", "preview")
+    assert ids_of(read_all(plan_units([str(folder)]))) == ["set/a", "set/b", "set/c"]
+    assert f"not read below {folder}: 1 .gif" in caplog.text
+    assert ids_of(read_all(plan_units([str(folder / "a.gif")]))) == ["set/a"]
+    assert ids_of(read_all(plan_units([str(folder / "*.gif")]))) == ["set/a"]
+
+
+def test_dv_and_video_are_suffixes_of_videos_in_folders_and_shards(folder):
+    write(folder / "d.dv", "d")
+    write(folder / "e.video", "e")
+    write(folder / "s.tar", make_tar([("0.video", b"0"), ("1.dv", b"1"), ("2.gif", b"2")]))
+    assert ids_of(read_all(plan_units([str(folder)]))) == [
+        "set/a",
+        "set/b",
+        "set/c",
+        "set/d",
+        "set/e",
+        "set/s/0",
+        "set/s/1",
+    ]
