@@ -66,10 +66,11 @@ def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> C
         InputError: a column is missing or holds what it cannot mean; `where` begins the message.
     """
     column = video_column_of(config)
-    video = values.get(column)
+    if column not in values:
+        raise InputError(f"{where}: {column_missing(values, config)}")
+    video = values[column]
     if not isinstance(video, str) or not video.strip():
-        missing = "" if column in values else f"; {column_missing(values, config)}"
-        raise InputError(f"{where}: {column!r} is {_show(video)}, wanted the path or URI of a video{missing}")
+        raise InputError(f"{where}: {column!r} is {_show(video)}, wanted the path or URI of a video")
     if len(video) > _MAX_VIDEO_CHARS or "\0" in video:
         raise InputError(f"{where}: {column!r} is {_show(video)}, which is no path or URI")
     check_window_columns([name for name, value in values.items() if value not in (None, "")], where, config)

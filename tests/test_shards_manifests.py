@@ -148,7 +148,7 @@ def test_one_forbidden_video_among_others_fails_alone(folder):
         ("[1, 2]", "wanted a JSON object"),
         (
             '{"file": "a.mp4", "start": 1}',
-            "'video' is missing, .* --video-column; known are 'video', .* metadata; seen: 'file, start'",
+            "no column 'video': .* --video-column; known are 'video', .* metadata; seen: 'file, start'",
         ),
         ('{"video": 3}', "'video' is 3"),
         ('{"video": "c.mkv", "start_s": "soon"}', "'start_s' is 'soon', wanted seconds"),
