@@ -3,7 +3,8 @@
 Softmax attention over the keys of a clip's prefix and of a row's own suffix together equals the two attentions apart,
 weighed by the exponentials of their log-sum-exps. So the prefix is read once for all rows of a clip, in one matrix
 product, and never copied. Grouped-query heads fold into the query dimension. Scores are float32 whatever the dtype, as
-they are in the flash attention that the reference runs on a GPU.
+they are in the flash attention that the reference runs on a GPU. So are merges: rounding a share to bfloat16, and the
+sum after every merge, would double the error of attention done at once.
 
 Letters: N tokens, R rows, S suffix tokens, P prefix tokens, H query heads, K key-value heads, G = H / K, E head width.
 """
@@ -105,9 +106,9 @@ def _attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, last_visible: T
 
 
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """Joins attention over two disjoint sets of keys: outputs [..., E] with log-sum-exps [...]."""
-    share_a = torch.sigmoid(lse_a - lse_b)[..., None].to(out_a.dtype)
-    return out_a * share_a + out_b * (1 - share_a)
+    """Joins attention over two disjoint sets of keys: outputs [..., E] with log-sum-exps [...]; returns float32."""
+    lead = (lse_a - lse_b)[..., None]
+    return out_a.float() * torch.sigmoid(lead) + out_b.float() * torch.sigmoid(-lead)
 
 
 def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
@@ -119,10 +120,14 @@ def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFil
 
 
 def merge_chunks(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-    """Joins attention over J disjoint sets of keys: outputs [C, J, ..., E] with log-sum-exps [C, J, ...]."""
+    """Joins attention over J disjoint sets of keys: outputs [C, J, ..., E] with log-sum-exps [C, J, ...].
+
+    Returns:
+        outputs [C, ..., E] and log-sum-exps [C, ...], both float32.
+    """
     total = lses.logsumexp(dim=1)
-    shares = (lses - total[:, None]).exp().to(outs.dtype)
-    return (outs * shares[..., None]).sum(dim=1), total
+    shares = (lses - total[:, None]).exp()
+    return (outs.float() * shares[..., None]).sum(dim=1), total
 
 
 def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, implementation: str | None) -> Tensor:

@@ -7,14 +7,17 @@ import torch
 
 from llava_video import attention
 from llava_video.attention import (
+    AttendChunks,
     ChunkFills,
     attend_causally,
+    attend_chunks,
     attend_pages,
     attend_prefix,
     attend_suffix,
     attend_with_lse,
     merge_attention,
 )
+from llava_video.prefix_pool import PrefixPool
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 
@@ -90,3 +93,59 @@ def test_flash_attention_that_is_not_installed_is_named_with_what_to_do() -> Non
     tensors = torch.randn(3, 4, KV_HEADS, WIDTH)
     with pytest.raises(ValueError, match=r"pip install 'framescribe\[flash\]'"):
         attend_causally(*tensors, "flash_attention_2")
+
+
+def _flash_on_cpu(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, fills: ChunkFills
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The one fused kernel with log-sum-exps that PyTorch has for processors, chunk by chunk."""
+    pairs = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries[index, None].contiguous(),
+            keys[index, None, :used].transpose(1, 2),
+            values[index, None, :used].transpose(1, 2),
+        )
+        for index, used in enumerate(fills.tokens.tolist())
+    ]
+    outs, lses = zip(*pairs, strict=True)
+    return torch.cat(outs), torch.cat(lses)
+
+
+_HEADS = 8
+
+
+def _make_head(kind: str, num_keys: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [K, M, E], keys and values [K, L, E] of heads that look everywhere, at the first, or at the last keys.
+
+    A sink takes half of the weight, and its value is small, as in trained models. What no merge can help: a fused
+    kernel rounds its outputs, so a head that looks into one chunk only is rounded twice, and errs by a root of two.
+    """
+    queries, keys, values = (torch.randn(_HEADS, length, width) for length in (14, num_keys, num_keys))
+    favourite = queries.mean(dim=1, keepdim=True)
+    if kind == "uniform":
+        queries *= 0.1
+    elif kind == "sink":
+        keys[:, :1], values[:, :1] = 12 * favourite, 0.05 * values[:, :1]
+    else:
+        keys[:, -8:] = 3 * favourite
+    return queries.bfloat16(), keys.bfloat16(), values.bfloat16()
+
+
+@pytest.mark.parametrize("attend", [attend_chunks, _flash_on_cpu])
+@pytest.mark.parametrize("kind", ["uniform", "sink", "local"])
+def test_merging_costs_bfloat16_hardly_any_precision(kind: str, attend: AttendChunks) -> None:
+    num_own, width = 96, 64
+    pool = PrefixPool(6, 256, _HEADS, width, [torch.device("cpu")], torch.bfloat16, attend)
+    queries, keys, values = _make_head(kind, 6 * 256 + num_own, width)
+    prefix = pool.open(6 * 256)
+    prefix.write(0, *(kv[:, :-num_own].transpose(0, 1) for kv in (keys, values)))
+    row = queries.transpose(0, 1)[:, :, None].flatten(1, 2)  # [M, K, E]: every query is a row of its own
+    own_keys, own_values = (kv[:, -num_own:].transpose(0, 1).expand(14, -1, -1, -1) for kv in (keys, values))
+    fills = ChunkFills.count(torch.full((14,), num_own), num_own, torch.bfloat16)
+    own = attend_pages(row, own_keys, own_values, fills, attend)
+    merged = merge_attention(*own, *prefix.attend(0, row)).bfloat16().transpose(0, 1)
+    whole = ChunkFills.count(torch.tensor([keys.shape[1]]), keys.shape[1], torch.bfloat16)
+    at_once, _ = attend(queries[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None], whole)
+    exact = (queries.double() @ keys.double().mT / width**0.5).softmax(-1) @ values.double()
+    errors = [float((out.double() - exact).norm() / exact.norm()) for out in (merged, at_once[0])]
+    assert errors[0] <= 1.3 * errors[1]
