@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llava_video.attention import AttendChunks, ChunkFills, attend_chunks
 
@@ -34,6 +39,62 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> At
             _log.info("%s is not to be had here: %s", kernel.__name__, error)
     _log.warning("no fused attention on this device, going on with the plain one")
     return attend_chunks
+
+
+SDPA_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""Ways of `scaled_dot_product_attention`, best first. Not cuDNN's, which PyTorch takes first on some GPUs: it plans
+anew for every length, for tens of milliseconds, and where it finds no plan its error looks like a lost device's."""
+
+
+def choose_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    is_causal: bool,
+    backends: Sequence[SDPBackend] = SDPA_BACKENDS,
+) -> SDPBackend | None:
+    """Returns the first way of `scaled_dot_product_attention` that runs here and agrees with the plain one.
+
+    Returns:
+        None where none does, or on a processor: PyTorch's own choice.
+    """
+    if device.type != "cuda" and backends is SDPA_BACKENDS:
+        return None
+    for backend in backends:
+        try:
+            if _agrees_with_eager(backend, device, dtype, head_dim, is_causal):
+                _log.info("attention with heads of %d runs by %s", head_dim, backend.name)
+                return backend
+            _log.warning("%s disagrees with the plain attention for heads of %d", backend.name, head_dim)
+        except RuntimeError as error:
+            _log.info("%s is not to be had for heads of %d: %s", backend.name, head_dim, error)
+    return None
+
+
+def pin_backend(backend: SDPBackend | None) -> AbstractContextManager[None]:
+    """Keeps `scaled_dot_product_attention` to one way within a block; None leaves PyTorch its choice."""
+    return nullcontext() if backend is None else sdpa_kernel([backend])
+
+
+def _agrees_with_eager(
+    backend: SDPBackend, device: torch.device, dtype: torch.dtype, head_dim: int, is_causal: bool
+) -> bool:
+    """Compares on lengths that do and do not fill the blocks that kernels work in."""
+    generator, tolerance = torch.Generator(device="cpu").manual_seed(0), _TOLERANCES[dtype]
+    for length in (200, 256):
+        queries, keys, values = (
+            torch.randn(1, 2, length, head_dim, generator=generator).to(device, dtype) for _ in range(3)
+        )
+        with sdpa_kernel([backend]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says why each other way is not used
+            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
+        scores = queries.float() @ keys.float().transpose(-1, -2) * head_dim**-0.5
+        if is_causal:
+            scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+        expected = scores.softmax(dim=-1) @ values.float()
+        if not torch.allclose(out.float(), expected, atol=tolerance, rtol=tolerance):
+            return False
+    return True
 
 
 def attend_chunks_flash(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from llava_video.choosing import Chosen
 from llava_video.kv_cache import PrefixKV
-from llava_video.static_decode import StaticDecoder, StepShape, sizes_of, view_numbers
-from llava_video.tasks import QuestionTask
+from llava_video.static_decode import StaticDecoder, StepRow, StepShape, sizes_of, view_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ _CAPTURE_AFTER = 8
 
 _MOST_SHAPES = 64
 """Shapes that are remembered, with their graphs: those used last."""
+
+_MOST_FAILURES = 8
+"""Shapes in a row that could not be captured before no more are tried: then it is not the shape."""
 
 _capturing = threading.Lock()
 """PyTorch captures one graph at a time in a process."""
@@ -39,7 +43,8 @@ class _Step:
         self.numbers = view_numbers(self._buffer, shape)
         self.num_runs = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.chosen: Tensor | None = None
+        self.may_be_captured = True
+        self.chosen: Chosen | None = None
 
     def upload(self) -> None:
         """Copies the host's numbers; every step ends by reading its ids, so no copy is still under way."""
@@ -56,7 +61,7 @@ class GraphedDecoder:
         self._captures = device.type == "cuda"
         self._memory: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._failed_graph: torch.cuda.CUDAGraph | None = None  # the allocator may still refer to it
+        self._num_failed = 0
 
     def hold_text(self, prefix: PrefixKV) -> None:
         """Takes the prefix of questions without a video."""
@@ -66,14 +71,18 @@ class GraphedDecoder:
         """Drops all graphs: what they read is about to move."""
         self._steps.clear()
 
-    def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
-        """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
-        shape = self._decoder.shape_of(questions)
+    def decode(self, rows: Sequence[StepRow]) -> Chosen:
+        """Feeds each row its last id and returns the next ones, with what pads the shape after them.
+
+        Args:
+            rows: those of one clip side by side.
+        """
+        shape = self._decoder.shape_of(rows)
         step = self._find_step(shape)
-        self._decoder.write_numbers(questions, shape, step.host.numpy())
-        step.host_penalties[: len(questions)] = torch.tensor([question.repetition_penalty for question in questions])
+        self._decoder.write_numbers(rows, shape, step.host.numpy())
+        step.host_penalties[: len(rows)] = torch.tensor([row.penalty for row in rows])
         step.upload()
-        return self._run(step)[: len(questions)].tolist()
+        return self._run(step)
 
     def _find_step(self, shape: StepShape) -> _Step:
         step = self._steps.pop(shape, None) or _Step(shape, self._device)
@@ -82,31 +91,57 @@ class GraphedDecoder:
             self._steps.popitem(last=False)
         return step
 
-    def _run(self, step: _Step) -> Tensor:
+    def _run(self, step: _Step) -> Chosen:
         step.num_runs += 1
-        if step.graph is None and step.num_runs > _CAPTURE_AFTER and self._captures:
+        if step.graph is None and step.may_be_captured and step.num_runs > _CAPTURE_AFTER and self._captures:
             self._capture(step)
         if step.graph is None or step.chosen is None:
-            return self._decoder.run(step.numbers, step.penalties, step.shape.has_text)
+            return self._decoder.run(step.numbers, step.penalties, step.shape)
         step.graph.replay()
         return step.chosen
 
     def _capture(self, step: _Step) -> None:
-        """Records a step without running it. Whatever goes wrong, steps still run one kernel after the other."""
+        """Records a step without running it. Whatever goes wrong, it still runs one kernel after the other."""
         if all(other.graph is None for other in self._steps.values()):
             self._memory = torch.cuda.graph_pool_handle()  # the last one went with the last graph in it
         # One of its own: PyTorch's default for captures lies on the GPU that captured first.
         self._stream = self._stream or torch.cuda.Stream(self._device)
-        graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            step.chosen = _record(
+                graph, self._memory, self._stream, lambda: self._decoder.run(step.numbers, step.penalties, step.shape)
+            )
+            step.graph, self._num_failed = graph, 0
+        except RuntimeError as error:
+            step.chosen, step.may_be_captured = None, False
+            self._num_failed += 1
+            self._captures = self._num_failed < _MOST_FAILURES
+            _log.warning("no CUDA graph for %s, such steps run kernel by kernel: %s", step.shape, error)
+
+
+def _record(graph: torch.cuda.CUDAGraph, memory: Any, stream: torch.cuda.Stream, run: Callable[[], Chosen]) -> Chosen:
+    """Captures what `run` launches and returns its result, which replaying fills.
+
+    Not by `torch.cuda.graph`: that empties the allocator's caches first, so that the next prefill takes all its memory
+    from the driver again, and it leaves a capture that broke half open.
+    """
+    torch.cuda.synchronize(stream.device)
+    with _capturing, torch.cuda.stream(stream):
         try:
             # Thread-local: other threads may pin memory or load clips meanwhile.
-            with (
-                _capturing,
-                torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"),
-            ):
-                step.chosen = self._decoder.run(step.numbers, step.penalties, step.shape.has_text)
-            step.graph = graph
-        except RuntimeError as error:
-            step.chosen, self._failed_graph, self._captures = None, graph, False
-            torch.cuda.set_stream(usual)  # a capture that cannot be ended leaves its own as the current one
-            _log.warning("no more CUDA graphs, further shapes of steps run kernel by kernel: %s", error)
+            graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+            result = run()
+            graph.capture_end()
+        except RuntimeError:
+            _leave_capture(graph, memory, stream)
+            raise
+    return result
+
+
+def _leave_capture(graph: torch.cuda.CUDAGraph, memory: Any, stream: torch.cuda.Stream) -> None:
+    """Ends a capture that broke: `capture_end` raises before it tells the allocator, which then frees nothing more."""
+    with suppress(RuntimeError):
+        graph.capture_end()
+    with suppress(RuntimeError):  # where it was told
+        torch._C._cuda_endAllocateToPool(stream.device.index, memory)
+        torch._C._cuda_releasePool(stream.device.index, memory)

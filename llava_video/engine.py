@@ -149,7 +149,13 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _ask(self, video: VideoTask, token_ids: list[int], generation: GenerationConfig | None) -> Future[Completion]:
+    def _ask(
+        self,
+        video: VideoTask,
+        token_ids: list[int],
+        generation: GenerationConfig | None,
+        forced: tuple[int, ...] = (),
+    ) -> Future[Completion]:
         generation = generation or GenerationConfig()
         if self._closed.is_set():
             raise EngineClosed("the engine is closed; load another to ask")
@@ -157,7 +163,7 @@ class Engine:
         penalty = generation.repetition_penalty
         resolved = self.generation_defaults.repetition_penalty if penalty is None else penalty
         future: Future[Completion] = Future()
-        self._thread.add_question(QuestionTask(video, token_ids, generation, resolved, future))
+        self._thread.add_question(QuestionTask(video, token_ids, generation, resolved, future, forced=forced))
         return future
 
     def _check_length(self, num_prefix: int, num_question: int, num_new: int) -> None:
@@ -197,6 +203,20 @@ class Video:
         if self._task.is_closed:
             raise EngineClosed("the video is closed; open it again to ask")
         return self._engine._ask(self._task, self._engine.tokenizer.video_question(question), generation)
+
+    def score(self, question: str, answer_ids: Sequence[int]) -> Future[Completion]:
+        """Finds out how likely a given answer is: the very steps of `ask`, but each goes on with the given id.
+
+        Returns:
+            A completion of these ids, up to the first that ends a turn, with `scores`.
+
+        Raises:
+            as `ask`.
+        """
+        if self._task.is_closed:
+            raise EngineClosed("the video is closed; open it again to ask")
+        generation, token_ids = GenerationConfig(len(answer_ids)), self._engine.tokenizer.video_question(question)
+        return self._engine._ask(self._task, token_ids, generation, tuple(answer_ids))
 
     def close(self) -> None:
         """Frees the clip's keys and values once its running questions are answered; waiting ones are cancelled."""

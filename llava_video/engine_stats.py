@@ -19,6 +19,7 @@ class EngineStats:
         generated_tokens, decode_steps: their quotient is the mean number of rows in the batch.
         kv_prefix_bytes: keys and values of prefixes now held; kv_prefix_peak_bytes: the most at once.
         waiting_s: the thread had nothing to do; starved of frames or questions.
+        interpreter_wait_s: the thread's own Python, apart from the model's steps, waited for other Python threads.
         memory_waits: steps in which a clip waited for others to free memory.
         memory_faults: out-of-memory errors that were undone.
     """
@@ -38,6 +39,7 @@ class EngineStats:
     question_s: float = 0.0
     decode_s: float = 0.0
     waiting_s: float = 0.0
+    interpreter_wait_s: float = 0.0
     memory_waits: int = 0
     memory_faults: int = 0
 
@@ -54,3 +56,13 @@ class EngineStats:
             yield
         finally:
             setattr(self, name, getattr(self, name) + time.perf_counter() - started)
+
+    @contextmanager
+    def kept_waiting(self) -> Iterator[None]:
+        """Adds to `interpreter_wait_s` what a block that only computes took beyond the thread's own processor time."""
+        started, started_cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            waited = time.perf_counter() - started - (time.thread_time() - started_cpu)
+            self.interpreter_wait_s += max(0.0, waited)

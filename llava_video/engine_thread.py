@@ -8,12 +8,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch
-
 from llava_video.engine_stats import EngineStats
 from llava_video.errors import ClipTooLarge, EngineClosed
 from llava_video.generation import Completion, FinishReason
-from llava_video.memory_faults import evict_half, recover_prefill
+from llava_video.memory_faults import evict_half, is_memory_fault, recover_prefill
 from llava_video.model_runner import ModelRunner
 from llava_video.outcomes import describe_end, describe_size, describe_wait, end_cancelled, give_answer, give_error
 from llava_video.prompts import PromptTokenizer
@@ -24,6 +22,9 @@ from llava_video.tasks import QuestionTask, VideoTask
 _IDLE_S = 0.05
 _MOST_IDLE = 12_000
 """Ten minutes. Counted, not timed: in a process that was stopped, those who will close their clips were stopped too."""
+
+_SWITCH_S = 5e-4
+"""Python lets a busy thread keep the interpreter for 5 ms at a time, as long as a whole step of decoding takes."""
 
 
 class EngineThread:
@@ -40,6 +41,8 @@ class EngineThread:
         self._has_ended = False
         self._cause: BaseException | None = None
         self._num_idle = 0
+        # Each step asks for the interpreter some times, and waits this long where another thread is busy in it.
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
         self._thread = threading.Thread(target=self._run, name="llava-video-engine", daemon=True)
         self._thread.start()
 
@@ -108,8 +111,9 @@ class EngineThread:
 
     def _step(self) -> bool:
         """Prefills, starts and decodes what can be; returns whether anything could."""
-        self._drop_cancelled()
-        videos = self._scheduler.next_videos()
+        with self._stats.kept_waiting():
+            self._drop_cancelled()
+            videos = self._scheduler.next_videos()
         if videos:
             self._prefill(videos)
         elif self._scheduler.has_unprefilled:
@@ -143,10 +147,10 @@ class EngineThread:
                     video.prefix = self._runner.prefill(video, tokens.get(id(video)))
                 self._count_prefill(video)
             return
-        except torch.OutOfMemoryError as error:
-            fault = ClipTooLarge(f"out of memory: {error}")
+        except RuntimeError as error:
+            fault = self._read_fault(error)
         # Not in the handler: there the error still holds all tensors of the step.
-        self._stats.memory_faults += 1
+        self._undo_fault()
         give_error(recover_prefill(self._scheduler, videos, self._runner.shrink_prefixes), fault)
 
     def _count_prefill(self, video: VideoTask) -> None:
@@ -160,11 +164,8 @@ class EngineThread:
         video.release_frames()
 
     def _start(self, questions: list[QuestionTask]) -> None:
-        try:
-            with self._stats.timed("question_s"):
-                chosen = self._runner.start(questions)
-        except torch.OutOfMemoryError as error:
-            self._recover_rows(error)
+        chosen = self._run_rows(self._runner.start, "question_s", questions)
+        if chosen is None:
             return
         self._stats.questions += len(questions)
         self._stats.question_tokens += sum(len(question.token_ids) for question in questions)
@@ -172,30 +173,48 @@ class EngineThread:
 
     def _decode(self) -> None:
         rows = list(self._scheduler.running)
-        try:
-            with self._stats.timed("decode_s"):
-                chosen = self._runner.decode(rows)
-        except torch.OutOfMemoryError as error:
-            self._recover_rows(error)
+        chosen = self._run_rows(self._runner.decode, "decode_s", rows)
+        if chosen is None:
             return
         self._stats.decode_steps += 1
+        self._scheduler.count_step()
         self._extend(rows, chosen)
 
-    def _recover_rows(self, error: torch.OutOfMemoryError) -> None:
-        self._stats.memory_faults += 1
+    def _run_rows(
+        self, step: Callable[[list[QuestionTask]], list[int]], timer: str, rows: list[QuestionTask]
+    ) -> list[int] | None:
+        """Runs a step over rows; returns None where memory ran out and the step was undone."""
+        try:
+            with self._stats.timed(timer):
+                return step(rows)
+        except RuntimeError as error:
+            fault = self._read_fault(error)
+        self._undo_fault()
         failed = evict_half(self._scheduler)
         for question in failed:
             self._finish(question)
-        give_error(failed, ClipTooLarge(f"one question alone runs out of memory: {error}"))
+        give_error(failed, fault)
+        return None
+
+    def _read_fault(self, error: RuntimeError) -> ClipTooLarge:
+        """Returns what a clip that is alone fails with; whatever is not about memory is raised again."""
+        if not is_memory_fault(error):
+            raise error
+        return ClipTooLarge(f"out of memory with nothing beside it: {error}")
+
+    def _undo_fault(self) -> None:
+        self._stats.memory_faults += 1
+        self._runner.release_cached()
 
     def _extend(self, questions: list[QuestionTask], chosen: list[int]) -> None:
         self._stats.generated_tokens += len(chosen)
-        for question, token_id in zip(questions, chosen, strict=True):
-            question.generated.append(token_id)
-            reason = self._rule.finish_reason(question)
-            if reason is not None:
-                self._finish(question)
-                give_answer(question, self._complete(question, reason))
+        with self._stats.kept_waiting():
+            for question, token_id in zip(questions, chosen, strict=True):
+                question.generated.append(token_id)
+                reason = self._rule.finish_reason(question)
+                if reason is not None:
+                    self._finish(question)
+                    give_answer(question, self._complete(question, reason))
 
     def _complete(self, question: QuestionTask, reason: FinishReason) -> Completion:
         return Completion(
@@ -205,6 +224,7 @@ class EngineThread:
             num_prompt_tokens=question.num_prompt_tokens,
             clip_id=question.video.clip_id,
             frames_digest=question.video.frames_digest,
+            scores=tuple(question.scores),
         )
 
     def _admit(self, question: QuestionTask) -> None:

@@ -36,6 +36,16 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely the model finds one given token, before any penalty; log-probabilities are natural."""
+
+    token_id: int
+    logprob: float
+    likeliest_id: int
+    likeliest_logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The model's answer to one question.
 
@@ -44,6 +54,7 @@ class Completion:
         token_ids: every generated id, the end-of-turn id included when it was written.
         num_prompt_tokens: system text, video tokens, time instruction and question together.
         clip_id, frames_digest: whose keys and values the answer was computed from; empty without a video.
+        scores: of each token, where they were given (`Video.score`); else empty.
     """
 
     text: str
@@ -52,3 +63,4 @@ class Completion:
     num_prompt_tokens: int
     clip_id: str = ""
     frames_digest: str = ""
+    scores: tuple[TokenScore, ...] = ()

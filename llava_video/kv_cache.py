@@ -104,6 +104,11 @@ class SuffixPages:
         return self._keys[layer][tables].flatten(1, 2), self._values[layer][tables].flatten(1, 2)
 
 
+def slot_of(pages: Sequence[int], index: int) -> int:
+    """Returns where a row's suffix token lies, counted in tokens over all pages."""
+    return pages[index // PAGE_TOKENS] * PAGE_TOKENS + index % PAGE_TOKENS
+
+
 def bytes_per_token(num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """Returns the bytes that one token's keys and values take over all layers."""
     return 2 * num_layers * num_heads * head_dim * dtype.itemsize

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+
+import torch
 
 from llava_video.scheduler import Scheduler
 from llava_video.tasks import QuestionTask, VideoTask
@@ -12,6 +15,17 @@ _log = logging.getLogger(__name__)
 
 _KEPT_SHARE = 0.75
 """Of the prefix budget after each fault: a shortage that passes costs little, one that stays is met in a few steps."""
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|(?:HOST|DEVICE)_ALLOCATION_FAILED",
+    re.IGNORECASE,
+)
+"""What PyTorch's allocators, CUDA itself, cuBLAS and cuDNN say; only the first has an exception class of its own."""
+
+
+def is_memory_fault(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, which leaves the device as it was; any other may have broken it."""
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def recover_prefill(
@@ -24,7 +38,8 @@ def recover_prefill(
             those that do, or None when there is nothing to give.
 
     Returns:
-        The questions to fail: those of a video that was alone and got all there is.
+        The questions to fail: those of a video that was alone twice and got all there is. Before the second time
+        PyTorch's caches were emptied, which is what cuBLAS, cuDNN and CUDA itself may have lacked.
     """
     undone = [video for video in videos if video.prefix is None]
     scheduler.put_back(undone)
@@ -33,7 +48,7 @@ def recover_prefill(
         _lower(scheduler, prefill_tokens=max(video.num_tokens for video in undone))
         return []
     (video,) = undone
-    if scheduler.used_prefix_tokens:
+    if scheduler.used_prefix_tokens or not video.needs_all:
         video.needs_all = True
         _lower(scheduler, prefix_tokens=max(wanted, scheduler.used_prefix_tokens))
         return []
@@ -49,18 +64,27 @@ def recover_prefill(
 def evict_half(scheduler: Scheduler) -> list[QuestionTask]:
     """Sends running questions back, to be asked again later, and allows as many fewer rows.
 
-    Those that were just being started go, or, where all are under way, the younger half.
+    Those that were just being started go, or, where all are under way, the younger half. Several that were being
+    started together are started in smaller groups before rows are given up.
 
     Returns:
-        The questions to fail, still among the running ones: the one that was alone.
+        The questions to fail, still among the running ones: the one that was alone twice.
     """
     running = list(scheduler.running)
-    if len(running) == 1:
+    if len(running) == 1 and running[0].needs_all:
         return running
+    if len(running) == 1:
+        running[0].needs_all = True
+        scheduler.send_back(running)
+        return []
     started = [question for question in running if question.generated]
-    kept = len(running) // 2 if len(started) == len(running) else len(started)
+    starting = [question for question in running if not question.generated]
+    kept = len(started) if starting else len(running) // 2
     scheduler.send_back([question for question in running if question not in started[:kept]])
-    _lower(scheduler, max_rows=max(kept, len(running) // 2))
+    if len(starting) > 1:
+        _lower(scheduler, start_tokens=sum(len(question.token_ids) for question in starting) // 2)
+    else:
+        _lower(scheduler, max_rows=kept)
     return []
 
 

@@ -35,6 +35,11 @@ class TowerConfig:
     patch_size: int = 14
 
     @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def grid_size(self) -> int:
         """Patches along one side of a frame."""
         return self.image_size // self.patch_size

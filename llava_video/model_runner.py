@@ -10,17 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_video.attention import ChunkFills, attend_causally, attend_pages, attend_suffix, merge_attention
-from llava_video.choosing import SeenIds
+from llava_video.attention_kernels import choose_backend, pin_backend
+from llava_video.choosing import Chosen, SeenIds
 from llava_video.cuda_graphs import GraphedDecoder
-from llava_video.kv_cache import PAGE_TOKENS, Prefix, PrefixKV, SuffixPages
+from llava_video.generation import TokenScore
+from llava_video.kv_cache import PAGE_TOKENS, Prefix, PrefixKV, SuffixPages, slot_of
 from llava_video.language_model import Attend
 from llava_video.model import LlavaVideoModel
-from llava_video.prefix_pool import PrefixPool
-from llava_video.static_decode import StaticDecoder
-from llava_video.tasks import QuestionTask, VideoTask, slots_of, spans_by_video
+from llava_video.prefix_pool import PooledPrefix, PrefixPool
+from llava_video.static_decode import StaticDecoder, StepRow
+from llava_video.tasks import QuestionTask, VideoTask, spans_by_video
 
 # Kernels are chosen, and some planned, for each length anew; on a GPU prefixes come in few lengths.
 _PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}
+
+
+# Attention to a prefix leaves one output for each of its chunks: 100 KB for each query of the 7B, 200 in float32.
+_MOST_QUERIES = 4096
 
 
 class ModelRunner:
@@ -44,6 +50,11 @@ class ModelRunner:
         self._vision_batch_frames = vision_batch_frames
         self._implementation = attn_implementation
         self._prefill_multiple = _PREFILL_MULTIPLES[model.device.type]
+        tower, language = model.config.tower, model.config.language
+        self._tower_backend, self._language_backend = (
+            choose_backend(model.device, self._language.dtype, head_dim, is_causal)
+            for head_dim, is_causal in ((tower.head_dim, False), (language.head_dim, True))
+        )
         self._seen = SeenIds(max_rows, self._language.num_ids, self._language.layer_devices[-1])
         self._static: GraphedDecoder | None = None
         if pool is not None:
@@ -61,7 +72,8 @@ class ModelRunner:
         assert len(clips) == len(videos), "a video is encoded once"
         frames = [frame for clip in clips for frame in clip]
         batch = self._vision_batch_frames
-        pooled = torch.cat([self.model.encode_frames(frames[i : i + batch]) for i in range(0, len(frames), batch)])
+        with pin_backend(self._tower_backend):
+            pooled = torch.cat([self.model.encode_frames(frames[i : i + batch]) for i in range(0, len(frames), batch)])
         parts = pooled.split([len(clip) for clip in clips])
         self._wait(self.model.device)
         return [self.model.lay_out(part, video.frame_order) for part, video in zip(parts, videos, strict=True)]
@@ -74,7 +86,7 @@ class ModelRunner:
         prefix: Prefix = PrefixKV() if self._pool is None else self._pool.open(len(embeddings))
         try:
             self._fill(prefix, embeddings)
-        except torch.OutOfMemoryError:
+        except RuntimeError:
             prefix.release()
             raise
         self._wait(self._language.layer_devices[-1])
@@ -87,6 +99,11 @@ class ModelRunner:
         self._fill(prefix, self.embed_prefix(text, None))
         if self._static is not None:
             self._static.hold_text(prefix)
+
+    def release_cached(self) -> None:
+        """Gives memory back that PyTorch holds for later: what cuBLAS, cuDNN and CUDA take comes from beside it."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def shrink_prefixes(self, num_tokens: int) -> int | None:
         """Gives back what prefixes beyond so many tokens would take; returns how many fit then, None if it had none."""
@@ -106,7 +123,8 @@ class ModelRunner:
 
         # Attention is causal: what is padded at the end changes nothing before it.
         padded = F.pad(embeddings, (0, 0, 0, -length % self._prefill_multiple))
-        self._language.forward(padded, torch.arange(len(padded), device=padded.device), attend)
+        with pin_backend(self._language_backend):
+            self._language.forward(padded, torch.arange(len(padded), device=padded.device), attend)
 
     def _wait(self, device: torch.device) -> None:
         """Waits for a device, so that the seconds counted for each kind of work are its own."""
@@ -127,18 +145,18 @@ class ModelRunner:
         """Runs new questions on top of their prefixes and returns the first id of each answer."""
         self._pages.hold(max(max(question.pages) for question in questions))
         lengths = [len(question.token_ids) for question in questions]
-        slots = self._to_device(
-            [slot for question in questions for slot in slots_of(question, range(len(question.token_ids)))]
-        )
+        slots = self._to_device([slot_of(q.pages, index) for q in questions for index in range(len(q.token_ids))])
         spans = spans_by_video(questions, lengths)
-        places, own_places = _pad(lengths)
-        grid, cells = self._to_device(places), self._to_device(own_places)
+        groups = [[self._to_device(numbers) for numbers in group] for group in _group_by_length(lengths)]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, slots, keys, values)
-            out, lse = attend_suffix(*(packed[grid.to(packed.device)] for packed in (queries, keys, values)))
-            out, lse = (padded.flatten(0, 1)[cells.to(padded.device)] for padded in (out, lse))
-            return merge_attention(out, lse, *_attend_prefixes(layer, queries, spans))
+            own, own_lse = torch.empty_like(queries), queries.new_empty(queries.shape[:2], dtype=torch.float32)
+            for group in groups:
+                grid, cells, tokens = (index.to(queries.device) for index in group)  # further GPUs, if there are any
+                out, lse = attend_suffix(*(packed[grid] for packed in (queries, keys, values)))
+                own[tokens], own_lse[tokens] = out.flatten(0, 1)[cells], lse.flatten(0, 1)[cells]
+            return merge_attention(own, own_lse, *_attend_prefixes(layer, queries, spans))
 
         ids = [token_id for question in questions for token_id in question.token_ids]
         first = [question.video.num_tokens for question in questions]
@@ -151,12 +169,14 @@ class ModelRunner:
     @torch.inference_mode()
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
-        return self._decode_by_clip(questions) if self._static is None else self._static.decode(questions)
+        if self._static is None:
+            return self._decode_by_clip(questions)
+        return _take_answers(self._static.decode([_row_of(question) for question in questions]), questions)
 
     def _decode_by_clip(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Runs a step of whatever shape, one product for each clip's prefix."""
         written = [question.num_suffix_tokens - 1 for question in questions]
-        slots = self._to_device([slots_of(q, [position])[0] for q, position in zip(questions, written, strict=True)])
+        slots = self._to_device([slot_of(q.pages, position) for q, position in zip(questions, written, strict=True)])
         spans = spans_by_video(questions, [1] * len(questions))
         # On the device once a step: every layer uses them, and each copy would wait for the device.
         groups = [
@@ -193,28 +213,74 @@ class ModelRunner:
         rows = torch.tensor([question.row for question in questions], device=logits.device)
         penalties = [question.repetition_penalty for question in questions]
         is_penalised = any(penalty != 1.0 for penalty in penalties)
-        return self._seen.choose(logits, rows, logits.new_tensor(penalties) if is_penalised else None).tolist()
+        forced = [question.next_forced for question in questions]
+        has_forced = any(token_id >= 0 for token_id in forced)
+        chosen = self._seen.choose(
+            logits,
+            rows,
+            logits.new_tensor(penalties) if is_penalised else None,
+            torch.tensor(forced, device=logits.device) if has_forced else None,
+        )
+        return _take_answers(chosen, questions)
 
 
-def _pad(lengths: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+def _row_of(question: QuestionTask) -> StepRow:
+    """Returns what a decoding step has to know of a running question."""
+    length, prefix = question.num_suffix_tokens, question.video.prefix
+    return StepRow(
+        token_id=question.generated[-1],
+        position=question.video.num_tokens + length - 1,
+        row=question.row,
+        pages=question.pages,
+        num_suffix_tokens=length,
+        penalty=question.repetition_penalty,
+        prefix=prefix if isinstance(prefix, PooledPrefix) else None,
+        forced=question.next_forced,
+    )
+
+
+def _take_answers(chosen: Chosen, questions: Sequence[QuestionTask]) -> list[int]:
+    """Returns the ids of the questions' rows, and notes scores with those questions that were given their answer."""
+    ids: list[int] = chosen.ids[: len(questions)].tolist()
+    if chosen.scores is not None:
+        for question, token_id, (logprob, likeliest, best) in zip(questions, ids, chosen.scores.tolist(), strict=False):
+            if question.forced:
+                question.scores.append(TokenScore(token_id, logprob, int(likeliest), best))
+    return ids
+
+
+def _group_by_length(lengths: Sequence[int]) -> list[tuple[list[list[int]], list[int], list[int]]]:
+    """Groups packed sequences of like length, so that one long question is not what all are padded to.
+
+    Returns:
+        For each group `_pad`'s places [R][L] and cells, and the packed tokens that it consists of, in the same order.
+    """
+    starts = [0, *accumulate(lengths)]
+    groups = []
+    for _, run in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), lambda i: lengths[i].bit_length()):
+        members = list(run)
+        places, cells = _pad([starts[i] for i in members], [lengths[i] for i in members])
+        groups.append((places, cells, [starts[i] + offset for i in members for offset in range(lengths[i])]))
+    return groups
+
+
+def _pad(starts: Sequence[int], lengths: Sequence[int]) -> tuple[list[list[int]], list[int]]:
     """Lays packed sequences side by side, padded at their ends, where causal attention never looks.
 
     Returns:
         For each of R sequences the packed tokens at its L places [R][L], and for each token its place in R * L.
     """
-    longest, starts = max(lengths), [0, *accumulate(lengths)]
-    grid = [
-        [start + min(i, length - 1) for i in range(longest)] for start, length in zip(starts, lengths, strict=False)
-    ]
+    longest = max(lengths)
+    grid = [[start + min(i, length - 1) for i in range(longest)] for start, length in zip(starts, lengths, strict=True)]
     return grid, [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
 
 
 def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTask, int, int]]) -> tuple[Tensor, Tensor]:
     """Attends each video's queries to its prefix: one product a video, however many rows it has."""
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for video, start, stop in spans:
         assert video.prefix is not None, "a question starts after its video is prefilled"
-        parts.append(video.prefix.attend(layer, queries[start:stop]))
+        parts.extend(video.prefix.attend(layer, some) for some in queries[start:stop].split(_MOST_QUERIES))
     out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return out, lse
 

@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from llava_video.kv_cache import PAGE_TOKENS
 from llava_video.tasks import QuestionTask, VideoTask
 
+_RECOVERING = ("prefix_tokens", "max_rows", "prefill_tokens", "start_tokens")
+_RECOVERY_STEPS, _MOST_RECOVERY_STEPS = 64, 4096
+"""Steps without a fault before limits rise; after each fault twice as many: a shortage that stays costs little."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -24,6 +28,7 @@ class Limits:
         num_pages: pages for questions and answers.
         max_rows: questions that run.
         prefill_tokens: prefix tokens prefilled between two decoding steps, unless one video alone has more.
+        start_tokens: question tokens started between two decoding steps, unless one question alone has more.
         prefix_unit: prefixes take memory in multiples of so many tokens.
     """
 
@@ -31,6 +36,7 @@ class Limits:
     num_pages: int
     max_rows: int
     prefill_tokens: int
+    start_tokens: int = 4096
     prefix_unit: int = 1
 
     def tokens_held(self, video: VideoTask) -> int:
@@ -42,12 +48,13 @@ class Scheduler:
     """The waiting and running tasks, and what is free.
 
     Attributes:
-        limits: what is promised; shrinks when memory runs out.
+        limits: what is promised; shrinks when memory runs out, and recovers.
         most_prefix_tokens: what a video may have that is alone; shrinks only with the pool.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits = self._planned = limits
+        self._steps_to_recovery, self._recovery_steps = 0, _RECOVERY_STEPS
         self.most_prefix_tokens = limits.prefix_tokens
         self.videos: list[VideoTask] = []
         self.running: list[QuestionTask] = []
@@ -81,8 +88,25 @@ class Scheduler:
         return max((self.limits.tokens_held(video) for video in self.videos), default=0)
 
     def lower_limits(self, **limits: int) -> None:
-        """Promises less from now on; what runs stays."""
+        """Promises less from now on; what runs stays. The sooner after a rise, the longer until the next."""
         self.limits = replace(self.limits, **limits)
+        self._recovery_steps = min(2 * self._recovery_steps, _MOST_RECOVERY_STEPS)
+        self._steps_to_recovery = self._recovery_steps
+
+    def count_step(self) -> None:
+        """Counts a step that memory sufficed for; after enough of them, what was lowered rises by a quarter."""
+        self._steps_to_recovery -= 1
+        if self._steps_to_recovery > 0 or self.limits == self._most_limits():
+            return
+        self._steps_to_recovery = self._recovery_steps
+        most = self._most_limits()
+        raised = {name: _raise(getattr(self.limits, name), getattr(most, name)) for name in _RECOVERING}
+        self.limits = replace(self.limits, **raised)
+        if self.limits == most:
+            self._recovery_steps = _RECOVERY_STEPS
+
+    def _most_limits(self) -> Limits:
+        return replace(self._planned, prefix_tokens=min(self._planned.prefix_tokens, self.most_prefix_tokens))
 
     def can_run(self, question: QuestionTask) -> bool:
         """Whether a question and its video fit when they are alone."""
@@ -125,11 +149,15 @@ class Scheduler:
     def next_questions(self) -> list[QuestionTask]:
         """Takes the questions that start now, with a row and pages each, sorted by video."""
         chosen: list[QuestionTask] = []
+        num_tokens = 0
         for video in self.videos:
             while video.prefix is not None and video.waiting:
                 question = video.waiting[0]
                 num_pages = num_pages_for(question.max_tokens)
-                if len(self.running) >= self.limits.max_rows or num_pages > len(self._free_pages):
+                num_tokens += len(question.token_ids)
+                fits_start = not chosen or num_tokens <= self.limits.start_tokens
+                fits_rows = len(self.running) < self.limits.max_rows and num_pages <= len(self._free_pages)
+                if not (fits_start and fits_rows):
                     return chosen
                 self._start(question, num_pages)
                 chosen.append(question)
@@ -150,7 +178,7 @@ class Scheduler:
             was_closed, question.video.is_closed = question.video.is_closed, False
             self.finish(question)
             question.video.is_closed = was_closed
-            question.generated = []
+            question.generated, question.scores = [], []
             question.video.waiting.insert(0, question)
 
     def _start(self, question: QuestionTask, num_pages: int) -> None:
@@ -169,6 +197,10 @@ class Scheduler:
             self._used_prefix_tokens -= self.limits.tokens_held(video)
             video.prefix.release()
             video.prefix = None
+
+
+def _raise(lowered: int, most: int) -> int:
+    return min(most, lowered + max(1, lowered // 4))
 
 
 def num_pages_for(num_tokens: int) -> int:

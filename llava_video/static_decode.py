@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from math import prod
 from typing import Generic, TypeVar
 
@@ -20,18 +20,41 @@ import torch
 from torch import Tensor
 
 from llava_video.attention import ChunkFills, attend_pages, fold_groups, merge_attention, merge_chunks, unfold_groups
-from llava_video.choosing import SeenIds
-from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages
+from llava_video.choosing import Chosen, SeenIds
+from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages, slot_of
 from llava_video.language_model import LanguageModel
 from llava_video.prefix_pool import PooledPrefix, PrefixPool
-from llava_video.tasks import QuestionTask, slots_of, spans_by_video
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
+class StepRow:
+    """What a step has to know of one row.
+
+    Attributes:
+        token_id, position: the last id and where it stands.
+        row: which ids it has generated.
+        pages: its pages of keys and values.
+        num_suffix_tokens: tokens of question and answer, the last id included.
+        penalty: repetition penalty.
+        prefix: its clip's; None: it has no clip but the text prefix.
+        forced: the id to go on with, whatever is likeliest; -1: the likeliest.
+    """
+
+    token_id: int
+    position: int
+    row: int
+    pages: tuple[int, ...]
+    num_suffix_tokens: int
+    penalty: float
+    prefix: PooledPrefix | None
+    forced: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class StepShape:
-    """The sizes that a step is rounded up to: N, C, M, X, J and B, and whether any row has no video."""
+    """The sizes that a step is rounded up to: N, C, M, X, J and B, whether any row has no video, or a forced id."""
 
     rows: int
     clips: int
@@ -40,6 +63,7 @@ class StepShape:
     chunks_per_clip: int
     pages: int
     has_text: bool
+    has_forced: bool = False
 
 
 def round_up(number: int, least: int = 1) -> int:
@@ -56,6 +80,7 @@ class StepNumbers(Generic[Array]):
         ids, positions: [N] the last id of each row and where it stands.
         slots, tables, lengths: [N], [N, B], [N] where its keys go, its pages, its suffix tokens.
         rows: [N] which ids it has generated.
+        forced: [N] the id to go on with, -1 for the likeliest.
         cells: [N] its place among the clips' rows, counted in C * M.
         without_video: [N] 1 where a row has no clip but the text prefix, and whatever cell.
         members: [C * M] which of the N rows stands at each place.
@@ -69,6 +94,7 @@ class StepNumbers(Generic[Array]):
     tables: Array
     lengths: Array
     rows: Array
+    forced: Array
     cells: Array
     without_video: Array
     members: Array
@@ -80,8 +106,8 @@ class StepNumbers(Generic[Array]):
 
 def sizes_of(shape: StepShape) -> list[tuple[int, ...]]:
     """Returns the sizes of the fields of `StepNumbers`."""
-    n, c, m, x, j, b, _ = astuple(shape)
-    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
+    n, c, m, x, j, b, *_ = astuple(shape)
+    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
 
 
 def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
@@ -104,36 +130,40 @@ class StaticDecoder:
         self.text = PrefixKV()
         pages.hold(pages.spare_page)
 
-    def shape_of(self, questions: Sequence[QuestionTask]) -> StepShape:
-        """Rounds up what these running questions need; clips and their rows come and go, so these start high."""
-        spans = self._spans_of_clips(questions)
-        num_rows = sum(stop - start for _, start, stop in spans)
+    def shape_of(self, rows: Sequence[StepRow]) -> StepShape:
+        """Rounds up what these rows need; clips and their rows come and go, so these start high."""
+        spans = _spans_of_clips(rows)
         return StepShape(
-            rows=round_up(len(questions), 32),
+            rows=round_up(len(rows), 32),
             clips=round_up(len(spans), 4),
             rows_per_clip=round_up(max((stop - start for _, start, stop in spans), default=1), 12),
             chunks=min(self._pool.num_chunks, round_up(1 + max((max(p.chunks) for p, _, _ in spans), default=0), 16)),
             chunks_per_clip=round_up(max((len(prefix.chunks) for prefix, _, _ in spans), default=1), 4),
-            pages=round_up(max(question.num_suffix_tokens - 1 for question in questions) // PAGE_TOKENS + 1, 4),
-            has_text=num_rows < len(questions),
+            pages=round_up(max(row.num_suffix_tokens - 1 for row in rows) // PAGE_TOKENS + 1, 4),
+            has_text=any(row.prefix is None for row in rows),
+            has_forced=any(row.forced >= 0 for row in rows),
         )
 
-    def write_numbers(self, questions: Sequence[QuestionTask], shape: StepShape, buffer: np.ndarray) -> None:
-        """Fills a buffer on the host; what pads the shape writes to the spare page and row, and is never read."""
+    def write_numbers(self, rows: Sequence[StepRow], shape: StepShape, buffer: np.ndarray) -> None:
+        """Fills a buffer on the host; what pads the shape writes to the spare page and row, and is never read.
+
+        Args:
+            rows: those of one clip side by side.
+        """
         numbers = view_numbers(buffer, shape)
         buffer[:] = 0
         numbers.slots[:], numbers.lengths[:] = self._pages.spare_page * PAGE_TOKENS, 1
-        numbers.tables[:], numbers.rows[:] = self._pages.spare_page, self._seen.spare_row
+        numbers.tables[:], numbers.rows[:], numbers.forced[:] = self._pages.spare_page, self._seen.spare_row, -1
         numbers.fills[:], numbers.absent[:, 1:] = 1, 1
-        for index, question in enumerate(questions):
-            length = question.num_suffix_tokens
-            numbers.ids[index], numbers.rows[index] = question.generated[-1], question.row
-            numbers.positions[index] = question.video.num_tokens + length - 1
-            numbers.slots[index], numbers.lengths[index] = slots_of(question, [length - 1])[0], length
-            pages = question.pages[: shape.pages]
+        for index, row in enumerate(rows):
+            length = row.num_suffix_tokens
+            numbers.ids[index], numbers.rows[index], numbers.forced[index] = row.token_id, row.row, row.forced
+            numbers.positions[index] = row.position
+            numbers.slots[index], numbers.lengths[index] = slot_of(row.pages, length - 1), length
+            pages = row.pages[: shape.pages]
             numbers.tables[index, : len(pages)] = pages
-            numbers.without_video[index] = question.video.prefix is self.text
-        for clip, (prefix, start, stop) in enumerate(self._spans_of_clips(questions)):
+            numbers.without_video[index] = row.prefix is None
+        for clip, (prefix, start, stop) in enumerate(_spans_of_clips(rows)):
             first = clip * shape.rows_per_clip
             numbers.cells[start:stop] = range(first, first + stop - start)
             numbers.members[first : first + stop - start] = range(start, stop)
@@ -141,8 +171,8 @@ class StaticDecoder:
             numbers.owners[held], numbers.fills[held] = clip, prefix.fills
             numbers.chunks[clip, : len(held)], numbers.absent[clip, : len(held)] = held, 0
 
-    def run(self, numbers: StepNumbers[Tensor], penalties: Tensor, has_text: bool) -> Tensor:
-        """Runs one step and returns the next id of each row [N]; `penalties` float32 [N]."""
+    def run(self, numbers: StepNumbers[Tensor], penalties: Tensor, shape: StepShape) -> Chosen:
+        """Runs one step and returns the next id of each row; `penalties` float32 [N]."""
         dtype, suffix_tokens = self._language.dtype, numbers.tables.shape[1] * PAGE_TOKENS
         fills = ChunkFills.count(numbers.fills, self._pool.chunk_tokens, dtype)
         own_fills = ChunkFills.count(numbers.lengths, suffix_tokens, dtype)
@@ -153,13 +183,14 @@ class StaticDecoder:
             self._pages.write(layer, numbers.slots, keys, values)
             own = attend_pages(queries, *self._pages.read(layer, numbers.tables), own_fills, self._pool.attend)
             out, lse = self._attend_pool(layer, queries, numbers, fills, missing)
-            if has_text:
+            if shape.has_text:
                 text_out, text_lse = self.text.attend(layer, queries)
                 out, lse = torch.where(texts[..., None], text_out, out), torch.where(texts, text_lse, lse)
             return merge_attention(*own, out, lse)
 
         hidden = self._language.forward(self._language.embed(numbers.ids), numbers.positions, attend)
-        return self._seen.choose(self._language.logits(hidden), numbers.rows, penalties)
+        forced = numbers.forced if shape.has_forced else None
+        return self._seen.choose(self._language.logits(hidden), numbers.rows, penalties, forced)
 
     def _attend_pool(
         self, layer: int, queries: Tensor, numbers: StepNumbers[Tensor], fills: ChunkFills, missing: Tensor
@@ -174,7 +205,13 @@ class StaticDecoder:
         out, lse = unfold_groups(out, lse, grid.shape[1])  # [C, M, H, E]
         return out.flatten(0, 1)[numbers.cells], lse.flatten(0, 1)[numbers.cells]
 
-    def _spans_of_clips(self, questions: Sequence[QuestionTask]) -> list[tuple[PooledPrefix, int, int]]:
-        """Returns the prefix of each clip and its rows, `start` to `stop`."""
-        spans = spans_by_video(questions, [1] * len(questions))
-        return [(video.prefix, start, stop) for video, start, stop in spans if isinstance(video.prefix, PooledPrefix)]
+
+def _spans_of_clips(rows: Sequence[StepRow]) -> list[tuple[PooledPrefix, int, int]]:
+    """Returns the prefix of each clip and its rows, `start` to `stop`."""
+    spans, start = [], 0
+    for _, run in groupby(rows, key=lambda row: id(row.prefix)):
+        prefixes = [row.prefix for row in run]
+        if prefixes[0] is not None:
+            spans.append((prefixes[0], start, start + len(prefixes)))
+        start += len(prefixes)
+    return spans

@@ -9,8 +9,8 @@ from itertools import groupby
 
 import numpy as np
 
-from llava_video.generation import Completion, GenerationConfig
-from llava_video.kv_cache import PAGE_TOKENS, Prefix
+from llava_video.generation import Completion, GenerationConfig, TokenScore
+from llava_video.kv_cache import Prefix
 from llava_video.prompts import VideoPrefix
 
 
@@ -60,6 +60,9 @@ class QuestionTask:
         repetition_penalty: resolved against the checkpoint's own.
         row: which row of the running batch it has, and its pages of keys and values; unset while it waits.
         generated: the answer so far.
+        needs_all: memory ran out for it alone; it is tried once more.
+        forced: the ids to answer with, to find out how likely they are; empty: the likeliest.
+        scores: of the forced ids so far.
     """
 
     video: VideoTask
@@ -70,6 +73,14 @@ class QuestionTask:
     row: int = -1
     pages: tuple[int, ...] = ()
     generated: list[int] = field(default_factory=list)
+    needs_all: bool = False
+    forced: tuple[int, ...] = ()
+    scores: list[TokenScore] = field(default_factory=list)
+
+    @property
+    def next_forced(self) -> int:
+        """The id to go on with, or -1."""
+        return self.forced[len(self.generated)] if len(self.generated) < len(self.forced) else -1
 
     @property
     def max_tokens(self) -> int:
@@ -85,11 +96,6 @@ class QuestionTask:
     def num_prompt_tokens(self) -> int:
         """Tokens of the whole prompt."""
         return self.video.num_tokens + len(self.token_ids)
-
-
-def slots_of(question: QuestionTask, positions: Sequence[int]) -> list[int]:
-    """Returns where suffix tokens of a row lie, counted in tokens over all pages."""
-    return [question.pages[i // PAGE_TOKENS] * PAGE_TOKENS + i % PAGE_TOKENS for i in positions]
 
 
 def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.geometry import write_configuration
+from llava_video import model_runner
 from llava_video.attention import AttendChunks, attend_chunks
 from llava_video.attention_kernels import attend_chunks_efficient, attend_chunks_flash
 from llava_video.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ from llava_video.generation import GenerationConfig
 from llava_video.kv_cache import SuffixPages
 from llava_video.model import LlavaVideoModel, load_model
 from llava_video.model_config import read_model_config
-from llava_video.model_runner import ModelRunner
+from llava_video.model_runner import ModelRunner, _row_of
 from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
 from llava_video.prompts import VideoPrefix
 from llava_video.static_decode import sizes_of, view_numbers
@@ -47,6 +48,7 @@ KERNELS = [attend_chunks_flash, attend_chunks_efficient, attend_chunks]
 def _fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU on which tensors have no content; what only a real one can do, waiting and pinning, does nothing."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(model_runner, "choose_backend", lambda *_: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
@@ -144,9 +146,9 @@ def test_a_decoding_step_can_be_captured(model: LlavaVideoModel, kernel: AttendC
     questions = _prefill(runner)
     assert isinstance(runner._static, GraphedDecoder)
     decoder = runner._static._decoder
-    shape = decoder.shape_of(questions)
+    shape = decoder.shape_of([_row_of(question) for question in questions])
     buffer = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, device=CUDA)
     numbers, penalties = view_numbers(buffer, shape), torch.ones(shape.rows, device=CUDA)
     with _DeviceOnly():
-        chosen = decoder.run(numbers, penalties, shape.has_text)
+        chosen = decoder.run(numbers, penalties, shape).ids
     assert (chosen.shape, chosen.device, chosen.dtype) == ((32,), CUDA, torch.int64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.seed_loop import SeedLoop
 from llava_video import Engine, EngineConfig, GenerationConfig
@@ -31,3 +32,29 @@ def test_questions_about_two_clips_asked_at_once_equal_generate_one_by_one(engin
     loop = SeedLoop(engine)
     theirs = [loop.ask(clip, [0.0, 1.5], 3.0, question, 24) for clip in clips for question in QUESTIONS]
     assert ours == theirs
+
+
+@pytest.mark.parametrize("has_fixed_shapes", [False, True])
+def test_a_given_answer_is_as_likely_as_transformers_finds_it(has_fixed_shapes: bool) -> None:
+    config = EngineConfig(
+        model=str(CHECKPOINTS / "g9"), device="cpu", dtype="float32", static_decode=has_fixed_shapes, max_rows=4
+    )
+    given = [5, 300, 7, 11, 250, 9]
+    with Engine.load(config) as engine:
+        size = engine.model.config.tower.image_size
+        clip = np.random.default_rng(3).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+        with engine.open(clip, [0.0, 1.5], 3.0) as video:
+            other = video.ask(QUESTIONS[0], GenerationConfig(max_new_tokens=8))  # in the same steps
+            done = video.score(QUESTIONS[1], given).result()
+            assert other.result().scores == ()
+        loop = SeedLoop(engine)
+        prompt = loop.embed(clip, [0.0, 1.5], 3.0, QUESTIONS[1])
+        module = engine.model.language.module
+        answer = module.model.embed_tokens(torch.tensor(given[:-1]))
+        logits = module(inputs_embeds=torch.cat([prompt, answer])[None], logits_to_keep=len(given)).logits[0]
+    expected = logits.log_softmax(-1)
+    assert done.token_ids == tuple(given)
+    assert [score.logprob for score in done.scores] == pytest.approx(
+        expected.gather(1, torch.tensor(given)[:, None])[:, 0].tolist(), abs=1e-4
+    )
+    assert [score.likeliest_id for score in done.scores] == expected.argmax(-1).tolist()

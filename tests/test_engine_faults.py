@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from llava_video.engine_stats import EngineStats
 from llava_video.engine_thread import EngineThread
 from llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
 from llava_video.kv_cache import Prefix, PrefixKV
+from llava_video.memory_faults import is_memory_fault
 from llava_video.model_runner import ModelRunner
 from llava_video.prefix_pool import PrefixPool
 from llava_video.prompts import VideoPrefix
@@ -48,6 +50,9 @@ class _FaultyRunner:
         assert video.frames is not None
         self._run_out_of_memory_sometimes()
         return PrefixKV() if self.pool is None else self.pool.open(video.num_tokens)
+
+    def release_cached(self) -> None:
+        pass
 
     def shrink_prefixes(self, num_tokens: int) -> int | None:
         has_shrunk = self.pool is not None and self.pool.shrink(-(-num_tokens // self.pool.chunk_tokens))
@@ -132,14 +137,28 @@ def _is_reason(future: Future) -> bool:
     return isinstance(future.exception(), ClipTooLarge | EngineClosed)
 
 
-@pytest.mark.parametrize("step", ["encode_videos", "prefill", "start", "decode"])
-def test_running_out_of_memory_undoes_the_step_and_loses_no_answer(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+MEMORY_FAULTS = [
+    torch.OutOfMemoryError("CUDA out of memory (pretended)"),
+    torch.AcceleratorError("CUDA error: out of memory (pretended)", 2),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)` (pretended)"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED (pretended)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"), list(zip(["encode_videos", "prefill", "start", "decode"], MEMORY_FAULTS, strict=True))
+)
+def test_running_out_of_memory_undoes_the_step_and_loses_no_answer(
+    step: str, fault: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = getattr(ModelRunner, step)
     faults = iter([True, False, True])
+    emptied: list[int] = []
+    monkeypatch.setattr(ModelRunner, "release_cached", lambda self: emptied.append(1))
 
     def run(self: ModelRunner, *arguments: Any) -> Any:
         if next(faults, False):
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+            raise fault
         return original(self, *arguments)
 
     requests = [(seed, 3, question, 8) for seed in range(3) for question in QUESTIONS]
@@ -154,8 +173,34 @@ def test_running_out_of_memory_undoes_the_step_and_loses_no_answer(step: str, mo
         for video, asked in zip(videos, futures, strict=True):
             answers += [future.result(60).token_ids for future in asked]
             video.close()
-        assert engine.stats.memory_faults == 2
+        assert (engine.stats.memory_faults, len(emptied)) == (2, 2)
     assert answers == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+        "cuDNN Frontend error: no execution plan",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_an_error_that_is_not_about_memory_is_none_that_can_be_undone(message: str) -> None:
+    assert not is_memory_fault(torch.AcceleratorError(message, 1))
+
+
+def test_a_busy_thread_beside_the_engine_keeps_it_waiting_for_half_a_millisecond_at_a_time() -> None:
+    stopped = threading.Event()
+    busy = threading.Thread(target=lambda: [None for _ in iter(stopped.is_set, True)])
+    with Engine.load(CONFIG) as engine:
+        interval_s = sys.getswitchinterval()
+        busy.start()
+        engine.ask(QUESTIONS[0], GenerationConfig(max_new_tokens=50)).result(60)
+        stopped.set()
+        busy.join()
+        assert engine.stats.interpreter_wait_s > 0
+    assert interval_s <= 5e-4
 
 
 def test_a_question_that_is_too_large_takes_nothing_from_the_others() -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from llava_video.attention import ChunkFills, attend_chunks, attend_prefix
-from llava_video.attention_kernels import _agrees_with_plain, attend_chunks_flash, choose_kernel
+from llava_video.attention_kernels import (
+    _agrees_with_plain,
+    attend_chunks_flash,
+    choose_backend,
+    choose_kernel,
+    pin_backend,
+)
 from llava_video.prefix_pool import PrefixPool
 
 CPU = torch.device("cpu")
@@ -104,3 +112,27 @@ def test_flash_attention_is_given_and_gives_back_what_its_documentation_says(mon
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
     assert _agrees_with_plain(attend_chunks_flash, CPU, torch.float32, 64)
+
+
+def test_the_first_way_of_attention_that_runs_and_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, tried = F.scaled_dot_product_attention, []
+
+    def attend(*arguments: Tensor, is_causal: bool) -> Tensor:
+        tried.append(torch.backends.cuda.flash_sdp_enabled())
+        if len(tried) == 1:
+            raise RuntimeError("cuDNN Frontend error: no execution plan (pretended)")
+        out = original(*arguments, is_causal=is_causal)
+        return out + 0.1 if len(tried) == 2 else out
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
+    assert choose_backend(CPU, torch.float32, 72, False, backends) is SDPBackend.MATH
+    assert tried == [True, True, False, False]
+
+
+def test_no_way_of_attention_is_pinned_where_none_proves_right() -> None:
+    assert choose_backend(CPU, torch.float32, 72, True, [SDPBackend.CUDNN_ATTENTION]) is None
+    with pin_backend(None):
+        assert torch.backends.cuda.flash_sdp_enabled()
+    with pin_backend(SDPBackend.MATH):
+        assert not torch.backends.cuda.flash_sdp_enabled()

@@ -172,9 +172,9 @@ def test_a_video_alone_gets_what_the_pool_can_give_and_fails_when_it_has_nothing
 
     _open(scheduler, video)
     questions = list(video.waiting)
-    failed = [recover_prefill(scheduler, scheduler.next_videos(), shrink) for _ in range(3)]
-    assert failed == [[], [], questions]
-    assert wanted == [300, 225, 168]
+    failed = [recover_prefill(scheduler, scheduler.next_videos(), shrink) for _ in range(4)]
+    assert failed == [[], [], [], questions]
+    assert wanted == [225, 225, 168]
     assert (scheduler.limits.prefix_tokens, scheduler.most_prefix_tokens, scheduler.used_prefix_tokens) == (225, 225, 0)
 
 
@@ -195,8 +195,10 @@ def test_running_out_of_memory_while_decoding_sends_the_younger_half_back() -> N
     assert scheduler.next_questions() == []
 
 
-@pytest.mark.parametrize(("num_started", "num_rows"), [(0, 2), (1, 2), (3, 3)])
-def test_running_out_of_memory_in_a_start_sends_back_all_that_were_starting(num_started: int, num_rows: int) -> None:
+@pytest.mark.parametrize(("num_started", "start_tokens", "num_rows"), [(0, 20, 4), (1, 15, 4), (3, 4096, 3)])
+def test_running_out_of_memory_in_a_start_sends_back_all_that_were_starting(
+    num_started: int, start_tokens: int, num_rows: int
+) -> None:
     scheduler = _scheduler(prefix_tokens=1000, num_pages=100)
     videos = [_video(order, 50) for order in range(4)]
     _open(scheduler, *videos)
@@ -205,7 +207,62 @@ def test_running_out_of_memory_in_a_start_sends_back_all_that_were_starting(num_
     for question in started:
         question.generated.append(1)
     assert evict_half(scheduler) == []
-    assert (scheduler.running, scheduler.limits.max_rows) == (started, num_rows)
+    limits = scheduler.limits
+    assert (scheduler.running, limits.start_tokens, limits.max_rows) == (started, start_tokens, num_rows)
+
+
+def test_a_question_alone_is_tried_once_more_with_empty_caches_and_then_fails() -> None:
+    scheduler = _scheduler()
+    video = _video(0)
+    _open(scheduler, video)
+    _prefill(scheduler.next_videos())
+    (question,) = scheduler.next_questions()
+    assert (evict_half(scheduler), scheduler.running) == ([], [])
+    assert scheduler.next_questions() == evict_half(scheduler) == [question]
+
+
+def test_questions_start_up_to_a_number_of_tokens_and_a_longer_one_alone() -> None:
+    scheduler = Scheduler(Limits(1000, 100, 10, prefill_tokens=200, start_tokens=50))
+    video = _video(0)
+    scheduler.add_video(video)
+    questions = [_question(video, num_tokens) for num_tokens in (30, 20, 1, 70, 10)]
+    for question in questions:
+        scheduler.add_question(question)
+    _prefill(scheduler.next_videos())
+    starts = [scheduler.next_questions() for _ in range(4)]
+    assert starts == [questions[:2], questions[2:3], questions[3:4], questions[4:]]
+
+
+def test_lowered_limits_rise_to_what_was_planned_once_memory_suffices() -> None:
+    scheduler = _scheduler(prefix_tokens=400)
+    planned = scheduler.limits
+    scheduler.lower_limits(max_rows=1, prefix_tokens=100, start_tokens=7, prefill_tokens=50)
+    steps = []
+    while scheduler.limits != planned:
+        steps.append(_count_steps_to_a_rise(scheduler))
+    assert (steps[0], len(steps) < 40) == (128, True)
+
+
+def test_limits_rise_later_after_every_fault_and_never_beyond_a_shrunken_pool() -> None:
+    scheduler = _scheduler(prefix_tokens=400)
+    scheduler.most_prefix_tokens = 250
+    scheduler.lower_limits(prefix_tokens=240)
+    waits = [_count_steps_to_a_rise(scheduler)]
+    assert scheduler.limits.prefix_tokens == 250
+    for _ in range(2):
+        scheduler.lower_limits(prefix_tokens=100)
+        scheduler.lower_limits(prefix_tokens=100)
+        waits.append(_count_steps_to_a_rise(scheduler))
+    assert waits == [128, 256, 1024]
+
+
+def _count_steps_to_a_rise(scheduler: Scheduler) -> int:
+    limits = scheduler.limits
+    for number in range(1, 5000):
+        scheduler.count_step()
+        if scheduler.limits != limits:
+            return number
+    raise AssertionError("no rise")
 
 
 def test_a_question_sent_back_starts_again_from_its_beginning() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llava_video import Engine, EngineConfig, GenerationConfig, cuda_graphs, memory
+from llava_video.choosing import Chosen
 from llava_video.cuda_graphs import GraphedDecoder
 from llava_video.language_model import LanguageModel
+from llava_video.model_runner import _row_of
 from llava_video.prompts import VideoPrefix
 from llava_video.static_decode import StepShape, round_up
 from llava_video.tasks import QuestionTask, VideoTask
@@ -93,53 +98,79 @@ def test_sizes_are_rounded_up_by_a_third_at_most(number: int, least: int, expect
     assert round_up(number, least) == expected
 
 
-class _Graph:
-    """A graph that was captured; replayed, it runs the step that it was captured from."""
+class _Allocator:
+    """What PyTorch's allocator and captures do to each other: while it records for a capture, it frees nothing."""
 
-    step: Callable[[], Tensor]
+    def __init__(self) -> None:
+        self.streams: list[object] = ["usual"]
+        self.recording: list[object] = []
+        self.users: Counter = Counter()
+        self.breaks = False
 
-    def replay(self) -> None:
-        self.step()
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        self.streams.append(stream)
+        try:
+            yield
+        finally:
+            self.streams.append("usual")
+
+    def end(self, device: int, pool: object) -> None:
+        if pool not in self.recording:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id (pretended)")
+        self.recording.remove(pool)
+
+    def release(self, device: int, pool: object) -> None:
+        self.users[pool] -= 1
 
 
-class _Capture:
-    """What `torch.cuda.graph` does to streams; where the step failed, ending the capture fails too and leaves them."""
+def _make_graphs(allocator: _Allocator) -> type:
+    class _Graph:
+        """A graph that was captured; replayed, it does nothing."""
 
-    streams: list[object]
+        def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+            assert capture_error_mode == "thread_local"
+            self.pool = pool
+            allocator.recording.append(pool)
+            allocator.users[pool] += 1
 
-    def __init__(self, graph: _Graph, pool: object, stream: object, capture_error_mode: str) -> None:
-        self.arguments = (graph, pool, stream, capture_error_mode)
+        def capture_end(self) -> None:
+            if allocator.breaks:
+                raise RuntimeError("operation failed due to a previous error during capture (pretended)")
+            allocator.end(0, self.pool)
 
-    def __enter__(self) -> None:
-        self.streams.append(self.arguments[2])
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            raise RuntimeError("operation failed due to a previous error during capture (pretended)")
-        self.streams.append("usual")
+    return _Graph
 
 
 @pytest.fixture
-def streams(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The current streams, one after the other, of a machine on which steps can be captured."""
-    _Capture.streams = streams = ["usual"]
-    handles = iter(range(100))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+def allocator(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -> _Allocator:
+    """A machine on which steps can be captured."""
+    allocator, handles = _Allocator(), iter(range(100))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _make_graphs(allocator))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"for captures on {device}")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "usual")
-    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    monkeypatch.setattr(torch.cuda, "graph", _Capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    monkeypatch.setattr(torch.cuda, "stream", allocator.stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", allocator.end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", allocator.release)
     decoder = engines[0]._thread._runner._static
     decoder.forget_graphs()
     monkeypatch.setattr(decoder, "_captures", True)
     monkeypatch.setattr(decoder, "_stream", None)
-    return streams
+    monkeypatch.setattr(decoder, "_num_failed", 0)
+    return allocator
+
+
+def _capture(decoder: GraphedDecoder, rows: int) -> Any:
+    step = decoder._find_step(StepShape(rows, 4, 12, 6, 4, 4, has_text=False))
+    with torch.inference_mode():
+        decoder._capture(step)
+    return step
 
 
 def test_a_step_that_cannot_be_captured_runs_all_the_same(
     engines: tuple[Engine, Engine],
-    streams: list[object],
+    allocator: _Allocator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -147,33 +178,64 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(
     decoder = static._thread._runner._static
     original = decoder._decoder.run
 
-    def run(*arguments: Any) -> Tensor:
-        if streams[-1] != "usual":
+    def run(*arguments: Any) -> Chosen:
+        if allocator.streams[-1] != "usual":
             raise torch.OutOfMemoryError("pretended")
         return original(*arguments)
 
     monkeypatch.setattr(decoder._decoder, "run", run)
     requests = [(1, 2, QUESTIONS[2], 30)]
     assert _ask(static, requests, 2) == _ask(plain, requests, 2)
-    assert caplog.text.count("no more CUDA graphs, further shapes of steps run kernel by kernel") == 1
-    assert streams == ["usual", "for captures on cpu", "usual"]
+    assert caplog.text.count("such steps run kernel by kernel") == 1
+    assert allocator.streams[-1] == "usual"
+
+
+@pytest.mark.parametrize("capture_ends", [True, False])
+def test_a_broken_capture_leaves_the_allocator_whole_and_costs_one_shape(
+    engines: tuple[Engine, Engine], allocator: _Allocator, monkeypatch: pytest.MonkeyPatch, capture_ends: bool
+) -> None:
+    decoder = engines[0]._thread._runner._static
+    first = _capture(decoder, 32)
+    with monkeypatch.context() as patch:
+        allocator.breaks = not capture_ends
+        patch.setattr(decoder._decoder, "run", _wait_for_the_device)
+        broken = _capture(decoder, 48)
+    allocator.breaks = False
+    third = _capture(decoder, 64)
+    assert [step.graph is None for step in (first, broken, third)] == [False, True, False]
+    assert (broken.may_be_captured, broken.chosen, decoder._captures) == (False, None, True)
+    assert (allocator.recording, allocator.streams[-1]) == ([], "usual")
+    # A graph that was ended gives its share of the pool back itself, once it goes.
+    assert allocator.users == {0: 2 + capture_ends}
+
+
+def _wait_for_the_device(*arguments: Any) -> Chosen:
+    raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing (pretended)", 900)
+
+
+def test_captures_that_break_one_after_the_other_are_given_up(
+    engines: tuple[Engine, Engine], allocator: _Allocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = engines[0]._thread._runner._static
+    monkeypatch.setattr(decoder._decoder, "run", _wait_for_the_device)
+    allowed = []
+    for rows in range(32, 32 + cuda_graphs._MOST_FAILURES):
+        _capture(decoder, rows)
+        allowed.append(decoder._captures)
+    assert allowed == [True] * (cuda_graphs._MOST_FAILURES - 1) + [False]
 
 
 def test_a_pool_of_graphs_is_not_used_again_once_its_last_graph_is_gone(
-    engines: tuple[Engine, Engine], streams: list[object]
+    engines: tuple[Engine, Engine], allocator: _Allocator
 ) -> None:
     decoder = engines[0]._thread._runner._static
     handles = []
-    for shape in (StepShape(rows, 4, 12, 6, 4, 4, has_text=False) for rows in (32, 48)):
-        step = decoder._find_step(shape)
-        with torch.inference_mode():
-            decoder._capture(step)
+    for rows in (32, 48):
+        _capture(decoder, rows)
         handles.append(decoder._memory)
     decoder.forget_graphs()
-    with torch.inference_mode():
-        decoder._capture(decoder._find_step(StepShape(32, 4, 12, 6, 4, 4, has_text=False)))
+    _capture(decoder, 32)
     assert [*handles, decoder._memory] == [0, 0, 1]
-    assert streams == ["usual", *["for captures on cpu", "usual"] * 3]
 
 
 def test_the_shapes_used_last_keep_their_graphs(
@@ -193,7 +255,10 @@ def test_questions_without_a_video_do_not_widen_the_rows_of_clips(engines: tuple
     text, video = static._text_only, _task(1)
     video.prefix = decoder._pool.open(40)
     questions = [QuestionTask(task, [0], GenerationConfig(), 1.0, Future()) for task in [text] * 30 + [video]]
-    shape, only_text = decoder.shape_of(questions), decoder.shape_of(questions[:30])
+    for question in questions:
+        question.generated.append(0)
+    rows = [_row_of(question) for question in questions]
+    shape, only_text = decoder.shape_of(rows), decoder.shape_of(rows[:30])
     video.prefix.release()
     assert (shape.rows, shape.rows_per_clip, shape.has_text) == (32, 12, True)
     assert (only_text.rows_per_clip, only_text.has_text) == (12, True)
