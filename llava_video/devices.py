@@ -39,6 +39,13 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def name_device(device: torch.device) -> str:
+    """Returns a name of the kind of device, the same in every process of the machine."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).name)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":

@@ -16,13 +16,13 @@ from types import TracebackType
 import numpy as np
 
 from llava_video.checkpoint import Checkpoint, find_checkpoint
-from llava_video.devices import choose_device, choose_dtype
+from llava_video.devices import choose_device, choose_dtype, name_device
 from llava_video.engine_config import EngineConfig
 from llava_video.engine_stats import EngineStats
 from llava_video.engine_thread import EngineThread
 from llava_video.errors import EngineClosed, PromptTooLong
 from llava_video.generation import Completion, GenerationConfig
-from llava_video.memory import choose_layer_devices, plan_memory
+from llava_video.memory import choose_layer_devices, describe_attention, plan_memory
 from llava_video.model import LlavaVideoModel, check_faster_video, load_model
 from llava_video.model_config import read_model_config
 from llava_video.model_runner import ModelRunner
@@ -41,6 +41,8 @@ class Engine:
     Attributes:
         checkpoint: where the model came from and its revision.
         model: the model itself, for those who want its intermediate results.
+        device_name: which device computes, for example `NVIDIA H100 80GB HBM3` or `cpu (AVX2)`.
+        attention_path: which code attends: the implementation, and how decoding steps do.
         stats: running totals; read from any thread.
         generation_defaults: what the checkpoint says about generation.
     """
@@ -53,6 +55,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.generation_defaults = read_generation_defaults(checkpoint)
         memory = plan_memory(config, model)
+        self.device_name = name_device(model.device)
+        self.attention_path = describe_attention(config.attn_implementation, memory.pool)
         runner = ModelRunner(
             model,
             memory.pages,

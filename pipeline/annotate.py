@@ -16,7 +16,7 @@ from pipeline.output_place import check_inputs_apart
 from pipeline.preflight import check_prompts, prepare_model
 from pipeline.progress import show_progress
 from pipeline.retry_failed import add_failed_units
-from pipeline.run_folder import StartedRun, check_same_run, overwrite_run, start_run
+from pipeline.run_folder import StartedRun, check_same_run, check_same_versions, overwrite_run, start_run
 from pipeline.runners import check_runner, is_in_process, make_options, run_to_end
 from pipeline.units import plan_units
 from pipeline.wording import write_count
@@ -82,6 +82,8 @@ def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, u
     """Starts the run in its folder, or goes on with it, and says what there is to do."""
     if not run.overwrite:
         check_same_run(store, record)
+        if not config.allow_other_versions:
+            check_same_versions(store, record)
         check_nothing_left_out(store, Store(config.storage_options, config.reading), units, record.fingerprint)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
     if config.retry_failed:
@@ -117,6 +119,8 @@ def _reuse_answers(
 ) -> tuple[RunConfig, RunRecord]:
     """Returns settings and record of a run that takes the answers of an earlier one."""
     found, num_units = find_earlier_run(earlier, config.storage_options, store, record, units)
+    if not config.allow_other_versions:
+        check_same_versions(open_output(earlier, config.storage_options), record)
     _say(f"{num_units} of {len(units)} units have earlier answers; what is unchanged in them is not asked again")
     return replace(config, earlier=found), replace(record, reused_run=describe_run(found))
 

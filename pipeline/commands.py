@@ -25,6 +25,7 @@ from pipeline.worker_errors import WorkerStopped
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from recipes import Recipe, RecipeError, load_recipe
+from schemas.run_columns import OtherVersionsError
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
 from storage.retries import StoreError
@@ -40,6 +41,7 @@ USER_ERRORS = (
     InputError,
     NoInputFound,
     OtherRunError,
+    OtherVersionsError,
     RecipeError,
     RunnerFailed,
     ShardChanged,
@@ -71,6 +73,7 @@ def run_annotate(command: Command) -> None:
         frame_memory_bytes=int(flags.frame_memory_gb * 2**30),
         clips_ahead=flags.clips_ahead,
         canary_every=flags.canary_every,
+        allow_other_versions=flags.allow_other_versions,
         storage_options=flags.storage_options,
     )
     run = Run(tuple(flags.input), flags.runner, command.beam_flags, flags.overwrite, flags.reuse_from)

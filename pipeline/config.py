@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from decoding.config import SamplingConfig
@@ -16,7 +14,7 @@ from llava_video.engine_config import EngineConfig
 from llava_video.model_config import ModelConfig
 from pipeline.units import UnitConfig
 from recipes.recipe import Recipe
-from schemas.run_columns import RunColumns
+from schemas.run_columns import RunColumns, find_versions
 from shards.config import ReadConfig
 from shards.windows import check_split_s
 from storage.run_journal import RunRecord
@@ -24,7 +22,6 @@ from transforms.earlier_answers import EarlierRun
 
 # Raised by hand when the program's own rules change what is written for the same settings.
 ROW_VERSION = 2
-_PACKAGES = ("framescribe", "apache-beam", "torch", "transformers", "av", "decord", "pyarrow", "pillow", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,8 @@ class RunConfig:
         clips_ahead: clips a bundle thread has under way in each of decoding and annotation.
         canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
         earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.earlier_run`.
+        allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
+            transformers, and with workers that have one.
         storage_options: fsspec options for inputs and output; never written anywhere.
     """
 
@@ -58,6 +57,7 @@ class RunConfig:
     clips_ahead: int = 16
     canary_every: int = 500
     earlier: EarlierRun | None = None
+    allow_other_versions: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dt
         "recipe": recipe,
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return RunRecord(fingerprint, settings, _prompts_of(recipe), _find_versions(), model_name=checkpoint.name)
+    return RunRecord(fingerprint, settings, _prompts_of(recipe), find_versions(), model_name=checkpoint.name)
 
 
 def run_columns(
@@ -139,13 +139,3 @@ def _prompts_of(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping):
             prompts |= _prompts_of(value)
     return {prompt_id: text for prompt_id, text in prompts.items() if isinstance(text, str)}
-
-
-def _find_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

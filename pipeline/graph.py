@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from pipeline.config import RunConfig
 from schemas.records import CommittedPart, WorkUnit
-from schemas.run_columns import RunColumns
+from schemas.run_columns import RunColumns, find_versions
 from transforms.annotate_clips import AnnotateClips
 from transforms.commit_parts import CommitParts
 from transforms.keep_annotated import KeepAnnotated
@@ -48,7 +48,8 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         config = self._config
         probe = PoolProbe(config.num_decoders or num_cores(), config.sampling)
         read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
-        commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_share)
+        versions = None if config.allow_other_versions else find_versions()
+        commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_share, versions)
         clips = units | "Read clips" >> beam.ParDo(read)
         if config.retry_failed:
             clips |= "Keep annotated clips" >> beam.ParDo(KeepAnnotated(config.output, config.storage_options))

@@ -145,6 +145,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
     again.add_argument("--retry-failed", action="store_true", help="try the clips again that failed in this output")
     group.add_argument(
+        "--allow-other-versions",
+        action="store_true",
+        help="go on with a run, or take its answers, under another minor version of FrameScribe, torch or transformers",
+    )
+    group.add_argument(
         "--reuse-from",
         type=parse_place,
         metavar="FOLDER",

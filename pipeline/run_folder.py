@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from publish.table_files import is_table_file
 from schemas.records import WorkUnit
+from schemas.run_columns import OtherVersionsError, describe_other_versions
 from schemas.tables import TABLES
 from storage.layout import PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
 from storage.output_store import OutputStore
@@ -86,6 +87,21 @@ def check_same_run(store: OutputStore, run: RunRecord) -> None:
             + "\n".join(f"  {line}" for line in describe_difference(recorded, run))
             + "\nUse the same settings, choose another --output, or start with --overwrite to remove that run. "
             "Where only the recipe differs, another --output with --reuse-from this one asks only what changed."
+        )
+
+
+def check_same_versions(store: OutputStore, run: RunRecord) -> None:
+    """Raises `OtherVersionsError` when the run that the folder holds was last started under other minor versions.
+
+    A run without any part has no rows yet that could be others.
+    """
+    recorded = read_run(store)
+    differing = describe_other_versions({} if recorded is None else recorded.versions, run.versions)
+    if differing and list_done_units(store):
+        raise OtherVersionsError(
+            f"{store.address('')} holds a run that was written under other versions (there -> now): {differing}. "
+            "Answers may differ from those that are there. Install the versions of then, choose another --output, or "
+            "start with --allow-other-versions; each part says which versions wrote it"
         )
 
 

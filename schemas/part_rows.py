@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import Enum
@@ -20,8 +21,8 @@ from schemas.records import (
     Stage,
     Status,
 )
-from schemas.run_columns import RunColumns
-from schemas.tables import PART_SCHEMA
+from schemas.run_columns import RunColumns, WorkerRecord
+from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 
 ANNOTATED = "annotated"
 FAILED = "failed"
@@ -33,28 +34,49 @@ Record = ClipRef | Sampling | Caption | QAPair | KeptCompletion
 _CAPTION_NAMES = {"start_s": "caption_start_s", "end_s": "caption_end_s"}
 
 
-def build_part(unit_id: str, outcomes: Iterable[ClipAnnotation | FailedClip], run: RunColumns) -> pa.Table:
-    """Returns the part of a unit: one row a clip in the order of their ids, the same for the same outcomes.
+def build_part(
+    unit_id: str,
+    outcomes: Iterable[ClipAnnotation | FailedClip],
+    run: RunColumns,
+    worker: WorkerRecord | None = None,
+) -> pa.Table:
+    """Returns the part of a unit: one row per clip in the order of their ids, the same for the same outcomes.
 
-    The schema's metadata holds `unit_id` and `fingerprint`.
+    The schema's metadata holds `unit_id`, `fingerprint`, `format` and `workers`: a JSON list of who wrote the rows,
+    this worker first, then those whose rows were kept.
     """
     run_cells = _cells(run)
-    rows = [
-        {**_outcome_cells(outcome), **run_cells}
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.ref.clip_id)
-    ]
-    schema = PART_SCHEMA.with_metadata({"unit_id": unit_id, "fingerprint": run.fingerprint})
-    return pa.Table.from_pylist(rows, schema=schema)
+    ordered = sorted(outcomes, key=lambda outcome: outcome.ref.clip_id)
+    rows = [{**_outcome_cells(outcome), **run_cells} for outcome in ordered]
+    metadata = {
+        "unit_id": unit_id,
+        "fingerprint": run.fingerprint,
+        "format": str(OUTPUT_FORMAT),
+        "workers": _list_workers(ordered, worker),
+    }
+    return pa.Table.from_pylist(rows, schema=PART_SCHEMA.with_metadata(metadata))
 
 
 def read_outcomes(part: pa.Table) -> list[ClipAnnotation | FailedClip]:
     """Returns what a part was built from, in the order of its rows."""
-    return [_read_outcome(row) for row in part.to_pylist()]
+    workers = tuple(json.dumps(worker, sort_keys=True) for worker in read_workers(part.schema))
+    return [_read_outcome(row, workers) for row in part.to_pylist()]
+
+
+def read_workers(schema: pa.Schema) -> list[dict[str, Any]]:  # Any: JSON values
+    """Returns the `WorkerRecord`s, as JSON objects, of a part's schema; none where it says nothing of them."""
+    return json.loads((schema.metadata or {}).get(b"workers", b"[]"))
 
 
 def read_completions(cells: Iterable[Row]) -> tuple[KeptCompletion, ...]:
     """Returns the completions that the column of this name holds for one clip."""
     return tuple(KeptCompletion(**_select(KeptCompletion, completion)) for completion in cells)
+
+
+def _list_workers(outcomes: Sequence[ClipAnnotation | FailedClip], worker: WorkerRecord | None) -> str:
+    own = [] if worker is None else [worker.to_json()]
+    kept = {text for one in outcomes if isinstance(one, ClipAnnotation) for text in one.workers}
+    return f"[{', '.join([*own, *sorted(kept.difference(own))])}]"
 
 
 def _outcome_cells(outcome: ClipAnnotation | FailedClip) -> Row:
@@ -112,7 +134,7 @@ def _cell(value: object) -> object:
     return value
 
 
-def _read_outcome(row: Row) -> ClipAnnotation | FailedClip:
+def _read_outcome(row: Row, workers: tuple[str, ...]) -> ClipAnnotation | FailedClip:
     ref = ClipRef(**_select(ClipRef, row))
     if row["status"] == FAILED:
         return FailedClip(ref=ref, stage=Stage(row["stage"]), reason=row["reason"], message=row["message"])
@@ -122,6 +144,7 @@ def _read_outcome(row: Row) -> ClipAnnotation | FailedClip:
         captions=tuple(_read_caption(cells) for cells in row["captions"]),
         qa_pairs=tuple(QAPair(**_select(QAPair, cells)) for cells in row["qa_pairs"]),
         completions=read_completions(row["completions"]),
+        workers=workers,
     )
 
 

@@ -231,13 +231,19 @@ class KeptCompletion:
 
 @dataclass(frozen=True, slots=True)
 class ClipAnnotation:
-    """All captions and QA pairs of one clip, and every completion that they were read from, retries included."""
+    """All captions and QA pairs of one clip, and every completion that they were read from, retries included.
+
+    Attributes:
+        workers: who may have written it, each as JSON (`schemas.run_columns.WorkerRecord`), where it was read from
+            a part; empty for this worker itself.
+    """
 
     ref: ClipRef
     sampling: Sampling
     captions: tuple[Caption, ...]
     qa_pairs: tuple[QAPair, ...]
     completions: tuple[KeptCompletion, ...] = ()
+    workers: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

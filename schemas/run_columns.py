@@ -1,8 +1,21 @@
-"""The settings of a run that every row of its tables repeats."""
+"""What produced a row: the settings of the run, and the program, device and attention of the worker."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = ("framescribe", "apache-beam", "torch", "transformers", "av", "decord", "pyarrow", "pillow", "numpy")
+# Of these another minor version may write other answers to the same questions.
+_DECISIVE = ("framescribe", "torch", "transformers")
+
+
+class OtherVersionsError(ValueError):
+    """A run would go on, or take answers, under other versions than its rows were written with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +41,55 @@ class RunColumns:
     dtype: str
     framescribe_version: str
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """What a part was written by; equal for all workers of one kind of machine and one installation.
+
+    Attributes:
+        versions: package to version.
+        device: for example `cpu (AVX2)` or `NVIDIA H100 80GB HBM3`; empty where no model was loaded.
+        attention: which code attended, for example `sdpa; decoding: paged`; empty where no model was loaded.
+    """
+
+    versions: Mapping[str, str]
+    device: str
+    attention: str
+
+    def to_json(self) -> str:
+        """Returns it as a JSON object, the same text for the same record."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@cache
+def _find_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def find_versions() -> dict[str, str]:
+    """Returns package to version of everything installed here that has a part in the rows."""
+    return dict(_find_versions())
+
+
+def describe_other_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Returns `torch 2.12.1 -> 2.13.0` and so on for the packages whose major or minor version differs; or nothing.
+
+    Only FrameScribe, torch and transformers count, and only where both sides say their version.
+    """
+    differing = (
+        f"{name} {then[name]} -> {now[name]}"
+        for name in _DECISIVE
+        if name in then and name in now and _minor(then[name]) != _minor(now[name])
+    )
+    return ", ".join(differing)
+
+
+def _minor(text: str) -> tuple[str, ...]:
+    return tuple(text.partition("+")[0].split(".")[:2])

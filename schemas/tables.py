@@ -7,6 +7,10 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+# Of everything under `_framescribe`; raised when a reader of the number before would misread what is written now.
+# run.json and parts say theirs; where they say none, it is 1.
+OUTPUT_FORMAT = 2
+
 _TEXT, _COUNT, _SECONDS, _SCORE = pa.string(), pa.int32(), pa.float64(), pa.float64()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.records import WorkUnit
+from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 from storage.layout import JOURNAL_FOLDER, PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, part_name, unit_of_part
 from storage.output_store import OutputStore
 
@@ -32,6 +33,10 @@ _PLAN_SCHEMA = pa.schema(
 
 class DamagedRunError(ValueError):
     """A file of the run is not what was written, or does not belong to it."""
+
+
+class NewerFormatError(DamagedRunError):
+    """A file was written by a later FrameScribe in a form that this one does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +76,25 @@ class PlannedUnit:
 
 def write_run(store: OutputStore, run: RunRecord) -> None:
     """Writes run.json."""
-    store.put(RUN_FILE, _to_json({one.name: getattr(run, one.name) for one in fields(run)}))
+    content = {one.name: getattr(run, one.name) for one in fields(run)}
+    store.put(RUN_FILE, _to_json({"format": OUTPUT_FORMAT, **content}))
 
 
 def read_run(store: OutputStore) -> RunRecord | None:
     """Returns what run.json says, or None where no run was started.
 
     Raises:
+        NewerFormatError: a later FrameScribe wrote it.
         DamagedRunError: the file is not what `write_run` writes.
     """
     try:
-        return RunRecord(**json.loads(store.read(RUN_FILE)))
+        content = dict(json.loads(store.read(RUN_FILE)))
+        _check_format(store, RUN_FILE, content.pop("format", 1), content.get("versions"))
+        return RunRecord(**content)
     except FileNotFoundError:
         return None
+    except NewerFormatError:
+        raise
     except (ValueError, TypeError) as error:
         raise DamagedRunError(
             f"{store.address(RUN_FILE)} is damaged ({error}); restore it or start with --overwrite"
@@ -135,18 +146,42 @@ def write_part(store: OutputStore, unit_id: str, part: pa.Table) -> None:
 
 
 def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None) -> pa.Table:
-    """Returns a part, or some of its columns.
+    """Returns a part, or some of its columns; those that came with a later format than the part's are null.
 
     Raises:
         FileNotFoundError: the unit has no part.
+        NewerFormatError: a later FrameScribe wrote it.
         DamagedRunError: the file is no Parquet.
     """
-    payload = store.read(part_name(unit_id))
+    name = part_name(unit_id)
+    payload = store.read(name)
     try:
-        return pq.ParquetFile(pa.BufferReader(payload)).read(columns=columns, use_threads=False)
-    except pa.ArrowInvalid as error:
-        address = store.address(part_name(unit_id))
-        raise DamagedRunError(f"{address} is damaged ({error}); remove it and start the run again") from error
+        part = pq.ParquetFile(pa.BufferReader(payload)).read(columns=columns, use_threads=False)
+        written_in = int((part.schema.metadata or {}).get(b"format", b"1"))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise DamagedRunError(
+            f"{store.address(name)} is damaged ({error}); remove it and start the run again"
+        ) from error
+    _check_format(store, name, written_in)
+    return part if written_in == OUTPUT_FORMAT else _add_later_columns(part, columns or PART_SCHEMA.names)
+
+
+def _add_later_columns(part: pa.Table, names: Sequence[str]) -> pa.Table:
+    for name in names:
+        if name not in part.column_names:
+            column = PART_SCHEMA.field(name)
+            part = part.append_column(column, pa.nulls(part.num_rows, column.type))
+    return part.select(names)
+
+
+def _check_format(store: OutputStore, name: str, written_in: int, versions: Mapping[str, str] | None = None) -> None:
+    if written_in > OUTPUT_FORMAT:
+        writer = (versions or {}).get("framescribe")
+        raise NewerFormatError(
+            f"{store.address(name)} has format {written_in}, this FrameScribe reads formats up to {OUTPUT_FORMAT}: use "
+            f"{f'FrameScribe {writer}' if writer else 'the FrameScribe that wrote it'} or a later one, or choose "
+            "another --output"
+        )
 
 
 def _plan(unit: WorkUnit) -> PlannedUnit:

@@ -46,6 +46,7 @@ class StubEngine:
 
     def __init__(self, revision: str) -> None:
         self.stats = EngineStats()
+        self.device_name, self.attention_path = "cpu", "none"
         self.checkpoint = SimpleNamespace(name="stub", revision=revision)
         self.model = SimpleNamespace(
             device=SimpleNamespace(type="cpu"), language=SimpleNamespace(dtype="torch.float32")

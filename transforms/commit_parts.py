@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import apache_beam as beam
@@ -11,10 +11,10 @@ from apache_beam.metrics import Metrics
 
 from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd
-from schemas.run_columns import RunColumns
+from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
 from storage.output_store import OutputStore, StorageOptions, open_output
 from storage.run_journal import write_part
-from transforms.engine_registry import computed_dtype
+from transforms.engine_registry import computed_dtype, describe_worker
 from transforms.failure_tally import FailureTally, get_failure_tally
 from transforms.pending_unit import LostClipsError, PendingUnit
 
@@ -29,23 +29,41 @@ class CommitParts(beam.DoFn):
 
     Args:
         max_failed_share: stop, before committing, once more than this share of this worker process's clips failed.
+        versions: package to version where the run was started, which this worker's must not differ from in
+            their minor version; None takes any.
     """
 
     def __init__(
-        self, output: str, run: RunColumns, storage_options: StorageOptions | None = None, max_failed_share: float = 1.0
+        self,
+        output: str,
+        run: RunColumns,
+        storage_options: StorageOptions | None = None,
+        max_failed_share: float = 1.0,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._output = output
         self._run = run
         self._storage_options = storage_options
         self._max_failed_share = max_failed_share
+        self._versions = versions
         self._run_key = uuid.uuid4().hex  # travels with the step: all its copies in a process count together
         self._num_parts = Metrics.counter(_NAMESPACE, "parts_committed")
         self._num_annotated = Metrics.counter(_NAMESPACE, "clips_annotated")
         self._num_failed = Metrics.counter(_NAMESPACE, "clips_failed")
 
     def setup(self) -> None:
-        """Opens the output in the worker: file systems do not travel well."""
+        """Opens the output in the worker: file systems do not travel well.
+
+        Raises:
+            OtherVersionsError: the worker has another minor version of a package that answers depend on.
+        """
+        differing = describe_other_versions(self._versions or {}, find_versions())
+        if differing:
+            raise OtherVersionsError(
+                f"this worker has other versions than the place where the run was started: {differing}. Give both the "
+                "same, or start with --allow-other-versions, which mixes rows of both"
+            )
         self._store: OutputStore = open_output(self._output, self._storage_options)
         self._tally: FailureTally = get_failure_tally(self._run_key)
 
@@ -75,7 +93,7 @@ class CommitParts(beam.DoFn):
         self._tally.admit(unit.outcomes.values(), self._max_failed_share)
         # What `auto` came to is only known where the engine runs: here.
         run = replace(self._run, dtype=computed_dtype() or self._run.dtype) if self._run.dtype == "auto" else self._run
-        write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), run))
+        write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), run, describe_worker()))
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]
         self._num_parts.inc()

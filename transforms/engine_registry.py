@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava_video.engine_config import EngineConfig
+from schemas.run_columns import WorkerRecord, find_versions
 from transforms.canary import Canary
 from transforms.gpu_slots import Slot, claim_slot
 
@@ -92,6 +93,16 @@ def computed_dtype() -> str | None:
     """Returns the dtype that this process's engines compute in, such as `bfloat16`; None before any is loaded."""
     names = {str(engine.model.language.dtype).removeprefix("torch.") for engine in loaded_engines()}
     return ", ".join(sorted(names)) or None
+
+
+def describe_worker() -> WorkerRecord:
+    """Returns what the parts that this process writes say about their writer."""
+    engines = loaded_engines()
+    return WorkerRecord(
+        versions=find_versions(),
+        device=", ".join(sorted({engine.device_name for engine in engines})),
+        attention=", ".join(sorted({engine.attention_path for engine in engines})),
+    )
 
 
 def _load(config: EngineConfig) -> RunningEngine:
