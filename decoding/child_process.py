@@ -48,6 +48,16 @@ class ChildFailed(Exception):
         self.message = message
 
 
+class DecoderNotStarted(RuntimeError):
+    """No decoder process can be started on this machine."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            f"a decoder process does not start: {cause}. Nothing can be decoded on this machine; once that is mended, "
+            "the same command goes on: finished units are kept"
+        )
+
+
 class ChildProcess:
     """One running decoder process. Used by one thread, the one that made it: Linux ends the process with it."""
 
@@ -55,20 +65,13 @@ class ChildProcess:
         """Starts the process and waits until it is ready.
 
         Raises:
-            RuntimeError: it does not start; nothing can be decoded on this machine.
+            DecoderNotStarted: nothing can be decoded on this machine.
         """
         self._memory_limit_bytes = memory_limit_bytes
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         self._connection, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "decoding.child", "--connection", str(theirs.fileno()),
-                    "--parent", str(os.getpid()), "--memory-limit-bytes", str(memory_limit_bytes), *extra_arguments,
-                ],
-                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
-                env=_scrubbed_environment(), cwd="/", start_new_session=True,
-            )  # fmt: skip
+            self._process = self._start(theirs.fileno(), extra_arguments)
         self._memory = psutil.Process(self._process.pid)  # kept: to make one takes longer than to ask it
         self.num_served = 0
         self._await_ready()
@@ -107,6 +110,20 @@ class ChildProcess:
         self._connection.close()
         self._log.close()
 
+    def _start(self, connection: int, extra_arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [
+                    sys.executable, "-m", "decoding.child", "--connection", str(connection), "--parent",
+                    str(os.getpid()), "--memory-limit-bytes", str(self._memory_limit_bytes), *extra_arguments,
+                ],
+                pass_fds=(connection,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
+                env=_scrubbed_environment(), cwd="/", start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:  # no more processes, no memory for one
+            self._connection.close()
+            raise DecoderNotStarted(f"{error.strerror} (see `ulimit -u`, or use fewer --decoders)") from None
+
     def _watch(self, allowed_s: float) -> None:
         """Waits until the process says something, within its limits."""
         stop_s = time.monotonic() + allowed_s
@@ -125,9 +142,9 @@ class ChildProcess:
             self._watch(_START_DEADLINE_S)
             receive_message(self._connection)
         except ConnectionClosed:
-            raise RuntimeError(f"a decoder process does not start: {self._explain_death().message}") from None
+            raise DecoderNotStarted(self._explain_death().message) from None
         except ChildFailed as error:
-            raise RuntimeError(f"a decoder process does not start: {error.message}") from None
+            raise DecoderNotStarted(error.message) from None
 
     def _explain_death(self) -> ChildFailed:
         with suppress(subprocess.TimeoutExpired):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llava_video.checkpoint import CONFIGURATION, find_checkpoint
+from llava_video.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
 from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.counters import describe_counters, describe_reuse, read_counters
@@ -17,7 +19,7 @@ from pipeline.preflight import check_prompts, prepare_model
 from pipeline.progress import show_progress
 from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, check_same_run, check_same_versions, overwrite_run, start_run
-from pipeline.runners import check_runner, is_in_process, make_options, run_to_end
+from pipeline.runners import RunnerFailed, check_runner, is_in_process, make_options, run_to_end
 from pipeline.units import plan_units
 from pipeline.wording import write_count
 from publish.publish_run import publish
@@ -25,8 +27,9 @@ from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from shards.store import Store
+from storage.layout import PARTS_FOLDER
 from storage.output_store import OutputStore, open_output
-from storage.run_journal import RunRecord, write_run
+from storage.run_journal import RunRecord, list_done_units, write_run
 from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
 
 
@@ -58,6 +61,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     checkpoint = find_checkpoint(
         config.engine.model, config.engine.revision, config.engine.storage_options, CONFIGURATION
     )
+    config = _with_absolute_folders(config, store, checkpoint)
     check_prompts(config, checkpoint, model)
     units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
     # Elsewhere each worker sees for itself which device it has.
@@ -76,6 +80,13 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     published = publish(config.output, config.storage_options, config.max_failed_share)
     _check_failures(published, config)
     return published
+
+
+def _with_absolute_folders(config: RunConfig, store: OutputStore, checkpoint: Checkpoint) -> RunConfig:
+    """Returns settings that mean the same folders in workers elsewhere, which have current folders of their own."""
+    is_folder = os.path.isabs(checkpoint.name)  # otherwise a URI or a hub id
+    engine = replace(config.engine, model=checkpoint.name) if is_folder else config.engine
+    return replace(config, engine=engine, output=str(store.local_path or config.output))
 
 
 def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
@@ -141,7 +152,21 @@ def _run_units(
     )
     with show_progress(store, started.todo, "loading the model" if is_in_process(run.runner) else ""):
         result = run_to_end(pipeline, run.runner, when_interrupted)
+    if not is_in_process(run.runner):
+        _check_parts_are_here(store, started.todo, run.runner)
     return read_counters(result)
+
+
+def _check_parts_are_here(store: OutputStore, units: Sequence[WorkUnit], runner: str) -> None:
+    """Raises `RunnerFailed` where a runner is done, but its workers wrote to a folder that is not the one seen here."""
+    missing = {unit.unit_id for unit in units}.difference(list_done_units(store))
+    if missing:
+        folder, here = store.address(PARTS_FOLDER), f"on this machine ({socket.gethostname()})"
+        raise RunnerFailed(
+            f"--runner {runner} says that all is done, but the parts of {len(missing)} of {len(units)} units "
+            f"are not in {folder} {here}: the workers wrote them to {folder} on their own. "
+            "Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
+        )
 
 
 def _say(line: str) -> None:

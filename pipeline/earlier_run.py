@@ -39,7 +39,7 @@ def find_earlier_run(
             f"{store.address('')} has none of the {len(units)} units of this run, so no answer of it can be taken: "
             "give the same --input and --unit-clips as then, or leave out --reuse-from to ask everything"
         )
-    return EarlierRun(earlier, recorded.fingerprint, storage_options), num_units
+    return EarlierRun(str(store.local_path or earlier), recorded.fingerprint, storage_options), num_units
 
 
 def describe_run(earlier: EarlierRun) -> dict[str, str]:

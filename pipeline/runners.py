@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pipeline.worker_errors import explain_worker_error
 
@@ -86,7 +87,8 @@ def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> P
         WorkerStopped: a worker met what stops a run.
         RuntimeError: what else a worker raised, as the text of its traceback.
     """
-    with _EndingAtOnce(when_interrupted) as ending:
+    quiet = _traces_only_at_the_end() if is_in_process(runner) else nullcontext()
+    with _EndingAtOnce(when_interrupted) as ending, quiet:
         try:
             result = pipeline.run() if is_in_process(runner) else _submit(pipeline, runner)
             if runner.lower() not in (*_IN_PROCESS, *_DIES_WITH_ITS_SERVER):
@@ -135,10 +137,13 @@ class _EndingAtOnce:
             self._outer_handler = signal.signal(signal.SIGINT, self._end)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         threading.excepthook = self._hook
         if self._is_main:
             signal.signal(signal.SIGINT, self._outer_handler)
+        if error is not None and _NO_THREAD in str(error):
+            self._blame(f"RuntimeError: {_NO_THREAD}")
+            self._end(0, None)  # the interpreter would wait for threads that wait for those that never started
 
     def cancel_first(self, job: PipelineResult) -> None:
         """Has Ctrl-C cancel a job before the job server that Beam may have started for it is stopped."""
@@ -166,12 +171,51 @@ class _EndingAtOnce:
         if name != _WORKER_THREAD and _NO_THREAD not in cause:
             self._hook(dead)
             return
+        self._blame(f"thread {name!r} died of {cause}")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def _blame(self, cause: str) -> None:
         self._status, self._job = _EXIT_ERROR, None
         self._last_line = (
-            f"framescribe annotate: the runner's thread {name!r} died ({cause}), so the run would never end."
-            f"{_MORE_THREADS if _NO_THREAD in cause else ''} Finished units are kept: start the same command again"
+            f"framescribe annotate: the runner cannot go on: {cause}.{_MORE_THREADS if _NO_THREAD in cause else ''} "
+            "Finished units are kept: the same command goes on from there"
         )
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@contextmanager
+def _traces_only_at_the_end() -> Iterator[None]:
+    """Keeps back the traces that Beam logs and prints of an error in each bundle: the run ends with that error."""
+    handlers = list(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(_has_no_trace)
+    try:
+        with redirect_stderr(cast(TextIO, _WithoutTraces(sys.stderr))):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_has_no_trace)
+
+
+def _has_no_trace(record: logging.LogRecord) -> bool:
+    is_of_beam = record.name.startswith("apache_beam.runners.")
+    return not (is_of_beam and (record.exc_info or _TRACE in record.getMessage()))
+
+
+class _WithoutTraces:
+    """Standard error, but for traces of worker threads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_after_trace = False
+
+    def write(self, text: str) -> int:
+        """Writes a text that is neither a trace nor the end of its line; `print` hands over each by itself."""
+        is_kept = not (text.startswith(_TRACE) or (self._is_after_trace and text == "\n"))
+        self._is_after_trace = text.startswith(_TRACE)
+        return self._stream.write(text) if is_kept else len(text)
+
+    def __getattr__(self, name: str) -> Any:  # Any: whatever a text stream has
+        return getattr(self._stream, name)
 
 
 def _cancel(job: PipelineResult) -> str:
@@ -185,6 +229,7 @@ def _cancel(job: PipelineResult) -> str:
 
 # Beam's name for the thread that takes bundles from the in-process runner; without it the runner waits for ever.
 _WORKER_THREAD = "run_worker"
+_TRACE = "Traceback (most recent call last)"
 _NO_THREAD = "can't start new thread"
 _MORE_THREADS = (
     " This machine gives the process no more threads: raise `ulimit -u`, or the pids limit of the container, or use "

@@ -38,11 +38,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def _serve(module: str, flag: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _serve(module: str, flag: str, log: Path, *before: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a service in a folder of its own, behind some other command if one is given."""
     port = _free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, f"{flag}={port}"], env=_environment(), cwd=log.parent, stderr=log.open("wb")
-    )
+    own_folder = log.with_suffix("")
+    own_folder.mkdir()
+    command = [*before, sys.executable, "-m", module, f"{flag}={port}"]
+    process = subprocess.Popen(command, env=_environment(), cwd=own_folder, stderr=log.open("wb"))
     deadline = time.monotonic() + _START_S
     while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
         assert process.poll() is None, f"{module} ended: {log.read_text()}"
@@ -65,6 +67,21 @@ def job_service(tmp_path: Path) -> Iterator[str]:
 def worker_pool(tmp_path: Path) -> Iterator[str]:
     process, port = _serve(
         "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "worker_pool.log"
+    )
+    yield f"localhost:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def worker_pool_elsewhere(tmp_path: Path) -> Iterator[str]:
+    """A pool that sees an empty disk of its own in place of the output."""
+    (tmp_path / "out").mkdir()
+    alone = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path}/out && exec "$@"', "sh")
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root and `unshare`")
+    process, port = _serve(
+        "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "elsewhere.log", *alone
     )
     yield f"localhost:{port}"
     process.kill()
@@ -128,10 +145,30 @@ def test_the_graph_runs_with_loopback_workers(tmp_path: Path, job_service: str) 
     assert _annotate(tmp_path, *flags) == ["clips/01_left", "clips/02_right_up"]
 
 
-def test_the_graph_runs_with_an_external_worker_pool(tmp_path: Path, job_service: str, worker_pool: str) -> None:
+def test_relative_folders_are_those_of_the_client_in_a_worker_pool_too(
+    tmp_path: Path, job_service: str, worker_pool: str
+) -> None:
+    (tmp_path / "checkpoint").symlink_to(COMMITTED / "checkpoints" / "g9")
+    places = ("--output", "out", "--model", "checkpoint")
     flags = ["--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL"]
-    clip_ids = _annotate(tmp_path, *flags, f"--environment_config={worker_pool}")
+    clip_ids = _annotate(tmp_path, *flags, f"--environment_config={worker_pool}", *places)
     assert clip_ids == ["clips/01_left", "clips/02_right_up"]
+
+
+def test_workers_that_write_to_a_disk_of_their_own_are_an_error_that_names_both_places(
+    tmp_path: Path, job_service: str, worker_pool_elsewhere: str
+) -> None:
+    flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
+    command = _command(tmp_path, *flags, f"--environment_config={worker_pool_elsewhere}")
+    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    parts = tmp_path / "out" / "_framescribe" / "parts"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "framescribe annotate: --runner PortableRunner says that all is done, but the parts of 2 of 2 units are not in "
+        f"{parts} on this machine ({socket.gethostname()}): the workers wrote them to {parts} on their own. "
+        "Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
+    )
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_a_runner_that_starts_its_own_job_server_runs_the_graph(tmp_path: Path, job_server_program: str) -> None:
