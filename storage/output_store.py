@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from storage.layout import JOURNAL_FOLDER
 from storage.local_files import move_file, remove_leftovers, scratch_folder, write_file
 from storage.redaction import redact, secrets_of, strip_credentials
-from storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors
+from storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors, stopping_where_full
 
 StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec file system takes
 
@@ -99,14 +99,17 @@ class OutputStore:
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
-        """Yields an empty local folder that is removed at the end, on the output's own disk if that is local."""
+        """Yields an empty local folder that is removed at the end, on the output's own disk if that is local.
+
+        A disk that gets full while the folder is filled is a `StoreError`.
+        """
         # There a finished table is renamed into place, and /tmp may be small.
         local = self.local_path
         if local is None:
             place = _system_scratch_folder()
         else:
             place = scratch_folder(self._retry("write", JOURNAL_FOLDER, lambda: self._lock_folder(local)))
-        with place as folder:
+        with place as folder, stopping_where_full(f"build the tables in {folder.parent}"):
             yield folder
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,6 +81,17 @@ def retry_passing_errors(
                 raise StoreError(redact(_explain(action, error, num_tries), secrets)) from None
         policy.sleep(_delay_s(policy, num_tries))
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+@contextlib.contextmanager
+def stopping_where_full(action: str) -> Iterator[None]:
+    """Turns the error of a disk that gets full, by whatever library, into a `StoreError`; others pass as they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUT_OF_ROOM:
+            raise StoreError(_explain(action, error, num_tries=1)) from None
+        raise
 
 
 def may_pass(error: BaseException) -> bool:

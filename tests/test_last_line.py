@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_fixtures import ROOT, annotate_arguments, make_shard
+from storage.output_store import open_output
+from storage.run_journal import write_run
+from tests.output_fixtures import RUN_RECORD, commit, make_annotation
+from tests.run_fixtures import ROOT, annotate_arguments, find_hidden, make_shard
 from tests.shards_fixtures import write
 
+# A limited process must not leave half a file of bytecode in this checkout.
+_NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 FAULTS = pytest.mark.faults
 # A user without processes of its own yet, whose limits count, and who may read this checkout all the same.
 _OTHER_USER = (
@@ -43,7 +48,7 @@ def arguments(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    return {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **_NO_BYTECODE}
 
 
 @pytest.fixture
@@ -79,3 +84,36 @@ def test_a_process_that_gets_no_more_threads_ends_instead_of_waiting_for_ever(an
     assert "can't start new thread" in said[-1]
     assert "raise `ulimit -u`, or the pids limit of the container" in said[-1]
     assert "Traceback (most recent call last):" not in said
+
+
+@pytest.fixture
+def unpublished(tmp_path: Path) -> str:
+    """The output of a run whose parts are all there, but no tables."""
+    output = str(tmp_path / "out")
+    commit(output, "one", [make_annotation(f"clip {number}", "one") for number in range(50)])
+    write_run(open_output(output), RUN_RECORD)
+    return output
+
+
+def test_a_disk_that_gets_full_while_tables_are_built_is_one_line(unpublished, clean_environment):
+    limited = ("prlimit", "--fsize=4000")  # of each file: a disk of one's own takes root
+    status, said = _run(["publish", "--output", unpublished], clean_environment, limited)
+    assert status == 1
+    assert len(said) == 1
+    assert said[0].startswith(
+        f"framescribe publish: cannot build the tables in {unpublished}/_framescribe: no room left"
+    )
+    assert said[0].endswith("Free some space, then start the same command again to resume.")
+    assert find_hidden(Path(unpublished)) == []
+
+
+def test_a_small_disk_that_gets_full_while_tables_are_built_is_one_line(unpublished, tmp_path, clean_environment):
+    size = sum(path.stat().st_size // 4096 * 4096 + 4096 for path in Path(unpublished).rglob("*.*")) + 12_000
+    mount = f"mount -t tmpfs -o size={size} none {tmp_path}/small && cp -r {unpublished} {tmp_path}/small"
+    on_small_disk = ("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh")
+    (tmp_path / "small").mkdir()
+    if subprocess.run([*on_small_disk, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root and `unshare`")
+    status, said = _run(["publish", "--output", f"{tmp_path}/small/out"], clean_environment, on_small_disk)
+    assert (status, len(said)) == (1, 1)
+    assert "no room left" in said[0]
