@@ -22,14 +22,14 @@ from pipeline.run_folder import StartedRun, check_same_run, check_same_versions,
 from pipeline.runners import RunnerFailed, check_runner, is_in_process, make_options, run_to_end
 from pipeline.units import plan_units
 from pipeline.wording import write_count
-from publish.publish_run import publish
+from publish.publish_run import OwnUnits, publish
 from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from shards.store import Store
 from storage.layout import PARTS_FOLDER
 from storage.output_store import OutputStore, open_output
-from storage.run_journal import RunRecord, list_done_units, write_run
+from storage.run_journal import RunRecord, list_done_units, record_end
 from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
 
 
@@ -72,12 +72,13 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     started = _start(run, config, store, record, units)
     if started.todo:
         counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
-        write_run(store, replace(record, counters=counters))
+        record_end(store, replace(record, counters=counters))
         for line in (describe_counters(counters), describe_reuse(counters) if config.earlier else None):
             if line is not None:
                 _say(line)
     _say("building the tables")
-    published = publish(config.output, config.storage_options, config.max_failed_share)
+    own = OwnUnits(record.fingerprint, frozenset(unit.unit_id for unit in units))
+    published = publish(config.output, config.storage_options, config.max_failed_share, own)
     _check_failures(published, config)
     return published
 
@@ -91,6 +92,11 @@ def _with_absolute_folders(config: RunConfig, store: OutputStore, checkpoint: Ch
 
 def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
     """Starts the run in its folder, or goes on with it, and says what there is to do."""
+    if not store.honours_conditions():
+        _say(
+            f"warning: {store.address('')} has no locks and ignores conditions of writes: two runs there at once "
+            "cannot be kept apart, so start no second one before this one has ended"
+        )
     if not run.overwrite:
         check_same_run(store, record)
         if not config.allow_other_versions:

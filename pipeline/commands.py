@@ -17,7 +17,6 @@ from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command
 from pipeline.preflight import CannotStart
-from pipeline.run_folder import OtherRunError
 from pipeline.runners import RunnerFailed, UnknownRunner
 from pipeline.units import UnitConfig, plan_units
 from pipeline.wording import write_count, write_size
@@ -29,7 +28,7 @@ from schemas.run_columns import OtherVersionsError
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
 from storage.retries import StoreError
-from storage.run_journal import DamagedRunError
+from storage.run_journal import DamagedRunError, OtherRunError
 from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
 
 USER_ERRORS = (

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.run_folder import OtherRunError, describe_difference
+from pipeline.run_folder import describe_difference
 from schemas.records import WorkUnit
 from storage.output_store import OutputStore, StorageOptions, open_output
-from storage.run_journal import RunRecord, list_done_units, read_run
+from storage.run_journal import OtherRunError, RunRecord, list_done_units, read_run
 from transforms.earlier_answers import EarlierRun
 
 

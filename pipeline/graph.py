@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from schemas.records import CommittedPart, WorkUnit
 from schemas.run_columns import RunColumns, find_versions
 from transforms.annotate_clips import AnnotateClips
-from transforms.commit_parts import CommitParts
+from transforms.commit_parts import CommitParts, SkipCommitted
 from transforms.keep_annotated import KeepAnnotated
 from transforms.read_clips import PoolProbe, ReadClips
 from transforms.sample_frames import SampleFrames, num_cores
@@ -50,6 +50,10 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
         versions = None if config.allow_other_versions else find_versions()
         commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_share, versions)
+        if not config.retry_failed:
+            units |= "Skip committed units" >> beam.ParDo(
+                SkipCommitted(config.output, self._columns.fingerprint, config.storage_options)
+            )
         clips = units | "Read clips" >> beam.ParDo(read)
         if config.retry_failed:
             clips |= "Keep annotated clips" >> beam.ParDo(KeepAnnotated(config.output, config.storage_options))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.run_folder import OtherRunError
 from publish.parts import read_parts
 from schemas.records import InputKind, WorkUnit
 from shards.errors import InputError, StoreRefused
@@ -12,7 +11,7 @@ from shards.store import Store
 from shards.unprintable import clean_text
 from storage.output_store import OutputStore
 from storage.redaction import strip_credentials
-from storage.run_journal import list_done_units, read_plan
+from storage.run_journal import OtherRunError, list_done_units, read_plan
 
 # Of these the column `source` names what the plan names; rows of manifests and Parquet may name any video.
 _KINDS = (InputKind.FILES, InputKind.TAR)

@@ -11,16 +11,21 @@ from publish.table_files import is_table_file
 from schemas.records import WorkUnit
 from schemas.run_columns import OtherVersionsError, describe_other_versions
 from schemas.tables import TABLES
-from storage.layout import PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
+from storage.layout import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, SUCCESS_FILE
 from storage.output_store import OutputStore
-from storage.run_journal import RunRecord, add_to_plan, holds_run, list_done_units, read_plan, read_run, write_run
+from storage.run_journal import (
+    OtherRunError,
+    RunRecord,
+    add_to_plan,
+    holds_run,
+    list_done_units,
+    read_plan,
+    read_run,
+    record_start,
+)
 
 _SHOWN_CHARACTERS = 80
 _NOT_SET = "(not set)"
-
-
-class OtherRunError(ValueError):
-    """The output folder holds a run with other settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,13 @@ def start_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> 
     """
     check_same_run(store, run)
     _check_tables(store)
-    return _record_start(store, run, units)
+    store.remove_leftovers()
+    with store.turn():
+        while True:
+            seen = store.version(RUN_FILE)
+            check_same_run(store, run)
+            if record_start(store, run, seen):
+                return _plan_start(store, units)
 
 
 def overwrite_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
@@ -68,9 +79,14 @@ def overwrite_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit])
         OtherRunError: the folder holds tables of no run; nothing was changed.
     """
     _check_tables(store)
-    if holds_run(store):
-        _remove_run(store)
-    return _record_start(store, run, units)
+    store.remove_leftovers()
+    with store.turn():
+        seen = store.version(RUN_FILE)
+        if holds_run(store):
+            _remove_run(store)
+        if not record_start(store, run, seen):
+            raise OtherRunError(f"another run was started in {store.address('')} at the same moment: start again")
+        return _plan_start(store, units)
 
 
 def check_same_run(store: OutputStore, run: RunRecord) -> None:
@@ -113,9 +129,7 @@ def describe_difference(recorded: RunRecord, wanted: RunRecord) -> list[str]:
     return lines or [f"fingerprint: {recorded.fingerprint} -> {wanted.fingerprint} (the program's own rules changed)"]
 
 
-def _record_start(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
-    store.remove_leftovers()
-    write_run(store, run)
+def _plan_start(store: OutputStore, units: Sequence[WorkUnit]) -> StartedRun:
     done = set(list_done_units(store))
     counted = [unit for unit in read_plan(store) if unit.unit_id in done]
     add_to_plan(store, units)

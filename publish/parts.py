@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.tables import PUBLISHED_SCHEMA
 from storage.layout import part_name
 from storage.output_store import OutputStore
-from storage.run_journal import DamagedRunError, read_part
+from storage.run_journal import DamagedRunError, read_part_and_digest
 
 # A store answers a small read in some 50 ms, whatever its size: many at once, or 100,000 parts take an hour and more.
 _READERS = 16
@@ -19,29 +19,48 @@ _PARTS_AHEAD = 32
 
 
 def read_parts(
-    store: OutputStore, unit_ids: Sequence[str], fingerprint: str, columns: list[str] | None = None
+    store: OutputStore,
+    unit_ids: Sequence[str],
+    fingerprint: str,
+    columns: list[str] | None = None,
+    digests: MutableMapping[str, str] | None = None,
 ) -> Iterator[pa.Table]:
     """Yields the parts of the units in this order: the columns that tables are made of, or some of them.
+
+    Args:
+        digests: takes unit id to SHA-256 (hex) of every part that was yielded.
 
     Raises:
         DamagedRunError: a part is damaged, of other settings or of another version of the program.
     """
     with ThreadPoolExecutor(_READERS) as readers:
-        reading: deque[Future[pa.Table]] = deque()
+        reading: deque[tuple[str, Future[tuple[pa.Table, str]]]] = deque()
         try:
             for unit_id in unit_ids:
-                reading.append(readers.submit(_read_checked, store, unit_id, fingerprint, columns))
+                reading.append((unit_id, readers.submit(_read_checked, store, unit_id, fingerprint, columns)))
                 if len(reading) == _PARTS_AHEAD:
-                    yield reading.popleft().result()
+                    yield _take_first(reading, digests)
             while reading:
-                yield reading.popleft().result()
+                yield _take_first(reading, digests)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_checked(store: OutputStore, unit_id: str, fingerprint: str, columns: list[str] | None) -> pa.Table:
+def _take_first(
+    reading: deque[tuple[str, Future[tuple[pa.Table, str]]]], digests: MutableMapping[str, str] | None
+) -> pa.Table:
+    unit_id, future = reading.popleft()
+    part, digest = future.result()
+    if digests is not None:
+        digests[unit_id] = digest
+    return part
+
+
+def _read_checked(
+    store: OutputStore, unit_id: str, fingerprint: str, columns: list[str] | None
+) -> tuple[pa.Table, str]:
     wanted = pa.schema([PUBLISHED_SCHEMA.field(name) for name in columns or PUBLISHED_SCHEMA.names])
-    part = read_part(store, unit_id, wanted.names)
+    part, digest = read_part_and_digest(store, unit_id, wanted.names)
     if not part.schema.equals(wanted):
         raise DamagedRunError(
             f"{store.address(part_name(unit_id))} has not the columns of this version of FrameScribe: publish with the "
@@ -53,4 +72,4 @@ def _read_checked(store: OutputStore, unit_id: str, fingerprint: str, columns: l
             f"{store.address(part_name(unit_id))} was made with the settings {found!r}, but run.json says "
             f"{fingerprint!r}: remove that part and start the run again"
         )
-    return part
+    return part, digest

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from publish.clip_index import index_clips
@@ -15,84 +18,210 @@ from publish.sorted_clips import sort_clips
 from publish.table_counts import TableCounts
 from publish.table_files import TableFiles, is_table_file
 from schemas.tables import TABLES
-from storage.layout import CARD_FILE, SUCCESS_FILE
+from storage.layout import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
 from storage.output_store import OutputStore, StorageOptions, open_output
-from storage.run_journal import RunRecord, list_done_units, read_plan, read_run
+from storage.retries import StoreError
+from storage.run_journal import DamagedRunError, RunRecord, check_still_ours, list_parts, read_plan, read_run
+
+_MAX_TRIES = 8
+_MAX_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnUnits:
+    """What a start of a run knows to be its own: the tables are no success without it."""
+
+    fingerprint: str
+    unit_ids: frozenset[str]
+
+
+class Overtaken(Exception):
+    """Somebody else changed what a publisher read, or published, before it was done."""
 
 
 def publish(
-    output: str, storage_options: StorageOptions | None = None, max_failed_share: float | None = None
+    output: str,
+    storage_options: StorageOptions | None = None,
+    max_failed_share: float | None = None,
+    own: OwnUnits | None = None,
 ) -> PublishedRun:
     """Rebuilds the published tables and the card from the parts of the planned units.
 
     Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and
-    only when every planned unit has its part and the clips did not fail too often.
+    only when every planned unit has its part and the clips did not fail too often. What was read is looked at
+    again before anything is replaced and before `_SUCCESS`; if another process changed it, all is built anew.
 
     Args:
         max_failed_share: see `PublishedRun.failed_too_often`; None takes any failures.
+        own: what must be there, when a start of the run publishes.
 
     Raises:
         FileNotFoundError: no run was started in this folder.
-        DamagedRunError: a part is damaged or of other settings, or a clip is in two parts.
-        StoreError: the store goes on refusing.
+        DamagedRunError: a part is damaged or of other settings, a clip is in two parts, or units are gone.
+        OtherRunError: the output is another run's by now.
+        StoreError: the store goes on refusing, or another process goes on publishing.
     """
     store = open_output(output, storage_options)
-    run = read_run(store)
+    store.remove_leftovers()
+    for num_tries in range(_MAX_TRIES):
+        seen = _look(store, own)
+        try:
+            published = _publish_seen(store, seen, max_failed_share, own, is_repeated=num_tries > 0)
+        except Overtaken:
+            time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.1 * 2**num_tries)))
+            continue
+        # The parts that were still missing may have come from another start meanwhile, which ended before this one.
+        if published.is_complete or not _look(store, own).is_complete:
+            store.remove_leftovers()  # of those who were killed since
+            return published
+    raise StoreError(
+        f"others publish in {store.address('')} again and again, or change its plan and parts: {_MAX_TRIES} tries came "
+        "to nothing. Start `publish` once they have ended"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a publisher reads, and what it replaces, as found.
+
+    Attributes:
+        planned: ids of the planned units.
+        parts: unit id to version of every part, planned or not.
+        published: name to version of every file that publishing writes.
+    """
+
+    run: RunRecord
+    planned: frozenset[str]
+    parts: Mapping[str, str]
+    published: Mapping[str, str]
+
+    @property
+    def is_complete(self) -> bool:
+        return self.planned <= self.parts.keys()
+
+    @property
+    def read(self) -> tuple[object, ...]:
+        """What the tables are made of."""
+        parts = {unit_id: version for unit_id, version in self.parts.items() if unit_id in self.planned}
+        return self.run.fingerprint, self.planned, parts
+
+
+def _look(store: OutputStore, own: OwnUnits | None) -> _Seen:
+    run = read_run(store) if own is None else check_still_ours(store, own.fingerprint)
     if run is None:
         raise FileNotFoundError(f"no run in {store.address('')}: `annotate` starts one, `publish` builds its tables")
-    store.remove_leftovers()
-    planned = {unit.unit_id for unit in read_plan(store)}
-    committed = set(list_done_units(store))
-    done = sorted(planned & committed)
+    seen = _Seen(run, frozenset(unit.unit_id for unit in read_plan(store)), list_parts(store), _list_published(store))
+    if not seen.planned:
+        raise DamagedRunError(
+            f"{store.address(PLAN_FOLDER)} plans no unit: it was removed, or the run was never planned. Start the same "
+            "`annotate` again"
+        )
+    if own is not None and (missing := sorted(own.unit_ids - seen.parts.keys())):
+        raise DamagedRunError(
+            f"{len(missing)} of the {len(own.unit_ids)} units of this start have no part in "
+            f"{store.address(PARTS_FOLDER)}, though the runner ended, for example {missing[0]!r}: the output was "
+            "removed or changed meanwhile, or the workers write to another place of that name. Start the same command "
+            "again: what is there is kept"
+        )
+    return seen
+
+
+def _list_published(store: OutputStore) -> dict[str, str]:
+    found = {name: version for name, version in store.list_versions("").items() if name in (CARD_FILE, SUCCESS_FILE)}
+    for table in TABLES:
+        files = store.list_versions(table).items()
+        found.update({f"{table}/{name}": version for name, version in files if is_table_file(table, name)})
+    return found
+
+
+def _publish_seen(
+    store: OutputStore, seen: _Seen, max_failed_share: float | None, own: OwnUnits | None, *, is_repeated: bool
+) -> PublishedRun:
+    """Publishes once what was seen; raises `Overtaken` where others changed it."""
+    done = sorted(seen.planned & seen.parts.keys())
     with store.scratch_folder() as scratch:
-        paths, counts = _build_tables(store, done, run, scratch)
-        # Before the first table is replaced: until the end the folder is not to be taken for a finished one.
+        paths, counts, digests = _build_tables(store, done, seen.run, scratch)
+        published = _summarise(seen, done, counts)
+        is_success = published.is_complete and not (
+            max_failed_share is not None and published.failed_too_often(max_failed_share)
+        )
+        success = _write_success(published, paths, digests)
+        with store.turn() as has_turn:
+            if is_repeated and is_success and _read_text(store, SUCCESS_FILE).encode() == success:
+                return published  # the one who came in between has published the very same
+            _check_unchanged(_look(store, own), seen, has_turn)
+            # Before the first table is replaced: until the end the folder is not to be taken for a finished one.
+            store.remove(SUCCESS_FILE)
+            _replace_tables(store, paths, seen)
+            card = write_card(seen.run, published, counts, _read_text(store, CARD_FILE)).encode()
+            _replace(store.replace(CARD_FILE, card, seen.published.get(CARD_FILE)))
+            if is_success:
+                _mark_success(store, success, seen, own, has_turn)
+    return published
+
+
+def _mark_success(
+    store: OutputStore, success: bytes, seen: _Seen, own: OwnUnits | None, has_turn: Callable[[], bool]
+) -> None:
+    """Writes `_SUCCESS`, and takes it back where it was not true any more when it was written."""
+    if _look(store, own).read != seen.read:
+        raise Overtaken
+    _replace(store.create(SUCCESS_FILE, success))
+    if not has_turn() or _look(store, own).read != seen.read:
         store.remove(SUCCESS_FILE)
-        _replace_tables(store, paths)
-    published = PublishedRun(
-        fingerprint=run.fingerprint,
-        num_units_planned=len(planned),
+        raise Overtaken
+
+
+def _check_unchanged(now: _Seen, seen: _Seen, has_turn: Callable[[], bool]) -> None:
+    # Parts of a run that goes on elsewhere may come: the tables without them are what they say they are.
+    is_read_same = now.read == seen.read if seen.is_complete else now.run.fingerprint == seen.run.fingerprint
+    if not has_turn() or now.published != seen.published or not is_read_same:
+        raise Overtaken
+
+
+def _replace(is_done: bool) -> None:
+    if not is_done:
+        raise Overtaken
+
+
+def _summarise(seen: _Seen, done: Sequence[str], counts: TableCounts) -> PublishedRun:
+    return PublishedRun(
+        fingerprint=seen.run.fingerprint,
+        num_units_planned=len(seen.planned),
         num_units_done=len(done),
-        num_parts_outdated=len(committed - planned),
-        missing_units=tuple(sorted(planned - committed)),
+        num_parts_outdated=len(seen.parts.keys() - seen.planned),
+        missing_units=tuple(sorted(seen.planned - seen.parts.keys())),
         num_rows={name: counts.rows[name] for name in TABLES},
         num_verified=counts.num_verified,
         failure_reasons=dict(counts.values["failures.reason"]),
     )
-    store.put(CARD_FILE, write_card(run, published, counts, _read_text(store, CARD_FILE)).encode())
-    if published.is_complete and (max_failed_share is None or not published.failed_too_often(max_failed_share)):
-        store.put(SUCCESS_FILE, _write_success(published, paths))
-    return published
 
 
 def _build_tables(
     store: OutputStore, done: Sequence[str], run: RunRecord, scratch: Path
-) -> tuple[dict[str, list[Path]], TableCounts]:
+) -> tuple[dict[str, list[Path]], TableCounts, dict[str, str]]:
     index = index_clips(store, done, run.fingerprint)
     files = {name: TableFiles(scratch, name, schema, index.num_rows[name]) for name, schema in TABLES.items()}
-    counts = TableCounts()
-    for clips in sort_clips(read_parts(store, done, run.fingerprint), index.slice_starts, scratch):
+    counts, digests = TableCounts(), dict[str, str]()
+    for clips in sort_clips(read_parts(store, done, run.fingerprint, digests=digests), index.slice_starts, scratch):
         tables = flatten_clips(clips)
         counts.add(tables)
         for name, rows in tables.items():
             files[name].write(rows)
     for table in files.values():
         table.close()
-    return {name: table.paths for name, table in files.items()}, counts
+    return {name: table.paths for name, table in files.items()}, counts, digests
 
 
-def _replace_tables(store: OutputStore, paths: dict[str, list[Path]]) -> None:
-    for table, files in paths.items():
-        for path in files:
-            store.put_file(f"{table}/{path.name}", path)
-    for table, files in paths.items():
-        fresh = {path.name for path in files}
-        for name in store.list_files(table):
-            if is_table_file(table, name) and name not in fresh:
-                store.remove(f"{table}/{name}")
+def _replace_tables(store: OutputStore, paths: Mapping[str, Sequence[Path]], seen: _Seen) -> None:
+    fresh = {f"{table}/{path.name}": path for table, files in paths.items() for path in files}
+    for name, path in fresh.items():
+        _replace(store.replace_with_file(name, path, seen.published.get(name)))
+    for name in seen.published.keys() - fresh.keys() - {CARD_FILE, SUCCESS_FILE}:
+        store.remove(name)
 
 
-def _write_success(published: PublishedRun, paths: dict[str, list[Path]]) -> bytes:
+def _write_success(published: PublishedRun, paths: Mapping[str, Sequence[Path]], digests: Mapping[str, str]) -> bytes:
     content = {
         "fingerprint": published.fingerprint,
         "num_units": published.num_units_planned,
@@ -104,6 +233,7 @@ def _write_success(published: PublishedRun, paths: dict[str, list[Path]]) -> byt
             name: {"rows": published.num_rows[name], "files": [path.name for path in files]}
             for name, files in paths.items()
         },
+        "parts": dict(sorted(digests.items())),  # SHA-256 of each file that the tables were made of
     }
     return (json.dumps(content, indent=2) + "\n").encode()
 

@@ -99,10 +99,15 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class UnitEnd:
-    """Closes a unit: `num_clips` clips of it, failed ones counted, went down the pipeline."""
+    """Closes a unit: `num_clips` clips of it, failed ones counted, went down the pipeline.
+
+    Attributes:
+        replaces: version of the part whose annotations were kept, for units that are done again; None for a first part.
+    """
 
     unit_id: str
     num_clips: int
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ import errno
 import os
 import posixpath
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +17,30 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.layout import JOURNAL_FOLDER
-from storage.local_files import move_file, remove_leftovers, scratch_folder, write_file
+from storage.exclusion import (
+    ConditionFailed,
+    describe_process,
+    may_live,
+    name_process,
+    put_if,
+    takes_conditions,
+    version_of,
+)
+from storage.layout import JOURNAL_FOLDER, PROBE_PREFIX, REPLACE_FILE, TURN_FILE
+from storage.local_files import (
+    create_file,
+    has_locks,
+    hold_lock,
+    move_file,
+    remove_leftovers,
+    scratch_folder,
+    write_file,
+)
 from storage.redaction import redact, secrets_of, strip_credentials
 from storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors, stopping_where_full
+
+# A turn is a few renames, or requests; one that lasts longer than this is held by a process that is suspended.
+TURN_PATIENCE_S = 60.0
 
 StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec file system takes
 
@@ -68,9 +90,21 @@ class OutputStore:
         """Writes an object, in place of an older one of this name."""
         self._retry("write", name, lambda: self._put(name, payload))
 
-    def put_file(self, name: str, source: Path) -> None:
-        """Writes an object from a finished file in `scratch_folder`; a local file is moved, not copied."""
-        self._retry("write", name, lambda: self._put_file(name, source))
+    def create(self, name: str, payload: bytes) -> bool:
+        """Writes an object that is not there yet; returns False, and writes nothing, where another one is."""
+        return self._retry("write", name, lambda: self._put_if(name, payload, None))
+
+    def replace(self, name: str, payload: bytes, version: str | None) -> bool:
+        """Writes an object in place of the one with this version; returns False where it has another one by now."""
+        return self._retry("write", name, lambda: self._put_if(name, payload, version))
+
+    def replace_with_file(self, name: str, source: Path, version: str | None) -> bool:
+        """Does so from a finished file in `scratch_folder`; on a local disk it is moved, in the caller's `turn`."""
+        return self._retry("write", name, lambda: self._put_file_if(name, source, version))
+
+    def version(self, name: str) -> str | None:
+        """Returns what changes whenever the object is written with other contents, or None if it is not there."""
+        return self._retry("look for", name, lambda: self._version(name))
 
     def read(self, name: str) -> bytes:
         """Returns the whole object.
@@ -85,7 +119,11 @@ class OutputStore:
 
     def list_files(self, folder: str) -> list[str]:
         """Returns the sorted names of the files directly in a folder, without hidden ones; empty if it is missing."""
-        return sorted(name for name in self._retry("list", folder, lambda: self._list(folder)) if name[:1] != ".")
+        return sorted(self.list_versions(folder))
+
+    def list_versions(self, folder: str) -> dict[str, str]:
+        """Returns name to version of what `list_files` names."""
+        return self._retry("list", folder, lambda: self._list(folder))
 
     def remove(self, name: str) -> None:
         """Removes an object if it is there."""
@@ -96,6 +134,39 @@ class OutputStore:
         if self.local_path is not None and self.local_path.is_dir():
             local = self.local_path
             self._retry("write", JOURNAL_FOLDER, lambda: remove_leftovers(local, self._lock_folder(local)))
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Callable[[], bool]]:
+        """Lets one process at a time change what a start or a publisher changes.
+
+        On a local disk that is a lock. In a store the last one who begins has the turn: who had it before learns of it
+        when it asks, and by conditional writes that fail.
+
+        Yields:
+            Whether this process still has the turn.
+
+        Raises:
+            StoreError: another process has it and goes on having it.
+        """
+        local, mine = self.local_path, describe_process(time.time())
+        place = self._claimed_turn(mine) if local is None else self._locked_turn(local, mine)
+        with place as has_turn:
+            yield has_turn
+
+    def honours_conditions(self) -> bool:
+        """Tries out whether this very store, or disk, keeps two writers apart: some servers ignore conditions."""
+        local, probe = self.local_path, f"{PROBE_PREFIX}{uuid.uuid4().hex}"
+        if local is not None:
+            return self._retry("write", JOURNAL_FOLDER, lambda: self._has_locks(local, probe))
+        if not takes_conditions(self.file_system):
+            return False
+        self.put(probe, b"first")
+        first = self.version(probe)
+        self.put(probe, b"second")
+        try:
+            return not any(self._is_put(probe, version) for version in (None, first))
+        finally:
+            self.remove(probe)
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
@@ -133,24 +204,110 @@ class OutputStore:
         else:
             write_file(self.local_path / name, payload, self._lock_folder(self.local_path))
 
-    def _put_file(self, name: str, source: Path) -> None:
-        if self.local_path is None:
-            self.file_system.put_file(str(source), self._path(name))
+    def _put_if(self, name: str, payload: bytes, version: str | None) -> bool:
+        if self._version(name) == version:
+            try:
+                self._write_if(name, payload, version)
+            except (ConditionFailed, FileExistsError):
+                if self._version(name) == version:  # another writer was there at the same time, and gave up
+                    raise TimeoutError("another write at the same time") from None
+            else:
+                return True
+        return self._read(name) == payload  # ours, by a try whose answer was lost
+
+    def _write_if(self, name: str, payload: bytes, version: str | None) -> None:
+        local = self.local_path
+        if local is None:
+            put_if(self.file_system, self._path(name), payload, version)
+        elif version is None:
+            create_file(local / name, payload, self._lock_folder(local))
         else:
-            move_file(source, self.local_path / name)
+            with hold_lock(local / REPLACE_FILE, describe_process(time.time()), TURN_PATIENCE_S):
+                if self._version(name) != version:
+                    raise ConditionFailed(name)
+                write_file(local / name, payload, self._lock_folder(local))
+
+    def _put_file_if(self, name: str, source: Path, version: str | None) -> bool:
+        local = self.local_path
+        if local is None:
+            return self._put_if(name, source.read_bytes(), version)
+        if self._version(name) != version:
+            return False
+        move_file(source, local / name)
+        return True
+
+    def _has_locks(self, local: Path, probe: str) -> bool:
+        self._lock_folder(local)
+        return has_locks(local / probe)
+
+    def _is_put(self, name: str, version: str | None) -> bool:
+        try:
+            self._retry("write", name, lambda: put_if(self.file_system, self._path(name), b"third", version))
+        except ConditionFailed:
+            return False
+        return True
+
+    def _version(self, name: str) -> str | None:
+        path = self._path(name)
+        self.file_system.invalidate_cache(posixpath.dirname(path))  # another process may have written since
+        with contextlib.suppress(FileNotFoundError):
+            entry = self.file_system.info(path)
+            return version_of(entry) if entry["type"] == "file" else None
+        return None
+
+    @contextlib.contextmanager
+    def _locked_turn(self, local: Path, mine: str) -> Iterator[Callable[[], bool]]:
+        self._retry("write", JOURNAL_FOLDER, lambda: self._lock_folder(local))
+        with contextlib.ExitStack() as held:
+            try:
+                has_turn = held.enter_context(hold_lock(local / TURN_FILE, mine, TURN_PATIENCE_S))
+            except TimeoutError as error:
+                raise self._busy(str(error)) from None
+            yield has_turn
+
+    @contextlib.contextmanager
+    def _claimed_turn(self, mine: str) -> Iterator[Callable[[], bool]]:
+        there = self._read_text(TURN_FILE)
+        if may_live(there, time.time()) and not self.honours_conditions():
+            raise self._busy(there)
+        self.put(TURN_FILE, mine.encode())
+        try:
+            yield lambda: self._read_text(TURN_FILE) == mine
+        finally:
+            if self._read_text(TURN_FILE) == mine:
+                self.remove(TURN_FILE)
+
+    def _read_text(self, name: str) -> str:
+        try:
+            return self.read(name).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
+    def _busy(self, holder: str) -> StoreError:
+        return StoreError(
+            f"{name_process(holder)} is starting or publishing a run in {self.address('')} and does not come to an "
+            "end. Wait for it, or end it if it hangs, then start the same command again: finished units are kept"
+        )
 
     def _read(self, name: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):
             return bytes(self.file_system.cat_file(self._path(name)))
         return None
 
-    def _list(self, folder: str) -> list[str]:
+    def _list(self, folder: str) -> dict[str, str]:
         # Another process may have written since this one last looked.
-        self.file_system.invalidate_cache(self._path(folder))
+        path = self._path(folder).rstrip("/")
+        self.file_system.invalidate_cache(path)
         with contextlib.suppress(FileNotFoundError):
-            entries = self.file_system.ls(self._path(folder), detail=True)
-            return [posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file"]
-        return []
+            entries = self.file_system.ls(path, detail=True)
+            # Object stores may hold a key for the folder itself, empty and with or without a slash at its end.
+            files = {
+                posixpath.basename(entry["name"]): version_of(entry)
+                for entry in entries
+                if entry["type"] == "file" and entry["name"].rstrip("/") != path
+            }
+            return {name: version for name, version in files.items() if name and name[:1] != "."}
+        return {}
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

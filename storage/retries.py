@@ -75,7 +75,7 @@ def retry_passing_errors(
     for num_tries in range(1, policy.max_tries + 1):
         try:
             return operation()
-        except _store_errors() as error:
+        except store_errors() as error:
             if not may_pass(error) or num_tries == policy.max_tries:
                 # Not chained: the store's own message may repeat a signed URL.
                 raise StoreError(redact(_explain(action, error, num_tries), secrets)) from None
@@ -96,7 +96,7 @@ def stopping_where_full(action: str) -> Iterator[None]:
 
 def may_pass(error: BaseException) -> bool:
     """Returns whether the same request may succeed a moment later."""
-    status = _http_status(error)
+    status = http_status(error)
     if status is not None:
         return status >= 500 or status in _PASSING_HTTP_STATUS
     if isinstance(error, _PERMANENT):
@@ -105,18 +105,23 @@ def may_pass(error: BaseException) -> bool:
     return code not in _OUT_OF_ROOM | _PERMANENT_CODES
 
 
-def _store_errors() -> tuple[type[BaseException], ...]:
+def store_errors() -> tuple[type[BaseException], ...]:
+    """Returns the classes of everything that a store which is in use raises when it refuses."""
     loaded = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN_ERRORS)
     # asyncio's TimeoutError is an OSError from Python 3.11 on only.
     return (OSError, asyncio.TimeoutError, *(kind for kind in loaded if isinstance(kind, type)))
 
 
-def _http_status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
+    """Returns the status of the HTTP answer behind an error, or None where there was none."""
     for name in ("status", "status_code", "code"):
         status = getattr(error, name, None)
         if isinstance(status, int) and 100 <= status < 600:
             return status
-    return None
+    # botocore's errors, which s3fs turns into an OSError and keeps as its cause.
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    about = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return about.get("HTTPStatusCode")
 
 
 def _explain(action: str, error: BaseException, num_tries: int) -> str:

@@ -31,12 +31,19 @@ _PLAN_SCHEMA = pa.schema(
 )
 
 
+_MAX_TRIES = 20
+
+
 class DamagedRunError(ValueError):
     """A file of the run is not what was written, or does not belong to it."""
 
 
 class NewerFormatError(DamagedRunError):
     """A file was written by a later FrameScribe in a form that this one does not know."""
+
+
+class OtherRunError(ValueError):
+    """The output folder holds a run with other settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +81,39 @@ class PlannedUnit:
     size_bytes: int
 
 
-def write_run(store: OutputStore, run: RunRecord) -> None:
-    """Writes run.json."""
-    content = {one.name: getattr(run, one.name) for one in fields(run)}
-    store.put(RUN_FILE, _to_json({"format": OUTPUT_FORMAT, **content}))
+def record_start(store: OutputStore, run: RunRecord, instead_of: str | None) -> bool:
+    """Writes run.json in place of the version that was seen, or None; returns False where another start was faster."""
+    return store.replace(RUN_FILE, _run_to_json(run), instead_of)
+
+
+def record_end(store: OutputStore, run: RunRecord) -> None:
+    """Writes run.json in place of that of the same run, whichever start of it wrote last.
+
+    Raises:
+        OtherRunError: the folder holds no run any more, or another one.
+    """
+    for _ in range(_MAX_TRIES):
+        version = store.version(RUN_FILE)
+        check_still_ours(store, run.fingerprint)
+        if store.replace(RUN_FILE, _run_to_json(run), version):
+            return
+    raise OtherRunError(f"{store.address(RUN_FILE)} is written by others again and again: start fewer runs at a time")
+
+
+def check_still_ours(store: OutputStore, fingerprint: str) -> RunRecord:
+    """Returns what run.json says.
+
+    Raises:
+        OtherRunError: it says so of other settings, or is gone.
+    """
+    recorded = read_run(store)
+    if recorded is not None and recorded.fingerprint == fingerprint:
+        return recorded
+    found = "holds no run any more" if recorded is None else "holds a run with other settings by now"
+    raise OtherRunError(
+        f"{store.address('')} {found}: it was removed, or started anew, while this run was at work. Find out who did "
+        "that, or choose another --output, and start again"
+    )
 
 
 def read_run(store: OutputStore) -> RunRecord | None:
@@ -85,7 +121,7 @@ def read_run(store: OutputStore) -> RunRecord | None:
 
     Raises:
         NewerFormatError: a later FrameScribe wrote it.
-        DamagedRunError: the file is not what `write_run` writes.
+        DamagedRunError: the file is not what `record_start` writes.
     """
     try:
         content = dict(json.loads(store.read(RUN_FILE)))
@@ -134,15 +170,51 @@ def read_plan(store: OutputStore) -> list[PlannedUnit]:
 
 def list_done_units(store: OutputStore) -> list[str]:
     """Returns the sorted ids of the units whose part is committed."""
-    units = (unit_of_part(name) for name in store.list_files(PARTS_FOLDER))
-    return sorted(unit for unit in units if unit is not None)
+    return sorted(list_parts(store))
 
 
-def write_part(store: OutputStore, unit_id: str, part: pa.Table) -> None:
-    """Commits a part by one atomic write; a part of this unit that is there already is replaced."""
+def list_parts(store: OutputStore) -> dict[str, str]:
+    """Returns unit id to the version of its part."""
+    units = ((unit_of_part(name), version) for name, version in store.list_versions(PARTS_FOLDER).items())
+    return {unit_id: version for unit_id, version in units if unit_id is not None}
+
+
+def commit_part(
+    store: OutputStore, unit_id: str, part: pa.Table, fingerprint: str, replaces: str | None = None
+) -> bool:
+    """Commits a part by one atomic write; returns False, and writes nothing, where another worker's came first.
+
+    Args:
+        fingerprint: of the run that the part belongs to.
+        replaces: the version of the part that this one was made from, for units that are done again.
+
+    Raises:
+        OtherRunError: a part of other settings is there, and the output belongs to its run, not to this one.
+    """
     buffer = io.BytesIO()
     pq.write_table(part, buffer, compression="zstd")
-    store.put(part_name(unit_id), buffer.getvalue())
+    name, payload = part_name(unit_id), buffer.getvalue()
+    for _ in range(_MAX_TRIES):
+        if store.create(name, payload) if replaces is None else store.replace(name, payload, replaces):
+            return True
+        there = store.version(name)
+        if there is not None and read_fingerprint(store, unit_id) != fingerprint:
+            check_still_ours(store, fingerprint)  # then the other is what an overwritten run's worker left
+            replaces = there
+        elif there is not None or replaces is not None:
+            return False
+    return False
+
+
+def read_fingerprint(store: OutputStore, unit_id: str) -> str | None:
+    """Returns the fingerprint of the settings that a unit's part was made with, or None where it has no sound part."""
+    if store.version(part_name(unit_id)) is None:
+        return None
+    try:
+        metadata = read_part(store, unit_id, []).schema.metadata or {}
+    except (FileNotFoundError, DamagedRunError):
+        return None
+    return metadata.get(b"fingerprint", b"").decode()
 
 
 def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None) -> pa.Table:
@@ -153,6 +225,11 @@ def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None
         NewerFormatError: a later FrameScribe wrote it.
         DamagedRunError: the file is no Parquet.
     """
+    return read_part_and_digest(store, unit_id, columns)[0]
+
+
+def read_part_and_digest(store: OutputStore, unit_id: str, columns: list[str] | None = None) -> tuple[pa.Table, str]:
+    """Returns a part, or some of its columns, and the SHA-256 (hex) of its file; raises as `read_part` does."""
     name = part_name(unit_id)
     payload = store.read(name)
     try:
@@ -163,7 +240,9 @@ def read_part(store: OutputStore, unit_id: str, columns: list[str] | None = None
             f"{store.address(name)} is damaged ({error}); remove it and start the run again"
         ) from error
     _check_format(store, name, written_in)
-    return part if written_in == OUTPUT_FORMAT else _add_later_columns(part, columns or PART_SCHEMA.names)
+    if written_in != OUTPUT_FORMAT:
+        part = _add_later_columns(part, PART_SCHEMA.names if columns is None else columns)
+    return part, hashlib.sha256(payload).hexdigest()
 
 
 def _add_later_columns(part: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -182,6 +261,11 @@ def _check_format(store: OutputStore, name: str, written_in: int, versions: Mapp
             f"{f'FrameScribe {writer}' if writer else 'the FrameScribe that wrote it'} or a later one, or choose "
             "another --output"
         )
+
+
+def _run_to_json(run: RunRecord) -> bytes:
+    content = {one.name: getattr(run, one.name) for one in fields(run)}
+    return _to_json({"format": OUTPUT_FORMAT, **content})
 
 
 def _plan(unit: WorkUnit) -> PlannedUnit:

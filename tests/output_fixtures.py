@@ -20,7 +20,7 @@ from schemas.records import (
 )
 from schemas.run_columns import RunColumns
 from storage.output_store import open_output
-from storage.run_journal import RunRecord, write_part
+from storage.run_journal import RunRecord, commit_part
 
 RUN = RunColumns(
     recipe="detailed",
@@ -130,4 +130,4 @@ def make_units(*unit_ids: str) -> list[WorkUnit]:
 
 def commit(output: str, unit_id: str, outcomes: list[ClipAnnotation | FailedClip]) -> None:
     """Commits a part as the pipeline does."""
-    write_part(open_output(output), unit_id, build_part(unit_id, outcomes, RUN))
+    commit_part(open_output(output), unit_id, build_part(unit_id, outcomes, RUN), RUN.fingerprint)

@@ -11,7 +11,7 @@ from schemas.part_rows import build_part
 from schemas.records import KeptCompletion, SampledClip
 from storage.layout import part_name
 from storage.output_store import open_output
-from storage.run_journal import DamagedRunError, write_part
+from storage.run_journal import DamagedRunError, commit_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from transforms import engine_registry
 from transforms.earlier_answers import EarlierAnswers, EarlierRun, OtherDtypeError, check_same_dtype
@@ -29,7 +29,8 @@ def output():
     name = memory_output()
     for unit_id in ("one", "two"):
         clips = [replace(make_annotation(f"{unit_id}-{n}", unit_id), completions=KEPT[: n + 1]) for n in range(2)]
-        write_part(open_output(name), unit_id, build_part(unit_id, [*clips, make_failed("bad", unit_id)], RUN))
+        part = build_part(unit_id, [*clips, make_failed("bad", unit_id)], RUN)
+        commit_part(open_output(name), unit_id, part, RUN.fingerprint)
     return name
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.earlier_run import describe_run, find_earlier_run
 from pipeline.run_folder import OtherRunError
 from storage.output_store import open_output
-from storage.run_journal import RunRecord, write_run
+from storage.run_journal import RunRecord, record_start
 from tests.output_fixtures import commit, make_annotation, make_units, memory_output
 
 MODEL = {"name": "7b", "revision": "abc", "dtype": "bfloat16"}
@@ -25,7 +25,7 @@ OTHER_RECIPE = replace(
 def earlier(tmp_path):
     output = str(tmp_path / "old")
     commit(output, "one", [make_annotation("a", "one")])
-    write_run(open_output(output), RUN)
+    record_start(open_output(output), RUN, None)
     return output
 
 

@@ -13,7 +13,7 @@ import torch
 from llava_video.devices import find_device
 from run_pipeline import main
 from storage.output_store import open_output
-from storage.run_journal import write_run
+from storage.run_journal import record_start
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation
 from tests.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
 from tests.shards_fixtures import write
@@ -26,7 +26,7 @@ def old_run(tmp_path):
     """An output that holds a run."""
     output = tmp_path / "out"
     commit(str(output), "one", [make_annotation("a", "one")])
-    write_run(open_output(str(output)), RUN_RECORD)
+    record_start(open_output(str(output)), RUN_RECORD, None)
     return output
 
 

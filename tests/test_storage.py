@@ -30,13 +30,13 @@ open_output(sys.argv[1]).put("table/a", b"x" * 2000)
 ENDLESS_WRITER = """
 import itertools, sys
 from storage.output_store import open_output
-from storage.run_journal import write_part
+from storage.run_journal import commit_part
 from schemas.part_rows import build_part
 from tests.output_fixtures import RUN, make_annotation
 store, part = open_output(sys.argv[1]), build_part("one", [make_annotation("a")], RUN)
 print("started", flush=True)
 for number in itertools.count():
-    write_part(store, f"unit-{number}", part)
+    commit_part(store, f"unit-{number}", part, RUN.fingerprint)
 """
 
 
@@ -83,7 +83,7 @@ def test_what_is_put_again_is_replaced(store):
 def test_a_file_from_the_scratch_folder_is_put_and_the_folder_goes(store):
     with store.scratch_folder() as scratch:
         (scratch / "table").write_bytes(b"rows")
-        store.put_file("folder/table", scratch / "table")
+        assert store.replace_with_file("folder/table", scratch / "table", None)
     assert store.read("folder/table") == b"rows"
     assert not scratch.exists()
 

@@ -1,4 +1,4 @@
-"""Writes each unit's clips as one part, once all of them are there."""
+"""Writes each unit's clips as one part, once all of them are there, and leaves out units that have one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from schemas.part_rows import build_part
-from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd
+from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd, WorkUnit
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
 from storage.output_store import OutputStore, StorageOptions, open_output
-from storage.run_journal import write_part
+from storage.run_journal import commit_part, read_fingerprint
 from transforms.engine_registry import computed_dtype, describe_worker
 from transforms.failure_tally import FailureTally, get_failure_tally
 from transforms.pending_unit import LostClipsError, PendingUnit
@@ -21,11 +21,38 @@ from transforms.pending_unit import LostClipsError, PendingUnit
 _NAMESPACE = "framescribe"
 
 
+class SkipCommitted(beam.DoFn):
+    """Lets the units pass that have no part of these settings yet.
+
+    A runner that loses a worker starts the job, or a bundle of many units, from the beginning: what was committed
+    until then is not annotated again.
+    """
+
+    def __init__(self, output: str, fingerprint: str, storage_options: StorageOptions | None = None) -> None:
+        super().__init__()
+        self._output = output
+        self._fingerprint = fingerprint
+        self._storage_options = storage_options
+        self._num_skipped = Metrics.counter(_NAMESPACE, "units_skipped")
+
+    def setup(self) -> None:
+        """Opens the output in the worker."""
+        self._store: OutputStore = open_output(self._output, self._storage_options)
+
+    def process(self, unit: WorkUnit) -> Iterator[WorkUnit]:
+        """Yields the unit, or nothing."""
+        if read_fingerprint(self._store, unit.unit_id) == self._fingerprint:
+            self._num_skipped.inc()
+        else:
+            yield unit
+
+
 class CommitParts(beam.DoFn):
     """Gathers the clips of each unit in any order and commits them as one part; yields a `CommittedPart` for each.
 
-    A unit that is executed twice replaces its part with the same rows. A bundle that ends before a
-    unit is complete raises `LostClipsError`; a store that goes on refusing raises `StoreError`.
+    Of a unit that is executed twice the first part stays: on a GPU the second has other last bits, and rows that were
+    published do not change. A bundle that ends before a unit is complete raises `LostClipsError`; a store that goes on
+    refusing raises `StoreError`.
 
     Args:
         max_failed_share: stop, before committing, once more than this share of this worker process's clips failed.
@@ -49,6 +76,7 @@ class CommitParts(beam.DoFn):
         self._versions = versions
         self._run_key = uuid.uuid4().hex  # travels with the step: all its copies in a process count together
         self._num_parts = Metrics.counter(_NAMESPACE, "parts_committed")
+        self._num_discarded = Metrics.counter(_NAMESPACE, "parts_discarded")
         self._num_annotated = Metrics.counter(_NAMESPACE, "clips_annotated")
         self._num_failed = Metrics.counter(_NAMESPACE, "clips_failed")
 
@@ -93,10 +121,14 @@ class CommitParts(beam.DoFn):
         self._tally.admit(unit.outcomes.values(), self._max_failed_share)
         # What `auto` came to is only known where the engine runs: here.
         run = replace(self._run, dtype=computed_dtype() or self._run.dtype) if self._run.dtype == "auto" else self._run
-        write_part(self._store, unit.unit_id, build_part(unit.unit_id, unit.outcomes.values(), run, describe_worker()))
+        part = build_part(unit.unit_id, unit.outcomes.values(), run, describe_worker())
+        is_first = commit_part(self._store, unit.unit_id, part, run.fingerprint, unit.replaces)
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]
-        self._num_parts.inc()
-        self._num_annotated.inc(num_clips - num_failed)
-        self._num_failed.inc(num_failed)
+        if is_first:
+            self._num_parts.inc()
+            self._num_annotated.inc(num_clips - num_failed)
+            self._num_failed.inc(num_failed)
+        else:
+            self._num_discarded.inc()
         return CommittedPart(unit.unit_id, num_clips - num_failed, num_failed)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import apache_beam as beam
 
 from schemas.part_rows import read_outcomes
 from schemas.records import Clip, ClipAnnotation, FailedClip, UnitEnd
+from storage.layout import part_name
 from storage.output_store import OutputStore, StorageOptions, open_output
 from storage.run_journal import read_part
 
@@ -31,16 +33,23 @@ class KeepAnnotated(beam.DoFn):
         """Forgets the part that was read last: it may have been written again since."""
         self._unit_id: str | None = None
         self._annotated: dict[str, ClipAnnotation] = {}
+        self._version: str | None = None
 
     def process(self, element: Clip | FailedClip | UnitEnd) -> Iterator[Clip | ClipAnnotation | FailedClip | UnitEnd]:
-        """Yields the element, or the annotation that it had before."""
+        """Yields the element, or the annotation that it had before; a unit's end says which part that was."""
         if isinstance(element, UnitEnd):
-            yield element
-            return
-        if element.ref.unit_id != self._unit_id:
-            self._unit_id = element.ref.unit_id
-            self._annotated = read_annotated(self._store, element.ref.unit_id)
-        yield self._annotated.get(element.ref.clip_id, element)
+            self._read(element.unit_id)
+            yield replace(element, replaces=self._version)
+        else:
+            self._read(element.ref.unit_id)
+            yield self._annotated.get(element.ref.clip_id, element)
+
+    def _read(self, unit_id: str) -> None:
+        if unit_id != self._unit_id:
+            # The version first: a part that is written between the two calls is not replaced then.
+            self._version = self._store.version(part_name(unit_id))
+            self._annotated = read_annotated(self._store, unit_id)
+            self._unit_id = unit_id
 
 
 def read_annotated(store: OutputStore, unit_id: str) -> dict[str, ClipAnnotation]:

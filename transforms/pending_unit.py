@@ -26,6 +26,7 @@ class PendingUnit:
     unit_id: str
     num_clips: int | None = None  # None until the unit's end has come
     outcomes: dict[str, ClipAnnotation | FailedClip] = field(default_factory=dict)
+    replaces: str | None = None  # see UnitEnd
 
     def add(self, element: ClipAnnotation | FailedClip | UnitEnd) -> None:
         """Takes in a clip, or the unit's end.
@@ -34,7 +35,7 @@ class PendingUnit:
             LostClipsError: the clip or the end came before, or there are more clips than the end counts.
         """
         if isinstance(element, UnitEnd):
-            self._end(element.num_clips)
+            self._end(element)
         else:
             self._add_clip(element)
         if self.num_clips is not None and len(self.outcomes) > self.num_clips:
@@ -57,10 +58,12 @@ class PendingUnit:
         wanted = "an unknown number of" if self.num_clips is None else str(self.num_clips)
         return f"unit {self.unit_id!r}: {len(self.outcomes)} of {wanted} clips came"
 
-    def _end(self, num_clips: int) -> None:
+    def _end(self, end: UnitEnd) -> None:
         if self.num_clips is not None:
-            raise LostClipsError(f"unit {self.unit_id!r} ended twice: with {self.num_clips} and with {num_clips} clips")
-        self.num_clips = num_clips
+            raise LostClipsError(
+                f"unit {self.unit_id!r} ended twice: with {self.num_clips} and with {end.num_clips} clips"
+            )
+        self.num_clips, self.replaces = end.num_clips, end.replaces
 
     def _add_clip(self, outcome: ClipAnnotation | FailedClip) -> None:
         clip_id = outcome.ref.clip_id
