@@ -92,17 +92,17 @@ def _with_absolute_folders(config: RunConfig, store: OutputStore, checkpoint: Ch
 
 def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
     """Starts the run in its folder, or goes on with it, and says what there is to do."""
-    if not store.honours_conditions():
-        _say(
-            f"warning: {store.address('')} has no locks and ignores conditions of writes: two runs there at once "
-            "cannot be kept apart, so start no second one before this one has ended"
-        )
     if not run.overwrite:
         check_same_run(store, record)
         if not config.allow_other_versions:
             check_same_versions(store, record)
         check_nothing_left_out(store, Store(config.storage_options, config.reading), units, record.fingerprint)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
+    if not store.honours_conditions():
+        _say(
+            f"warning: {store.address('')} has no locks and ignores conditions of writes: two runs there at once "
+            "cannot be kept apart, so start no second one before this one has ended"
+        )
     if config.retry_failed:
         started = add_failed_units(store, started, units, record.fingerprint)
         _say(f"to be tried again: {write_count(started.num_failed_clips, 'failed clip')}")

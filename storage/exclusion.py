@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -114,9 +115,8 @@ def _put_to_gcs(file_system: fsspec.AbstractFileSystem, path: str, payload: byte
 
 
 def _put_to_azure(file_system: fsspec.AbstractFileSystem, path: str, payload: bytes, version: str | None) -> None:
-    from azure.core import MatchConditions  # type: ignore[import-not-found]  # of the extra `az`
-
-    same = {} if version is None else {"etag": version, "match_condition": MatchConditions.IfNotModified}
+    conditions = sys.modules["azure.core"].MatchConditions  # loaded by the file system that is given
+    same = {} if version is None else {"etag": version, "match_condition": conditions.IfNotModified}
     file_system.pipe_file(path, payload, overwrite=version is not None, **same)
 
 

@@ -207,11 +207,17 @@ def commit_part(
 
 
 def read_fingerprint(store: OutputStore, unit_id: str) -> str | None:
-    """Returns the fingerprint of the settings that a unit's part was made with, or None where it has no sound part."""
+    """Returns the fingerprint of the settings that a unit's part was made with, or None where it has no sound part.
+
+    Raises:
+        NewerFormatError: a later FrameScribe wrote it.
+    """
     if store.version(part_name(unit_id)) is None:
         return None
     try:
         metadata = read_part(store, unit_id, []).schema.metadata or {}
+    except NewerFormatError:
+        raise
     except (FileNotFoundError, DamagedRunError):
         return None
     return metadata.get(b"fingerprint", b"").decode()

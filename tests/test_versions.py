@@ -18,7 +18,7 @@ from pipeline.config import ROW_VERSION
 from schemas.part_rows import build_part, read_outcomes, read_workers
 from schemas.run_columns import OtherVersionsError, WorkerRecord, describe_other_versions, find_versions
 from storage.output_store import open_output
-from storage.run_journal import read_part, write_part
+from storage.run_journal import commit_part, read_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from tests.run_fixtures import ROOT
 from transforms.commit_parts import CommitParts
@@ -142,7 +142,12 @@ def test_every_part_says_which_versions_device_and_attention_wrote_it_and_is_the
 
 def test_rows_that_are_kept_keep_the_record_of_who_wrote_them():
     output = open_output(memory_output())
-    write_part(output, "one", build_part("one", [make_annotation("a", "one"), make_failed("b", "one")], RUN, _THEN))
+    commit_part(
+        output,
+        "one",
+        build_part("one", [make_annotation("a", "one"), make_failed("b", "one")], RUN, _THEN),
+        RUN.fingerprint,
+    )
     kept = read_outcomes(read_part(output, "one"))[0]
     again = build_part("one", [kept, make_annotation("b", "one")], RUN, _NOW)
     assert [worker["device"] for worker in read_workers(again.schema)] == ["NVIDIA H100", "NVIDIA A100"]
@@ -169,8 +174,8 @@ def test_a_part_of_a_newer_format_is_refused_by_its_name(folder):
 def test_columns_that_came_later_are_null_in_an_older_part_and_missed_in_one_of_today():
     output = open_output(memory_output())
     part = build_part("one", [make_annotation("a", "one")], RUN).drop_columns(["decoder"])
-    write_part(output, "today", part)
-    write_part(output, "older", part.replace_schema_metadata({"fingerprint": RUN.fingerprint}))
+    commit_part(output, "today", part, RUN.fingerprint)
+    commit_part(output, "older", part.replace_schema_metadata({"fingerprint": RUN.fingerprint}), RUN.fingerprint)
     assert "decoder" not in read_part(output, "today").column_names
     assert read_part(output, "older")["decoder"].to_pylist() == [None]
     assert read_part(output, "older", ["clip_id", "decoder"]).schema.types == [pa.string(), pa.string()]
