@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.flag_values import (
     parse_count,
@@ -17,10 +18,11 @@ from pipeline.flag_values import (
     parse_share,
     parse_window_columns,
 )
+from pipeline.unknown_flags import check_known_to_runner, refuse_meant_for_us
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
-_SIMILAR = 0.8
+_EXIT_USAGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +37,24 @@ class Command:
 def parse_command(arguments: Sequence[str]) -> Command:
     """Parses the command line; prints what is wrong and exits with 2 where it cannot be meant.
 
-    Flags that are neither ours nor close to one of ours are taken to be Beam's, and checked against its own.
+    Flags that are neither ours nor close to one of ours are taken to be Beam's, and checked against its own. A runner
+    with a job server may know more: those pass with a warning.
     """
     parser = build_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(_EXIT_USAGE)
     flags, unknown = parser.parse_known_args(arguments)
+    refuse_meant_for_us(parser, unknown, _our_flags(parser, flags.command))
     if unknown and flags.command == "publish":
         parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
-    _refuse_misspelt(parser, unknown, _our_flags(parser, flags.command))
     if any(flag.endswith("multi_processing") for flag in unknown):
         parser.error(
             "--direct_running_mode=multi_processing loads one model a process and hangs for ever when one dies; "
             "leave it out: several bundle threads share one model"
         )
     if unknown:
-        _refuse_unknown_to_beam(parser, unknown)
+        check_known_to_runner(parser, unknown, flags.runner)
     return Command(flags.command, flags, tuple(unknown))
 
 
@@ -58,13 +64,16 @@ def build_parser() -> argparse.ArgumentParser:
         prog="framescribe",
         description="Annotates video data sets with LLaVA-Video: captions and question-answer pairs, as Parquet.",
         epilog=EPILOG,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"framescribe {_find_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="annotate | plan | publish")
     annotate = commands.add_parser(
         "annotate",
         help="read clips, annotate them, write tables",
         usage="%(prog)s --input URI [URI ...] --output FOLDER [flags]",
         epilog=EPILOG,
+        allow_abbrev=False,
     )
     _add_input_flags(annotate)
     _add_flags_of_work(annotate)
@@ -73,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="list the clips and the units they would be read in; writes nothing",
         usage="%(prog)s --input URI [URI ...] [flags]",
         epilog="Other flags of annotate are taken too and change nothing here, so that its command line can be tried.",
+        allow_abbrev=False,
     )
     _add_input_flags(plan)
     used = [*plan._actions]
@@ -80,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     for action in plan._actions:
         if action not in used:
             action.help, action.required = argparse.SUPPRESS, False
-    publish = commands.add_parser("publish", help="build the tables of a run, finished or not, from its parts")
+    publish = commands.add_parser(
+        "publish", help="build the tables of a run, finished or not, from its parts", allow_abbrev=False
+    )
     publish.add_argument("--output", type=parse_place, required=True, metavar="FOLDER", help="folder or URI of the run")
     _add_storage_flag(publish)
     return parser
@@ -248,20 +260,8 @@ def _our_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
     return [name for action in commands.choices[command]._actions for name in action.option_strings]
 
 
-def _refuse_misspelt(parser: argparse.ArgumentParser, unknown: Sequence[str], ours: Sequence[str]) -> None:
-    for name in (flag.partition("=")[0] for flag in unknown if flag.startswith("--")):
-        close = difflib.get_close_matches(name.replace("_", "-"), ours, n=1, cutoff=_SIMILAR)
-        if close:
-            parser.error(f"unrecognised flag {name}; did you mean {close[0]}?")
-
-
-def _refuse_unknown_to_beam(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
-    """Refuses what Beam does not know either; Beam itself would drop it with a warning."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    beam_parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(beam_parser)
-    _, left = beam_parser.parse_known_args(list(unknown))
-    if left:
-        parser.error(f"unrecognised flags, neither ours nor Beam's: {' '.join(left)}")
+def _find_version() -> str:
+    try:
+        return version("framescribe")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -108,3 +109,102 @@ def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.endswith("\t1 clip\t2.9 MiB\n")
     assert err == "1 clip in 1 unit\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [("annotate", "--over"), ("annotate", "--retry"), ("plan", "--unit", "3"), ("publish", "--out", "x")]
+)
+def test_a_flag_that_is_cut_short_is_refused_with_the_whole_one(flags, capsys):
+    command, cut, *rest = flags
+    with pytest.raises(SystemExit) as exit_:
+        parse_command([command, "--input", "a", "--output", "out", cut, *rest])
+    assert exit_.value.code == 2
+    assert f"unrecognised flag {cut}; did you mean {cut}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [
+        ("--batch-size=8", "--kv-memory-gb"),
+        ("--resume", "the same command goes on"),
+        ("--prompt=Describe", "--recipe my.yaml"),
+        ("--gpus=2", "--device cuda:1"),
+        ("--num-workers=4", "--decoders"),
+        ("--model-name=7b", "use --model"),
+        ("--temperature=0", "the model answers greedily"),
+        ("--dry-run", "`plan`"),
+    ],
+)
+def test_a_flag_of_other_programs_is_answered_with_what_to_use_here(flag, instead, capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["annotate", "--input", "a", "--output", "out", flag])
+    said = capsys.readouterr().err
+    assert f"there is no flag {flag.partition('=')[0]}: " in said
+    assert instead in said
+
+
+_SERVER_FLAGS = (
+    "--max_bundle_size=1000", "--number_of_execution_retries=3", "--object_reuse", "--checkpointing_interval", "5000",
+)  # fmt: skip
+
+
+def test_flags_that_only_a_job_server_knows_pass_with_a_warning(capsys):
+    command = parse_command(["annotate", "--input", "a", "--output", "out", "--runner=FlinkRunner", *_SERVER_FLAGS])
+    assert command.beam_flags == _SERVER_FLAGS
+    assert capsys.readouterr().err == (
+        "warning: neither ours nor of Beam's client, passed on to the job server of FlinkRunner: "
+        "--max_bundle_size=1000 --number_of_execution_retries=3 --object_reuse --checkpointing_interval 5000\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--runner=DirectRunner", "--max_bundle_size=3"),
+        ("--runner=FlinkRunner", "--cool-flag"),
+        ("--runner=FlinkRunner", "stray"),
+    ],
+)
+def test_flags_that_nobody_can_mean_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["annotate", "--input", "a", "--output", "out", "--video-column", "v", *flags])
+    assert "unrecognised flags, neither ours nor Beam's: " in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_of_ours_is_refused_for_every_runner(capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["annotate", "--input", "a", "--output", "out", "--runner=FlinkRunner", "--retry_faild"])
+    assert "unrecognised flag --retry_faild; did you mean --retry-failed?" in capsys.readouterr().err
+
+
+def _run_shell(line: str) -> subprocess.CompletedProcess[str]:
+    done = f"set -o pipefail; {line.replace('framescribe', f'{sys.executable} run_pipeline.py')}"
+    return subprocess.run(["bash", "-c", done], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_without_a_sub_command_the_help_is_shown():
+    done = _run_shell("framescribe")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "annotate | plan | publish" in done.stderr
+    assert "read clips, annotate them, write tables" in done.stderr
+
+
+def test_the_version_is_shown():
+    done = _run_shell("framescribe --version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"framescribe (\d+\.\d+\.\d+\S*|\(not installed\))\n", done.stdout)
+
+
+def test_a_plan_of_which_only_the_head_is_read_ends_quietly(tmp_path):
+    for number in range(3000):
+        write(tmp_path / "clips" / f"{number:05d}.mp4", b"0")
+    done = _run_shell(f"framescribe plan --input {tmp_path}/clips --unit-clips 1 | head -n 1")
+    assert done.returncode == 0
+    assert done.stdout.endswith("\t1 clip\t0.0 MiB\n")
+    assert done.stderr in ("", "3,000 clips in 3,000 units\n")
+
+
+def test_nothing_is_said_of_libraries_that_are_not_needed(tmp_path):
+    flag = "--runner=FlinkRunner --flink_master=localhost:1"  # makes Beam import all of its options
+    done = _run_shell(f"framescribe plan --input {write(tmp_path / 'a.mp4', b'0')} {flag}")
+    assert (done.returncode, done.stderr) == (0, "1 clip in 1 unit\n")
