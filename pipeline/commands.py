@@ -27,11 +27,14 @@ from recipes import Recipe, RecipeError, load_recipe
 from schemas.run_columns import OtherVersionsError
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
-from storage.retries import StoreError
+from storage.addresses import AddressError, origins_of, select_options
+from storage.redaction import secrets_in, secrets_of, strip_credentials
+from storage.retries import RetryPolicy, StoreError, retry_passing_errors
 from storage.run_journal import DamagedRunError, OtherRunError
 from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
 
 USER_ERRORS = (
+    AddressError,
     CannotStart,
     CheckpointError,
     DamagedRunError,
@@ -100,10 +103,6 @@ COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
 )
 
 
-def _read_config(flags: Namespace) -> ReadConfig:
-    return ReadConfig(video_column=flags.video_column, window_columns=flags.window_columns)
-
-
 def _engine_config(flags: Namespace) -> EngineConfig:
     overrides = {} if flags.pool_mode is None else {"mm_spatial_pool_mode": flags.pool_mode}
     budget = None if flags.kv_memory_gb is None else int(flags.kv_memory_gb * 2**30)
@@ -117,13 +116,28 @@ def _engine_config(flags: Namespace) -> EngineConfig:
         config_overrides=overrides,
         prompt_layout=flags.prompt_layout,
         kv_budget_bytes=budget,
-        storage_options=flags.storage_options if "://" in flags.model else {},
+        storage_options=select_options(flags.model, flags.storage_options),
+    )
+
+
+def _read_config(flags: Namespace) -> ReadConfig:
+    named = [*flags.input, *(uri for uri in (flags.output, flags.model) if uri is not None)]
+    return ReadConfig(
+        video_column=flags.video_column,
+        window_columns=flags.window_columns,
+        trusted_hosts=(*sorted(origins_of(named)), *flags.trusted_hosts),
     )
 
 
 def _read_model(engine: EngineConfig) -> ModelConfig:
-    checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options, CONFIGURATION)
-    return read_model_config(checkpoint, engine.config_overrides)
+    """Reads the configuration of the model: the first contact with where it lies."""
+
+    def read() -> ModelConfig:
+        checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options, CONFIGURATION)
+        return read_model_config(checkpoint, engine.config_overrides)
+
+    secrets = (*secrets_in(engine.model), *secrets_of(engine.storage_options))
+    return retry_passing_errors(f"read the model {strip_credentials(engine.model)!r}", read, RetryPolicy(), secrets)
 
 
 def _recipe(flags: Namespace) -> Recipe:

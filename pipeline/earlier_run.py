@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.run_folder import describe_difference
 from schemas.records import WorkUnit
-from storage.output_store import OutputStore, StorageOptions, open_output
+from storage.addresses import StorageOptions
+from storage.output_store import OutputStore, open_output
 from storage.run_journal import OtherRunError, RunRecord, list_done_units, read_run
 from transforms.earlier_answers import EarlierRun
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from pathlib import Path
 from typing import Any, NoReturn
+
+from storage.addresses import parse_trusted_host
 
 
 def parse_place(text: str) -> str:
@@ -52,16 +55,27 @@ def parse_device(text: str) -> str:
     return text
 
 
-def parse_json_object(text: str) -> dict[str, Any]:  # Any: fsspec's own options
-    """Parses a JSON object."""
+def parse_storage_options(text: str) -> dict[str, Any]:  # Any: fsspec's own options
+    """Parses a JSON object, or that in a file: `@FILE`."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = json.loads(Path(text[1:]).expanduser().read_text(encoding="utf-8") if text[:1] == "@" else text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text[1:]!r}: {error.strerror}") from None
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         # The text may hold a secret: it is not repeated.
-        raise argparse.ArgumentTypeError("wanted a JSON object, such as '{\"anon\": true}'")
+        wanted = "wanted a JSON object, such as '{\"anon\": true}', or @FILE with one"
+        raise argparse.ArgumentTypeError(wanted)
     return value
+
+
+def parse_host(text: str) -> str:
+    """Parses a host, with or without port or protocol, into one of `ReadConfig.trusted_hosts`."""
+    host = parse_trusted_host(text)
+    if host is None:
+        _refuse(text, "a host, such as videos.example.org, 10.0.0.5:8000 or sftp://example.org")
+    return host
 
 
 def _checked(convert: Any, text: str, accept: Any, wanted: str) -> Any:  # Any: int or float and a test of it

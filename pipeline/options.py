@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pipeline.flag_values import (
     parse_count,
     parse_device,
-    parse_json_object,
+    parse_host,
     parse_place,
     parse_positive_float,
     parse_positive_int,
     parse_share,
+    parse_storage_options,
     parse_window_columns,
 )
 from pipeline.unknown_flags import check_known_to_runner, refuse_meant_for_us
@@ -23,6 +25,7 @@ from pipeline.unknown_flags import check_known_to_runner, refuse_meant_for_us
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
 _EXIT_USAGE = 2
+STORAGE_OPTIONS = "FRAMESCRIBE_STORAGE_OPTIONS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +135,26 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--unit-clips", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)")
     _add_storage_flag(group)
+    group.add_argument(
+        "--trusted-hosts",
+        action="extend",
+        type=parse_host,
+        nargs="+",
+        default=[],
+        metavar="HOST",
+        help="hosts (host or host:port), besides those that other flags name, that rows may reach in a private network "
+        "and that get the headers of --storage-options",
+    )
 
 
 def _add_storage_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--storage-options",
-        type=parse_json_object,
-        default={},
+        type=parse_storage_options,
+        default=os.environ.get(STORAGE_OPTIONS) or "{}",
         metavar="JSON",
-        help="fsspec options, as in pandas: '{\"anon\": true}'; never written anywhere",
+        help="fsspec options, as in pandas: '{\"anon\": true}', or @FILE, which `ps` does not show; never written "
+        f"anywhere; {STORAGE_OPTIONS} in the environment is their default",
     )
 
 

@@ -18,8 +18,9 @@ from publish.sorted_clips import sort_clips
 from publish.table_counts import TableCounts
 from publish.table_files import TableFiles, is_table_file
 from schemas.tables import TABLES
+from storage.addresses import StorageOptions
 from storage.layout import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE
-from storage.output_store import OutputStore, StorageOptions, open_output
+from storage.output_store import OutputStore, open_output
 from storage.retries import StoreError
 from storage.run_journal import DamagedRunError, RunRecord, check_still_ours, list_parts, read_plan, read_run
 

@@ -18,6 +18,9 @@ class ReadConfig:
         max_sidecar_bytes: a larger sidecar or manifest line is no metadata; of a sidecar only its size is kept.
         max_attempts: how often a store is asked before the run stops.
         backoff_s: the wait before the second attempt; it doubles with each, so the default waits 7.5 s in all.
+        trusted_hosts: whom rows may name though their network address is private, and who gets the credentials of web
+            addresses (`storage.web_client`): hosts as `host`, `host:port` or `https://host:port`, and whole stores as
+            `sftp://host`, since rows may name others of the usual protocols only. A shard's own host is always one.
         patience_s: no further attempt after so long: most clients of stores try for half a minute by themselves.
     """
 
@@ -28,6 +31,7 @@ class ReadConfig:
     max_attempts: int = 5
     backoff_s: float = 0.5
     patience_s: float = 60.0
+    trusted_hosts: tuple[str, ...] = ()
 
     @property
     def columns_key(self) -> str:

@@ -20,6 +20,10 @@ class NoVideos(InputError):
     """A tar or Parquet file is whole but holds no videos: an error where it was named, left out where it was found."""
 
 
+class AddressRefused(InputError):
+    """An address that is not opened: a row names what rows may not name, or a host that nobody listed."""
+
+
 class NoInputFound(FileNotFoundError):
     """Nothing to annotate was found where `--input` points."""
 
@@ -31,12 +35,18 @@ class StoreUnavailable(OSError):
     """A store did not answer, or not with what was asked for, after all attempts: the run stops.
 
     Attributes:
-        silence: what its client says of it where it gave no answer at all, None where it did.
+        cause: what its client says of it.
+        status: the HTTP status that it answered with, None where it gave no answer at all.
     """
 
-    def __init__(self, message: str, silence: str | None = None) -> None:
+    def __init__(self, message: str, cause: str = "", status: int | None = None) -> None:
         super().__init__(_clean_lines(message))
-        self.silence = silence
+        self.cause = cause
+        self.status = status
+
+
+class CutShort(StoreUnavailable):
+    """A store ended a file before the size that it had announced, at every attempt."""
 
 
 class StoreRefused(PermissionError):

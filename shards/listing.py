@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from schemas.records import InputKind
 from shards.errors import InputError, NoInputFound
 from shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
-from shards.store import Location, Store, protocol_of
+from shards.store import Location, Store
 from shards.unprintable import clean_text
+from storage.addresses import protocol_of
 from storage.redaction import strip_credentials
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
 from shards.clip_rows import ClipRow, default_clip_id, parse_row, video_column_of
 from shards.config import ReadConfig
-from shards.errors import InputError, VideoUnreadable
+from shards.errors import AddressRefused, InputError, StoreRefused, StoreUnavailable, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
 from shards.kinds import path_of, split_extension
 from shards.manifest_lines import (
@@ -23,9 +23,10 @@ from shards.manifest_lines import (
 )
 from shards.ranged_file import open_shard
 from shards.sidecars import dump_metadata
-from shards.store import Location, Store, protocol_of
+from shards.store import Location, Store
 from shards.videos import check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
 from shards.web_hosts import WebHosts
+from storage.addresses import protocol_of
 from storage.redaction import strip_credentials
 
 _PLAN_BLOCK_BYTES = 8 << 20
@@ -47,7 +48,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
     for raw in iterate_table(store, manifest, 0, store.size(manifest), check_csv_header):
         try:
             clip = _index_row(raw, shard_id, name, store.config)
-            _check_protocol(store, raw, protocols, name)
+            _check_protocol(store.for_rows(manifest.uri), raw, protocols, name)
         except InputError as error:
             problems.append(str(error))
         else:
@@ -59,7 +60,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
         raise InputError("\n".join(problems))
     if not num_clips:
         raise InputError(f'{name} has no rows: wanted one a line, such as {{"video": "clips/000.mp4"}}')
-    check_some_found(store, name, [*_sample_uris(store, manifest)])
+    check_some_found(store.for_rows(manifest.uri), name, [*_sample_uris(store, manifest)])
 
 
 def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
@@ -73,7 +74,7 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     name = strip_credentials(unit.shard)
     check_unit(unit, (store.config.columns_key + raw.content for raw in rows))
     parsed = (parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None)
-    hosts = WebHosts(store, partial(_sample_uris, store, manifest))
+    hosts = WebHosts(store.for_rows(manifest.uri), partial(_sample_uris, store, manifest))
     return read_videos(_refer(hosts, unit, enumerate(parsed, start=unit.start + 1)))
 
 
@@ -124,13 +125,15 @@ def _index_row(raw: RawRow, shard_id: str, name: str, config: ReadConfig) -> Ind
 
 
 def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> None:
-    """Finds a misspelt protocol, or a store whose client is missing, while nothing has been paid for yet."""
+    """Finds a store whose client is missing, or whose options do not fit, while nothing has been paid for yet."""
     video = str((raw.values or {}).get(video_column_of(store.config)))
     protocol = protocol_of(video)
     if protocol in known:
         return
     try:
         store.locate(video)
+    except (AddressRefused, StoreUnavailable, StoreRefused):
+        return  # its row fails, or its host is judged, when it is read
     except InputError as error:
         raise InputError(f"{name}:{raw.line}: {error}") from None
     known.add(protocol)

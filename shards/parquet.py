@@ -54,7 +54,7 @@ def index_parquet(store: Store, location: Location, shard_id: str, named: bool =
             where = f"{shard.name}: row {number}"
             yield IndexedClip(clip_id, where, f"{content} {clip_id}", group.row_bytes, group.start, group.stop)
         if is_text(shard.schema.field(column).type):
-            check_some_found(store, shard.name, [*_sample_uris(store, location, _LOOKED_AT)])
+            check_some_found(store.for_rows(location.uri), shard.name, [*_sample_uris(store, location, _LOOKED_AT)])
 
 
 def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
@@ -64,7 +64,7 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         ShardChanged: the shard is not the one that was planned; found before the first clip.
     """
     location = store.locate(unit.shard)
-    hosts = WebHosts(store, partial(_sample_uris, store, location))
+    hosts = WebHosts(store.for_rows(location.uri), partial(_sample_uris, store, location))
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
         ids = list(_iterate_ids(store, shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))

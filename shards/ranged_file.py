@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Protocol
 
-from shards.errors import ShardChanged
+from shards.errors import CutShort, ShardChanged
 from shards.store import Location, Store, local_path
 from storage.redaction import strip_credentials
 
@@ -88,14 +88,18 @@ class RangedFile(io.RawIOBase):
         start = self._position
         stop = min(self._stop, start + max(self._block_bytes, wanted))
         self._block = b""  # the old block goes before the new one comes: never two in memory
-        data = self._store.read_range(self._location, start, stop)
+        changed = ShardChanged(
+            f"{strip_credentials(self._location.uri)} ended before byte {stop}: it changed while it was read; "
+            "let whatever writes it finish, then run again"
+        )
+        try:
+            data = self._store.read_range(self._location, start, stop)
+        except CutShort:
+            raise changed from None
         if len(data) > stop - start:  # a web server without ranges sends the whole file: keep it, ask once
             start = 0
         if not start <= self._position < start + len(data):
-            raise ShardChanged(
-                f"{strip_credentials(self._location.uri)} ended before byte {stop}: it changed while it was read; "
-                "let whatever writes it finish, then run again"
-            )
+            raise changed
         self._block, self._block_start = data, start
 
 
@@ -114,5 +118,5 @@ def open_shard(
     if stop is None:
         stop = store.size(location)
     if stop is None:
-        return io.BytesIO(store.read_start(location, -1))
+        return io.BytesIO(store.read_file(location, None))
     return RangedFile(store, location, stop, block_bytes, start)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
 import sys
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,29 +19,34 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.config import ReadConfig
-from shards.errors import InputError, StoreRefused, StoreUnavailable
-from storage.redaction import redact, secrets_of, strip_credentials
+from shards.errors import AddressRefused, CutShort, InputError, StoreRefused, StoreUnavailable
+from storage.addresses import (
+    ADDRESS_ERRORS,
+    ROW_PROTOCOLS,
+    AddressError,
+    families_of,
+    is_by_protocol,
+    links_of,
+    open_file_system,
+    origin_of,
+    origins_of,
+    protocol_of,
+    select_options,
+)
+from storage.redaction import secrets_in, secrets_of, strip_credentials
+from storage.retries import describe_error, http_status, may_pass, store_errors
+from storage.web_client import HostRefused
 
 _Result = TypeVar("_Result")
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az"}  # of pyproject.toml
-_PASSING_STATUS = frozenset({408, 425, 429})  # client errors by number, but worth asking again
-# What the stores' clients raise besides OSError. They are looked up among the modules that are already loaded: a
-# client that was never imported cannot have raised.
-_CLIENT_ERRORS = (
-    ("asyncio", "TimeoutError"),  # not the built-in one before Python 3.11
-    ("aiohttp", "ClientError"),
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("google.auth.exceptions", "GoogleAuthError"),
-    ("azure.core.exceptions", "AzureError"),
-    ("huggingface_hub.errors", "HfHubHTTPError"),
-    ("httpx", "HTTPError"),
-    ("httpx2", "HTTPError"),  # what huggingface_hub uses from 2 on
-    ("requests", "RequestException"),
-    ("fsspec.exceptions", "FSTimeoutError"),
-)
+_NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError)  # of an input inside of an archive
+_STREAM_BYTES = 1 << 20
+_AZURE = ("az", "abfs", "abfss")
+
+
+class _ShortBody(OSError):
+    """Fewer bytes came than the store had announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +62,20 @@ class Location:
         """Whether it is a file of this machine."""
         return isinstance(self.fs, LocalFileSystem)
 
+    @property
+    def is_web(self) -> bool:
+        """Whether a web server has it."""
+        return protocol_of(self.uri) in ("http", "https") and len(links_of(self.uri)) == 1
+
     def sibling(self, path: str) -> Location:
         """Returns another path of the same store, as its listing gave it."""
         if self.is_local:
             return Location(path, self.fs, path)
         # By the protocol it was asked for with (az, not abfs): storage options are found by it again in the worker.
         below = self.fs.unstrip_protocol(path).partition("://")[2]
-        return Location(f"{self.uri.partition('://')[0]}://{below}", self.fs, path)
+        links = links_of(self.uri)
+        inside_of = "".join(f"::{link}" for link in links[1:]) if "://" in links[0] else ""  # zip://a.mp4::b.zip
+        return Location(f"{self.uri.partition('://')[0]}://{below}{inside_of}", self.fs, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,51 +84,88 @@ class Store:
 
     Attributes:
         options: fsspec storage options for every remote store, or one dictionary a protocol (`{"s3": {...}}`).
+        rows_of: the shard whose rows name what is opened; None for addresses that the user named.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec takes what each store defines
     config: ReadConfig = field(default_factory=ReadConfig)
+    rows_of: str | None = None
+
+    def for_rows(self, shard: str) -> Store:
+        """Returns the store that opens what rows of a shard may name, and nothing else."""
+        trusted = tuple(sorted(origins_of([shard]) | {*self.config.trusted_hosts}))
+        return replace(self, config=replace(self.config, trusted_hosts=trusted), rows_of=shard)
 
     def locate(self, uri: str) -> Location:
         """Finds the file system of a URI.
 
         Raises:
             InputError: the protocol is unknown or its client is not installed.
+            AddressRefused: a row may not name it.
+            StoreUnavailable, StoreRefused: its client connects at once, and was not let in.
         """
-        protocol = protocol_of(uri)
+        options, trusted = self.options, {*self.config.trusted_hosts}
+        if self.rows_of is None:
+            trusted |= origins_of([uri])
+        else:
+            self._judge_row(uri, self.rows_of)
+            options = options if self._are_for_rows(uri) else {}
         if "://" not in uri:  # fsspec would take a "::" in a file's name for a chain of stores
             path = os.path.abspath(os.path.expanduser(uri))
             return Location(path, fsspec.filesystem("file"), path)
-        try:
-            fs, path = fsspec.core.url_to_fs(uri, **self._options_for(protocol))
-        except ImportError as error:
-            extra = _EXTRAS.get(protocol)
-            how = f"; with FrameScribe's extra: pip install '.[{extra}]' in its folder" if extra else ""
-            raise InputError(f"cannot open {strip_credentials(uri)!r}: {error}{how}") from None
-        except ValueError as error:
-            message = f"cannot open {strip_credentials(uri)!r}: {redact(str(error))}; local paths and fsspec URIs work"
-            raise InputError(message) from None
-        return Location(str(path) if isinstance(fs, LocalFileSystem) else uri, fs, str(path))
+        what = f"open {strip_credentials(uri)!r}"
+        fs, path = self.ask(what, lambda: open_file_system(uri, options, trusted), uri)
+        return Location(path if isinstance(fs, LocalFileSystem) else uri, fs, path)
 
-    def ask(self, what: str, action: Callable[[], _Result]) -> _Result:
+    def _judge_row(self, uri: str, shard: str) -> None:
+        """Raises `AddressRefused` for what rows of a shard may not name, whatever they call it."""
+        scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
+        if scheme in ("file", "local"):
+            allowed = protocol_of(shard) == "file"
+        elif scheme in _AZURE and "@" in uri.partition("://")[2].partition("/")[0]:
+            # It names the account too, to which the credentials would go.
+            allowed = origin_of(uri) in self.config.trusted_hosts or self._is_own_account(uri)
+        else:
+            allowed = scheme in ROW_PROTOCOLS or origin_of(uri) in self.config.trusted_hosts
+        if not allowed:
+            raise AddressRefused(
+                f"a row names {strip_credentials(uri)!r}, wanted a path or {', '.join(ROW_PROTOCOLS)}: other addresses "
+                "are opened where --input names them, or --trusted-hosts their protocol and host"
+            )
+
+    def _is_own_account(self, uri: str) -> bool:
+        options = select_options(uri, self.options)
+        return (origin_of(uri) or "").partition("://")[2].partition(".")[0] == options.get("account_name", "")
+
+    def _are_for_rows(self, uri: str) -> bool:
+        """Whether options are for a row's store: without a protocol, they are for the stores that the user named."""
+        named = families_of(host for host in self.config.trusted_hosts if "://" in host)
+        return not named or is_by_protocol(self.options) or families_of([uri]) <= named
+
+    def ask(self, what: str, action: Callable[[], _Result], uri: str = "") -> _Result:
         """Runs one call to a store, again and again while it fails for reasons that may pass.
+
+        Args:
+            what: is tried, for messages: `read s3://bucket/a.tar`.
+            uri: is asked for; no message repeats what is secret in it.
 
         Raises:
             FileNotFoundError: there is no such file.
             StoreRefused: the store knows us not, or not well enough.
-            StoreUnavailable: it still failed at the last attempt.
+            StoreUnavailable: it still failed at the last attempt; `CutShort` where it ended too early each time.
+            InputError: its client can make nothing of the address or of the storage options.
         """
         started_s = time.monotonic()
         for attempt in range(1, self.config.max_attempts + 1):
             try:
                 return action()
-            except (StoreUnavailable, StoreRefused):
+            except (StoreUnavailable, StoreRefused, InputError):
                 raise
-            except store_errors() as error:
+            except store_errors() + ADDRESS_ERRORS + _DAMAGED as error:
                 cause = _cause_of(error)
-                self._raise_permanent(what, cause)
+                self._raise_permanent(what, cause, uri)
                 if attempt == self.config.max_attempts or time.monotonic() - started_s > self.config.patience_s:
-                    self._give_up(what, cause, attempt)
+                    self._give_up(what, cause, attempt, uri)
             time.sleep(self.config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -125,66 +177,79 @@ class Store:
             if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
                 raise FileNotFoundError(f"{name} is no regular file")
             return found.st_size
-        described = self.ask(f"ask for the size of {name}", lambda: location.fs.info(location.path))
+        what = f"ask for the size of {name}"
+        described = self.ask(what, lambda: location.fs.info(location.path), location.uri)
         if described.get("type") == "directory":
             raise FileNotFoundError(f"{name} is a folder, wanted a file")
         size = described.get("size")
         return int(size) if size is not None else None
 
     def read_range(self, location: Location, start: int, stop: int) -> bytes:
-        """Returns the bytes [start, stop) of a file; fewer where it is shorter, all of it where ranges are ignored."""
-        # Keywords matter: the second positional parameter of s3fs' cat_file is a version id.
-        what = f"read {strip_credentials(location.uri)} from byte {start} to {stop}"
-        return self.ask(what, lambda: bytes(location.fs.cat_file(location.path, start=start, end=stop)))
+        """Returns the bytes [start, stop) of a file, or all of it where ranges are ignored.
 
-    def read_file(self, location: Location) -> bytes:
-        """Returns a whole file."""
-        what = f"read {strip_credentials(location.uri)}"
-        return self.ask(what, lambda: bytes(location.fs.cat_file(location.path)))
-
-    def read_start(self, location: Location, max_bytes: int) -> bytes:
-        """Returns a file of unknown size, at most its first `max_bytes`, in one stream."""
+        Raises:
+            CutShort: there are fewer.
+        """
 
         def read() -> bytes:
-            with location.fs.open(location.path, "rb") as stream:
-                return bytes(stream.read(max_bytes))
+            # Keywords matter: the second positional parameter of s3fs' cat_file is a version id.
+            data = bytes(location.fs.cat_file(location.path, start=start, end=stop))
+            return _check_length(data, stop - start)
 
-        return self.ask(f"read {strip_credentials(location.uri)}", read)
+        return self.ask(f"read {strip_credentials(location.uri)} from byte {start} to {stop}", read, location.uri)
 
-    def _options_for(self, protocol: str) -> Mapping[str, Any]:
-        if protocol == "file":
-            return {}
-        by_protocol = {name: value for name, value in self.options.items() if isinstance(value, Mapping)}
-        if by_protocol.keys() == self.options.keys() <= fsspec.registry.keys() | set(fsspec.available_protocols()):
-            return by_protocol.get(protocol, {})
-        return self.options
+    def read_file(self, location: Location, size: int | None, max_bytes: int = -1) -> bytes:
+        """Returns a whole file, or its first `max_bytes` if there are more.
 
-    def _raise_permanent(self, what: str, error: BaseException) -> None:
-        status = _status_of(error)
+        Args:
+            size: how many bytes the store announced; None where it did not.
+
+        Raises:
+            CutShort: there are fewer.
+        """
+
+        def read() -> bytes:
+            if location.is_web:  # in one stream, which ends at the limit whatever was announced
+                data = _read_stream(location, size, max_bytes)
+            elif size is None:
+                with location.fs.open(location.path, "rb") as stream:
+                    data = bytes(stream.read(max_bytes))
+            else:
+                data = bytes(location.fs.cat_file(location.path))
+            return _check_length(data, size)
+
+        return self.ask(f"read {strip_credentials(location.uri)}", read, location.uri)
+
+    def _raise_permanent(self, what: str, error: BaseException, uri: str) -> None:
+        status = http_status(error)
+        if isinstance(error, AddressError):
+            raise InputError(str(error)) from None
+        if isinstance(error, HostRefused):
+            raise AddressRefused(f"cannot {what}: {error}") from None
         if isinstance(error, _MISSING) or status in (404, 410):
             raise FileNotFoundError(f"cannot {what}: not found") from None
-        passing = status is None or status >= 500 or status in _PASSING_STATUS
+        if isinstance(error, OSError) and error.errno in _NO_NAME:
+            raise FileNotFoundError(f"cannot {what}: {os.strerror(error.errno or 0)}") from None
+        cause = self._describe(error, uri)
+        if isinstance(error, (*ADDRESS_ERRORS, *_DAMAGED)) or type(error).__name__ == "ParamValidationError":
+            raise InputError(f"cannot {what}: {cause}") from None
+        passing = may_pass(error) if status is not None else True
         without_key = "Credential" in type(error).__name__  # as the clients of S3 and GCS say that they have none
         if isinstance(error, PermissionError) or without_key or not passing:
-            raise StoreRefused(f"cannot {what}: {self._describe(error)}; check the credentials") from None
+            raise StoreRefused(f"cannot {what}: {cause}; check the credentials") from None
 
-    def _give_up(self, what: str, error: BaseException, attempt: int) -> NoReturn:
-        cause = self._describe(error)
-        raise StoreUnavailable(
+    def _give_up(self, what: str, error: BaseException, attempt: int, uri: str) -> NoReturn:
+        cause = self._describe(error, uri)
+        message = (
             f"cannot {what}: {cause}, at attempt {attempt} of {self.config.max_attempts}; "
-            "run the same command again once the store answers: finished units are kept",
-            silence=cause if _status_of(error) is None else None,
-        ) from None
+            "run the same command again once the store answers: finished units are kept"
+        )
+        if isinstance(error, _ShortBody) or type(error).__name__ == "ClientPayloadError":  # aiohttp's
+            raise CutShort(message, cause) from None
+        raise StoreUnavailable(message, cause, http_status(error)) from None
 
-    def _describe(self, error: BaseException) -> str:
-        return redact(f"{type(error).__name__} {error}".strip(), secrets_of(self.options))
-
-
-def protocol_of(uri: str) -> str:
-    """Returns the protocol of a URI, `file` for a plain path."""
-    scheme, separator, _ = uri.partition("://")
-    protocol = scheme.split("::")[-1].lower() if separator else "file"
-    return "file" if protocol == "local" else protocol
+    def _describe(self, error: BaseException, uri: str) -> str:
+        return describe_error(error, (*secrets_in(uri), *secrets_of(self.options)))
 
 
 def local_path(location: Location) -> Path:
@@ -192,14 +257,23 @@ def local_path(location: Location) -> Path:
     return Path(location.path)
 
 
-def store_errors() -> tuple[type[BaseException], ...]:
-    """Returns every exception type with which a store that is in use says that it could not do it."""
-    found = [
-        getattr(sys.modules[module], name)
-        for module, name in _CLIENT_ERRORS
-        if module in sys.modules and hasattr(sys.modules[module], name)
-    ]
-    return (OSError, TimeoutError, EOFError, *found)
+def _read_stream(location: Location, size: int | None, max_bytes: int) -> bytes:
+    pieces, left = [], max_bytes if max_bytes >= 0 else sys.maxsize
+    # A size of 0 or None would be asked for again.
+    with location.fs.open(location.path, "rb", block_size=0, size=size or _STREAM_BYTES) as stream:
+        while left > 0:
+            piece = bytes(stream.read(min(_STREAM_BYTES, left)))  # what is there, which may be less
+            if not piece:
+                break
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
+
+
+def _check_length(data: bytes, announced: int | None) -> bytes:
+    if announced is not None and len(data) < announced:
+        raise _ShortBody(f"{len(data)} of {announced} bytes came")
+    return data
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -207,12 +281,5 @@ def _cause_of(error: BaseException) -> BaseException:
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or cause is None or isinstance(cause, _MISSING):
         return error
-    return cause if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp") else error
-
-
-def _status_of(error: BaseException) -> int | None:
-    for name in ("status", "code", "status_code"):
-        value = getattr(error, name, None)
-        if isinstance(value, int) and 100 <= value < 600:
-            return value
-    return None
+    is_told = isinstance(cause, (OSError, *ADDRESS_ERRORS)) or type(cause).__module__.startswith("aiohttp")
+    return cause if is_told else error

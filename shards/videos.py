@@ -13,9 +13,17 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from schemas.records import Clip, ClipRef, FailedClip, Stage
-from shards.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
-from shards.store import Location, Store, local_path, protocol_of
+from shards.errors import (
+    AddressRefused,
+    CutShort,
+    InputError,
+    StoreRefused,
+    StoreUnavailable,
+    VideoUnreadable,
+)
+from shards.store import Store, local_path
 from shards.unprintable import clean_text
+from storage.addresses import protocol_of
 from storage.redaction import strip_credentials
 
 _log = logging.getLogger(__name__)
@@ -79,7 +87,7 @@ def fetch_video(store: Store, uri: str) -> bytes | Path:
     """Returns the path of a local video, the bytes of any other.
 
     Raises:
-        VideoUnreadable: this one file is missing, is empty or too large, or may not be read.
+        VideoUnreadable: this one file is missing, is empty, too large or cut short, or may not be read or named.
         StoreUnavailable: the store does not answer.
     """
     try:
@@ -89,13 +97,17 @@ def fetch_video(store: Store, uri: str) -> bytes | Path:
         if location.is_local:
             store.ask(f"open {uri}", lambda: local_path(location).open("rb").close())
             return local_path(location)
-        video = _fetch_bytes(store, location, size)
+        video = store.read_file(location, size, store.config.max_video_bytes + 1)
     except FileNotFoundError as error:
         raise VideoUnreadable("video not found", str(error)) from None
     except StoreRefused as error:
         raise VideoUnreadable("permission denied", str(error)) from None
+    except CutShort as error:
+        raise VideoUnreadable("video cut short", str(error)) from None
+    except AddressRefused as error:
+        raise VideoUnreadable("address not allowed", str(error)) from None
     except InputError as error:
-        raise VideoUnreadable("video not found", str(error)) from None
+        raise VideoUnreadable("bad address", str(error)) from None
     check_size(store, len(video))
     return video
 
@@ -155,12 +167,6 @@ def read_videos(
 
 def _refuse(error: VideoUnreadable) -> NoReturn:
     raise error
-
-
-def _fetch_bytes(store: Store, location: Location, size: int | None) -> bytes:
-    if size is None:
-        return store.read_start(location, store.config.max_video_bytes + 1)
-    return store.read_file(location)
 
 
 def check_size(store: Store, size: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Tells a web host that is gone from a store or a network that is down, by asking the other hosts of the shard."""
+"""Tells an address or a host that is gone from a store or a network that is down, by asking others of the shard."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from shards.errors import StoreRefused, StoreUnavailable, VideoUnreadable
+from shards.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
 from shards.store import Store
 from shards.videos import fetch_video, find_web_host
+from storage.addresses import origin_of, protocol_of
 
 # A host of more rows than this is no link that died but the store of the shard: the run stops until it is back.
 _FEW_ROWS = 100
 _SMALL_SHARE = 0.1
 _MAX_ASKED = 8
+_SAMPLED_PER_HOST = 16
+_PROBE_BYTES = 1 << 16
+_BUSY = frozenset({408, 425, 429, 503})  # of a host that wants to be asked later
 # Of an address that nobody could be asked for, the client says "not found" even where there is no network.
 _SOUND_ADDRESS = re.compile(r"https?://([\w-]{1,63}\.)*[\w-]{1,63}(:\d+)?([/?#]|$)", re.ASCII)
 
@@ -25,62 +29,106 @@ _SOUND_ADDRESS = re.compile(r"https?://([\w-]{1,63}\.)*[\w-]{1,63}(:\d+)?([/?#]|
 class WebHosts:
     """Fetches the videos that one shard names, for one unit of it.
 
-    A web host that gives no answer at all, after all attempts, fails its clips and no others: if it has few of the
-    shard's rows, and if another host of the shard answers right then.
+    An address that fails after all attempts fails its clips and no others, if another address of the same host answers
+    right then. A web host that gives no answer at all, or only errors of its own, fails its clips and no others: if it
+    has few of the shard's rows, and if another host of the shard answers right then.
 
     Args:
-        sample_uris: gives the URIs of a fair sample of the shard's rows; called once, when a host gives no answer.
+        store: `Store.for_rows` of the shard.
+        sample_uris: gives the URIs of a fair sample of the shard's rows; called once, when an address fails.
     """
 
     def __init__(self, store: Store, sample_uris: Callable[[], Iterable[str]]) -> None:
         self._store = store
         self._sample_uris = sample_uris
         self._gone: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
 
     def fetch(self, uri: str) -> bytes | Path:
         """Returns the path of a local video, the bytes of any other.
 
         Raises:
-            VideoUnreadable: as `fetch_video`, and for a host that is gone.
+            VideoUnreadable: as `fetch_video`, and for an address or a host that is gone.
             StoreUnavailable: the store does not answer.
         """
-        host = find_web_host(uri)
-        if host not in self._gone:
+        host = _host_of(uri)
+        if host is None:
+            return fetch_video(self._store, uri)
+        if uri not in self._failed and host not in self._gone:
             try:
                 return fetch_video(self._store, uri)
             except StoreUnavailable as error:
-                witness = None if host is None or error.silence is None else self._find_witness(host)
-                if host is None or witness is None:
-                    raise
-                self._gone[host] = f"{host} gives no answer ({error.silence}), while {witness} does"
+                self._judge(uri, host, error)
+        if uri in self._failed:
+            raise VideoUnreadable("server error", self._failed[uri])
         raise VideoUnreadable("host unreachable", self._gone[host])
+
+    def _judge(self, uri: str, host: str, error: StoreUnavailable) -> None:
+        """Remembers an address or a host that is gone; raises the error where it may be the whole store or network."""
+        others = [other for other in self._sample[1].get(host, ()) if other != uri]
+        if any(map(self._delivers, islice(others, _MAX_ASKED))):
+            self._failed[uri] = f"{error.cause}, at every attempt, while other addresses of {host} answer"
+            return
+        judgeable = find_web_host(uri) is not None and error.status not in _BUSY
+        witness = self._find_witness(host) if judgeable else None
+        if witness is None:
+            raise error
+        self._gone[host] = f"{host} gives no answer ({error.cause}), while {witness} does"
 
     def _find_witness(self, silent: str) -> str | None:
         """Returns a host that answers, or None where none does or the silent one is too much of the shard."""
         num_rows, uris = self._sample
         if num_rows[silent] > max(_FEW_ROWS, _SMALL_SHARE * num_rows.total()):
             return None
-        others = ((host, uri) for host, uri in uris.items() if host != silent and host not in self._gone)
-        return next((host for host, uri in islice(others, _MAX_ASKED) if self._answers(uri)), None)
+        others = ((host, found[0]) for host, found in uris.items() if host != silent and host not in self._gone)
+        web_hosts = ((host, uri) for host, uri in others if _SOUND_ADDRESS.match(uri))
+        return next((host for host, uri in islice(web_hosts, _MAX_ASKED) if self._answers(uri)), None)
 
     @cached_property
-    def _sample(self) -> tuple[Counter[str | None], dict[str, str]]:
-        """How many rows of the sample each host has, and one URI of each that can be asked for."""
+    def _sample(self) -> tuple[Counter[str | None], dict[str, list[str]]]:
+        """How many rows of the sample each host has, and some URIs of each that can be asked for."""
         num_rows: Counter[str | None] = Counter()
-        uris: dict[str, str] = {}
+        uris: dict[str, list[str]] = {}
         for uri in self._sample_uris():
-            host = find_web_host(uri)
+            host = _host_of(uri)
             num_rows[host] += 1
-            if host and _SOUND_ADDRESS.match(uri):
-                uris.setdefault(host, uri)
+            if host and len(known := uris.setdefault(host, [])) < _SAMPLED_PER_HOST and uri not in known:
+                known.append(uri)
         return num_rows, uris
 
     def _answers(self, uri: str) -> bool:
-        once = replace(self._store, config=replace(self._store.config, max_attempts=1))
+        """Whether a host gives any answer."""
         try:
-            once.size(once.locate(uri))
+            self._once.size(self._once.locate(uri))
         except StoreUnavailable as error:
-            return error.silence is None
+            return error.status is not None
+        except InputError:
+            return False
         except (FileNotFoundError, StoreRefused):
             pass  # answers, too
         return True
+
+    def _delivers(self, uri: str) -> bool:
+        """Whether an address is served, or said not to be there."""
+        try:
+            location = self._once.locate(uri)
+            size = self._once.size(location)
+            if size is None or size:
+                self._once.read_file(location, None, _PROBE_BYTES)
+        except (InputError, StoreUnavailable):
+            return False
+        except (FileNotFoundError, StoreRefused):
+            pass
+        return True
+
+    @property
+    def _once(self) -> Store:
+        return replace(self._store, config=replace(self._store.config, max_attempts=1))
+
+
+def _host_of(uri: str) -> str | None:
+    """Returns host and port of a web address, protocol and host of another remote one, None for a local path."""
+    if protocol_of(uri) == "file":
+        return None
+    host = find_web_host(uri)
+    return origin_of(uri) if host is None else host

@@ -9,14 +9,14 @@ import posixpath
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.addresses import AddressError, StorageOptions, open_file_system
 from storage.exclusion import (
     ConditionFailed,
     describe_process,
@@ -36,13 +36,11 @@ from storage.local_files import (
     scratch_folder,
     write_file,
 )
-from storage.redaction import redact, secrets_of, strip_credentials
+from storage.redaction import secrets_in, secrets_of, strip_credentials
 from storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors, stopping_where_full
 
 # A turn is a few renames, or requests; one that lasts longer than this is held by a process that is suspended.
 TURN_PATIENCE_S = 60.0
-
-StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec file system takes
 
 
 def open_output(output: str, storage_options: StorageOptions | None = None) -> OutputStore:
@@ -55,22 +53,16 @@ def open_output(output: str, storage_options: StorageOptions | None = None) -> O
         StoreError: no such kind of store, or its package is not installed.
     """
     options = storage_options or {}
+    secrets = (*secrets_in(output), *secrets_of(options))
+    what = f"open the output {strip_credentials(output)!r}"
     try:
-        file_system, root = fsspec.core.url_to_fs(output, **_select_options(output, options))
-    except (ValueError, ImportError) as error:
-        reason = redact(f"cannot open the output {output!r}: {error}", secrets_of(options))
+        file_system, root = retry_passing_errors(
+            what, lambda: open_file_system(output, options), RetryPolicy(), secrets
+        )
+    except AddressError as error:
+        reason = f"cannot open the output: {error}"
         raise StoreError(f"{reason}. It takes a local path or an fsspec URI such as s3://bucket/folder") from None
-    return OutputStore(file_system, root, secrets=secrets_of(options))
-
-
-def _select_options(output: str, options: StorageOptions) -> StorageOptions:
-    protocol = fsspec.utils.get_protocol(output)
-    if protocol in ("file", "local"):
-        return {}
-    is_by_protocol = all(isinstance(value, Mapping) for value in options.values())
-    if is_by_protocol and options.keys() <= set(fsspec.available_protocols()):
-        return options.get(protocol, {})
-    return options
+    return OutputStore(file_system, root, secrets=secrets)
 
 
 @dataclass(frozen=True, slots=True)

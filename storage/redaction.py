@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote, unquote_plus
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+_NEXT_LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")  # not the `::` of an object's name or of [::1]
 _SCHEME_AND_REST = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
 _SECRET_PARAMETER = re.compile(r"[?&][^=&]*(sig|token|secret|key|pass|credential|auth|policy|expires)[^=&]*=", re.I)
 _MIN_SECRET_CHARS = 5  # shorter option values ("true", "anon") are no secrets, and would blank out half a message
@@ -17,7 +20,7 @@ def strip_credentials(uri: str) -> str:
     The whole query goes, not only what looks like a signature: what a private server takes for a key is not known.
     Object stores allow `?` in names, so there the query goes only where it looks like a signature.
     """
-    return "::".join(_strip_link(link) for link in uri.split("::"))
+    return "::".join(map(_strip_link, _NEXT_LINK.split(uri)))
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -30,24 +33,57 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 def secrets_of(options: Mapping[str, object]) -> tuple[str, ...]:
     """Returns every text inside storage options, nested ones too, that is long enough to be a secret."""
+    return _longest_first(_secrets_of_value(options))
+
+
+def secrets_in(uri: str) -> tuple[str, ...]:
+    """Returns user, password and the values of the query of an address, in each way that a server may repeat them."""
     found: list[str] = []
-    for value in options.values():
-        if isinstance(value, Mapping):
-            found.extend(secrets_of(value))
-        elif isinstance(value, str) and len(value) >= _MIN_SECRET_CHARS and "://" not in value:
-            found.append(value)
-    return tuple(sorted(found, key=len, reverse=True))
+    for link in _NEXT_LINK.split(uri):
+        matched = _SCHEME_AND_REST.match(link)
+        before, _, query = (matched[2] if matched else "").partition("?")
+        user, _ = _split_user(before)
+        found += [user, *user.split(":", 1), base64.b64encode(unquote(user).encode()).decode()] if user else []
+        found += [query, *(part.rpartition("=")[2] for part in re.split("[&;#]", query))]
+    ways = (way for text in found for way in (text, unquote(text), unquote_plus(text), quote(unquote(text), safe="")))
+    return _longest_first(ways)
+
+
+def _longest_first(texts: Iterable[str]) -> tuple[str, ...]:
+    """Sorts secrets so that none is found inside of another, and leaves out what is too short to be one."""
+    return tuple(
+        sorted({text for text in texts if len(text) >= _MIN_SECRET_CHARS}, key=lambda text: (-len(text), text))
+    )
+
+
+def _secrets_of_value(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        # Of a header `Bearer TOKEN` a server may repeat the token alone.
+        return secrets_in(value) if "://" in value else (value, *value.split())
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [secret for one in values for secret in _secrets_of_value(one)]
+
+
+def _split_user(rest: str) -> tuple[str, str]:
+    """Returns what stands before the `@` of an address without its protocol, and the rest."""
+    authority = rest.partition("/")[0]
+    if "@" in authority and "?" not in authority:
+        user = authority.rpartition("@")[0]
+        return user, rest[len(user) + 1 :]
+    # A slash or question mark in a password that nobody encoded: what follows the colon is no port.
+    _, colon, port = authority.partition(":")
+    if colon and "@" in rest and not port.isdigit() and not authority.startswith("["):
+        user, _, rest = rest.rpartition("@")
+        return user, rest
+    return "", rest
 
 
 def _strip_link(link: str) -> str:
     matched = _SCHEME_AND_REST.match(link)
     if not matched:
         return link
-    scheme, rest = matched.groups()
-    authority, slash, path = rest.partition("/")
-    if "@" in authority and "?" not in authority:
-        authority = authority.rpartition("@")[2]
-    rest = authority + slash + path
+    scheme = matched[1]
+    _, rest = _split_user(matched[2])
     if scheme.lower() in ("http", "https"):
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     elif _SECRET_PARAMETER.search(rest):

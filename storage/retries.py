@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import random
@@ -10,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeVar
 
 from storage.redaction import redact
@@ -20,19 +20,24 @@ _OUT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _PERMANENT_CODES = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 _PASSING_HTTP_STATUS = frozenset({408, 425, 429})
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 # The stores' own exceptions that are no OSError. They are looked up among the modules that are
 # already loaded: an exception of a library that nobody imported cannot be raised.
 _FOREIGN_ERRORS = (
+    ("asyncio", "TimeoutError"),  # an OSError from Python 3.11 on only
     ("aiohttp", "ClientError"),
     ("azure.core.exceptions", "AzureError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
+    ("fsspec.exceptions", "FSTimeoutError"),
+    ("ftplib", "Error"),
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("httpx", "HTTPError"),
     ("httpx2", "HTTPError"),  # what huggingface_hub uses from 2 on
     ("huggingface_hub.errors", "HfHubHTTPError"),
+    ("requests", "RequestException"),
 )
 
 
@@ -78,7 +83,7 @@ def retry_passing_errors(
         except store_errors() as error:
             if not may_pass(error) or num_tries == policy.max_tries:
                 # Not chained: the store's own message may repeat a signed URL.
-                raise StoreError(redact(_explain(action, error, num_tries), secrets)) from None
+                raise StoreError(_explain(action, error, num_tries, secrets)) from None
         policy.sleep(_delay_s(policy, num_tries))
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -108,24 +113,32 @@ def may_pass(error: BaseException) -> bool:
 def store_errors() -> tuple[type[BaseException], ...]:
     """Returns the classes of everything that a store which is in use raises when it refuses."""
     loaded = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN_ERRORS)
-    # asyncio's TimeoutError is an OSError from Python 3.11 on only.
-    return (OSError, asyncio.TimeoutError, *(kind for kind in loaded if isinstance(kind, type)))
+    return (OSError, EOFError, *(kind for kind in loaded if isinstance(kind, type)))
 
 
 def http_status(error: BaseException) -> int | None:
     """Returns the status of the HTTP answer behind an error, or None where there was none."""
-    for name in ("status", "status_code", "code"):
-        status = getattr(error, name, None)
-        if isinstance(status, int) and 100 <= status < 600:
-            return status
+    for source in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            status = getattr(source, name, None)
+            if isinstance(status, int) and 100 <= status < 600:
+                return status
     # botocore's errors, which s3fs turns into an OSError and keeps as its cause.
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     about = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     return about.get("HTTPStatusCode")
 
 
-def _explain(action: str, error: BaseException, num_tries: int) -> str:
-    cause = f"{type(error).__name__}: {error}"
+def describe_error(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Returns what a store's client said, without credentials; what a web server says for a status is left out."""
+    kind, status = type(error).__name__, http_status(error)
+    if status is not None and type(error).__module__.startswith("aiohttp"):
+        return f"{kind} {status} {_PHRASES.get(status, '')}".strip()
+    return redact(f"{kind}: {error}".removesuffix(": "), secrets)
+
+
+def _explain(action: str, error: BaseException, num_tries: int, secrets: Iterable[str] = ()) -> str:
+    action, cause = redact(action, secrets), describe_error(error, secrets)
     if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
         return f"cannot {action}: no room left ({cause}). Free some space, then start the same command again to resume."
     if not may_pass(error):

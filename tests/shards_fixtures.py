@@ -14,7 +14,9 @@ from schemas.records import Clip, FailedClip, WorkUnit
 from shards.config import ReadConfig
 from shards.read_unit import read_unit
 
-QUICK = ReadConfig(backoff_s=0.0)
+# Rows may name others of these hosts than a user's rows might: web servers of this machine, stores that are made up.
+LISTED = ("127.0.0.1", "flaky://v", "memory://elsewhere")
+QUICK = ReadConfig(backoff_s=0.0, trusted_hosts=LISTED)
 
 
 def make_tar(members: Iterable[tuple[str, bytes]], mode: str = "w", tar_format: int = tarfile.PAX_FORMAT) -> bytes:

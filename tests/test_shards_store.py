@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import threading
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,12 +138,12 @@ def test_a_store_that_takes_its_time_to_fail_is_not_asked_for_ever(shard):
 
 @pytest.mark.parametrize(("uri", "extra"), [("s3://bucket/a.tar", "s3"), ("gcs://b/a.tar", "gs"), ("abfs://b/a", "az")])
 def test_a_store_whose_client_is_not_installed_is_refused_with_the_extra_to_install(monkeypatch, uri, extra):
-    monkeypatch.setattr("fsspec.core.url_to_fs", _fail_to_import)
+    monkeypatch.setattr("fsspec.get_filesystem_class", _fail_to_import)
     with pytest.raises(InputError, match=rf"cannot open '{uri}': Install it; .* pip install '\.\[{extra}\]'"):
         plan_units([uri])
 
 
-def _fail_to_import(uri, **options):
+def _fail_to_import(protocol):
     raise ImportError("Install it")
 
 
@@ -247,4 +248,4 @@ def test_a_web_address_without_a_host_fails_its_row_alone(tmp_path, address):
 def test_a_closed_port_stops_the_run(tmp_path):
     units = plan_units([write(tmp_path / "m.csv", "video\nhttp://127.0.0.1:9/a.mp4\n")])
     with pytest.raises(StoreUnavailable, match="run the same command again"):
-        read_all(units, ReadConfig(backoff_s=0.0, max_attempts=2))
+        read_all(units, replace(QUICK, max_attempts=2))

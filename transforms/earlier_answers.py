@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from schemas.part_rows import read_completions
 from schemas.records import KeptCompletion, SampledClip
+from storage.addresses import StorageOptions
 from storage.layout import part_name
-from storage.output_store import OutputStore, StorageOptions, open_output
+from storage.output_store import OutputStore, open_output
 from storage.run_journal import DamagedRunError, read_part
 from transforms.engine_registry import computed_dtype
 

@@ -9,8 +9,9 @@ import apache_beam as beam
 
 from schemas.part_rows import read_outcomes
 from schemas.records import Clip, ClipAnnotation, FailedClip, UnitEnd
+from storage.addresses import StorageOptions
 from storage.layout import part_name
-from storage.output_store import OutputStore, StorageOptions, open_output
+from storage.output_store import OutputStore, open_output
 from storage.run_journal import read_part
 
 
