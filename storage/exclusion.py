@@ -8,6 +8,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -38,7 +39,9 @@ def version_of(entry: Entry) -> str:
             return str(entry[name])
     if "ino" in entry:  # a local file; its `created` changes with the number of its links
         return f"{entry['ino']} {entry['mtime']} {entry['size']}"
-    return " ".join(str(entry[name]) for name in _FIELDS_OF_VERSION if name in entry)
+    found = (entry[name] for name in _FIELDS_OF_VERSION if name in entry)
+    # Some stores write a time in one way in listings, and in another where one object is asked for.
+    return " ".join(str(value.timestamp() if isinstance(value, datetime) else value) for value in found)
 
 
 def takes_conditions(file_system: fsspec.AbstractFileSystem) -> bool:

@@ -1,0 +1,192 @@
+"""What stores do beside keeping objects: keys for folders, servers that ignore conditions, turns without locks."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.run_folder import start_run
+from publish.publish_run import publish
+from schemas.tables import TABLES
+from shards.listing import find_inputs
+from shards.store import Store
+from storage.exclusion import describe_process
+from storage.output_store import open_output
+from storage.retries import StoreError
+from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
+from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip
+from tests.stub_engine import StubEngine
+
+
+class MarkingFileSystem(MemoryFileSystem):
+    """A store in memory, `marking://`, that keeps an empty key for every folder, as some servers and consoles do."""
+
+    protocol = "marking"
+    store: dict[str, object] = {}  # noqa: RUF012  # how MemoryFileSystem keeps its files
+    folders: set[str] = set()  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("marking://").strip("/")
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        super().pipe_file(path, value, mode=mode, **kwargs)
+        parent = self._parent(path)
+        while parent not in ("", "/"):
+            type(self).folders.add(parent)
+            parent = self._parent(parent)
+
+    def ls(self, path, detail=True, **kwargs):
+        path = self._strip_protocol(path)
+        marked = [{"name": f"{path}/", "type": "file", "size": 0}] if path in self.folders else []
+        try:
+            entries = super().ls(path, detail=True, **kwargs)
+        except FileNotFoundError:
+            if not marked:
+                raise
+            entries = []
+        entries = [*marked, *entries]
+        return entries if detail else [entry["name"] for entry in entries]
+
+    def find(self, path, maxdepth=None, withdirs=False, detail=False, **kwargs):
+        below = super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=True, **kwargs)
+        marked = (f"{folder}/" for folder in self.folders if f"{folder}/".startswith(self._strip_protocol(path) + "/"))
+        below.update({name: {"name": name, "type": "file", "size": 0} for name in marked})
+        return below if detail else sorted(below)
+
+
+class CarelessFileSystem(MemoryFileSystem):
+    """A store in memory, `careless://`, that ignores conditions of writes."""
+
+    protocol = "careless"
+    store: dict[str, object] = {}  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("careless://").strip("/")
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        super().pipe_file(path, value, **kwargs)
+
+
+fsspec.register_implementation("marking", MarkingFileSystem, clobber=True)
+fsspec.register_implementation("careless", CarelessFileSystem, clobber=True)
+
+
+def run(folder, output, *flags) -> int:
+    shard = make_shard(folder / "shards" / "a.tar", 4)
+    arguments = annotate_arguments(folder, [shard], output, "--canary-every", "0", *flags)
+    return annotate_with(StubEngine(checkpoint_revision()), arguments)
+
+
+def count_rows(output: str) -> dict[str, int]:
+    store = open_output(output)
+    return {
+        table: sum(
+            pq.read_metadata(io.BytesIO(store.read(f"{table}/{name}"))).num_rows for name in store.list_files(table)
+        )
+        for table in TABLES
+    }
+
+
+def test_an_output_whose_folders_have_keys_of_their_own_is_overwritten_again_and_again(tmp_path):
+    output = "marking://bucket/out"
+    assert run(tmp_path, output) == 0
+    assert MarkingFileSystem().ls("marking://bucket/out/captions")[0]["name"].endswith("/")
+    before = count_rows(output)
+    assert run(tmp_path, output, "--overwrite") == 0
+    assert run(tmp_path, output, "--overwrite", "--frames", "3") == 0
+    assert count_rows(output) == before
+    assert before["clips"] == 4
+
+
+def test_keys_of_folders_are_no_inputs():
+    fsspec.filesystem("marking").pipe_file("/inputs/films.mp4/a.mp4", tiny_clip(0))
+    fsspec.filesystem("marking").pipe_file("/inputs/b.mp4", tiny_clip(1))
+    assert [file.relative for file in find_inputs(Store(), ["marking://inputs"])] == ["b.mp4", "films.mp4/a.mp4"]
+
+
+def test_a_key_without_a_slash_for_the_listed_folder_is_no_file_of_it(tmp_path):
+    store = open_output(str(tmp_path))
+    listing = type(store.file_system).ls
+    store.put("qa/a.parquet", b"1")
+    path = str(tmp_path / "qa")
+
+    def ls_with_key(self, asked, detail=True, **kwargs):
+        return [{"name": path, "type": "file", "size": 0}, *listing(self, asked, detail=detail, **kwargs)]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(store.file_system), "ls", ls_with_key)
+        assert store.list_files("qa") == ["a.parquet"]
+
+
+def test_a_store_that_ignores_conditions_is_found_and_named(tmp_path, capsys):
+    assert not open_output("careless://bucket/out").honours_conditions()
+    assert run(tmp_path, "careless://bucket/out") == 0
+    assert "bucket/out/ has no locks and ignores conditions of writes" in capsys.readouterr().err
+    assert open_output("careless://bucket/out").list_files("_framescribe/locks") == []
+
+
+@pytest.mark.parametrize("place", ["memory", "local"])
+def test_a_store_that_honours_conditions_is_not_named(tmp_path, place):
+    output = {"memory": memory_output(), "local": str(tmp_path)}[place]
+    assert open_output(output).honours_conditions()
+    assert open_output(output).list_files("_framescribe/locks") == []
+
+
+@pytest.mark.parametrize("place", ["memory", "local", "careless"])
+def test_an_object_is_created_once_and_replaced_as_it_was_seen(tmp_path, place):
+    output = {"memory": memory_output(), "local": str(tmp_path), "careless": f"careless://{tmp_path.name}"}[place]
+    store = open_output(output)
+    assert (store.create("a", b"1"), store.create("a", b"2"), store.create("a", b"1")) == (True, False, True)
+    seen = store.version("a")
+    assert (store.replace("a", b"2", seen), store.replace("a", b"3", seen), store.read("a")) == (True, False, b"2")
+    assert (store.version("a"), store.version("b")) == (store.list_versions("")["a"], None)
+
+
+def test_where_conditions_are_ignored_a_second_publisher_that_can_be_seen_is_refused():
+    store = open_output("careless://bucket/turns")
+    elsewhere = json.dumps({**json.loads(describe_process(time.time())), "host": "elsewhere", "process": 7})
+    store.put("_framescribe/locks/turn", elsewhere.encode())
+    with pytest.raises(StoreError, match="process 7 on elsewhere is starting or publishing"):
+        store.turn().__enter__()
+    store.put("_framescribe/locks/turn", describe_process(time.time() - 3600).encode())
+    with store.turn() as has_turn:
+        assert has_turn()
+    assert store.list_files("_framescribe/locks") == []
+
+
+def test_in_a_store_the_last_one_who_begins_has_the_turn():
+    first, second = (open_output("memory://turns-of-two") for _ in range(2))
+    with first.turn() as first_has, second.turn() as second_has:
+        assert (first_has(), second_has()) == (False, True)
+
+
+def test_a_publisher_that_is_overtaken_in_a_store_publishes_what_is_there_then(monkeypatch):
+    output = memory_output()
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    commit(output, "one", [make_annotation("a", "one")])
+    from publish import publish_run
+
+    build, built = publish_run._build_tables, []
+
+    def build_while_another_publishes(*arguments):
+        tables = build(*arguments)
+        if not built:
+            built.append(True)
+            start_run(store, RUN_RECORD, make_units("one", "two"))
+            commit(output, "two", [make_annotation("b", "two")])
+            publish(output)
+        return tables
+
+    monkeypatch.setattr(publish_run, "_build_tables", build_while_another_publishes)
+    assert publish(output).num_rows["clips"] == 2
+    assert count_rows(output)["clips"] == 2
+    assert json.loads(store.read("_SUCCESS"))["parts"].keys() == {"one", "two"}
