@@ -74,8 +74,8 @@ def find_checkpoint(
         return Checkpoint(os.path.abspath(folder), folder, _digest_files(fsspec.filesystem("file"), str(folder)))
     if "://" in model:
         fs, root = fsspec.core.url_to_fs(model, **(storage_options or {}))
-        folder = _fetch_uri(fs, root, _without_credentials(model), files)
-        return Checkpoint(_without_credentials(model), folder, _digest_files(fs, root))
+        name, revision = _without_credentials(model), _digest_files(fs, root)
+        return Checkpoint(name, _fetch_uri(fs, root, name, revision, files), revision)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise CheckpointError(f"no folder {model!r}; wanted a folder, a URI such as s3://bucket/model, or a hub id")
     return _fetch_from_hub(model, revision, files)
@@ -101,10 +101,10 @@ def _not_fetched(model: str, reason: str) -> CheckpointError:
     )
 
 
-def _fetch_uri(fs: fsspec.AbstractFileSystem, root: str, name: str, files: Sequence[str]) -> Path:
-    """Copies the wanted files below the user's cache folder once; later calls find them by size."""
+def _fetch_uri(fs: fsspec.AbstractFileSystem, root: str, name: str, revision: str, files: Sequence[str]) -> Path:
+    """Copies the wanted files of a revision below the user's cache folder once; later calls find them by size."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "framescribe" / "models"
-    folder = cache / hashlib.sha256(name.encode()).hexdigest()[:16]
+    folder = cache / hashlib.sha256(f"{name} {revision}".encode()).hexdigest()[:16]
     remote = {path: fs.size(path) for pattern in files for path in fs.glob(f"{root.rstrip('/')}/{pattern}")}
     if not remote:
         raise CheckpointError(f"no checkpoint files at {name!r}; wanted *.json and *.safetensors")

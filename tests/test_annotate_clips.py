@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import apache_beam as beam
 import numpy as np
@@ -19,13 +21,13 @@ from golden_cases import COMMITTED
 
 from llava_video import Engine, EngineConfig
 from llava_video.errors import CheckpointError
-from llava_video.generation import Completion
+from llava_video.generation import Completion, GenerationConfig
 from recipes import Recipe, parse_recipe
 from schemas.digest import digest_frames
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Sampling, Stage, UnitEnd
 from transforms import engine_registry
 from transforms.annotate_clips import AnnotateClips, ModelChanged
-from transforms.engine_video import EngineVideo, choose_segment_frames
+from transforms.engine_video import EngineVideo, WrongVideo, choose_segment_frames
 from transforms.frame_budget import get_frame_budget
 from transforms.gpu_slots import SlotTaken, claim_slot
 
@@ -130,6 +132,7 @@ def test_a_clip_whose_prompt_is_too_long_fails_alone_with_its_numbers(
 
     tight = replace(CONFIG, config_overrides={"tokenizer_model_max_length": 190})
     _run(clips, AnnotateClips(tight, recipe, None, MEMORY), check)
+    assert get_frame_budget(MEMORY).held_bytes == 0
 
 
 def test_a_worker_that_finds_another_revision_of_the_model_stops(loads: list[EngineConfig], recipe: Recipe) -> None:
@@ -144,6 +147,7 @@ def test_frames_that_changed_on_the_way_stop_the_run(loads: list[EngineConfig], 
     clip.frames[0, 0, 0, 0] ^= 1
     with pytest.raises(RuntimeError, match="frames changed between decoding and the model"):
         _run([clip], AnnotateClips(CONFIG, recipe, None, MEMORY), lambda outcomes: None)
+    assert get_frame_budget(MEMORY).held_bytes == 0
 
 
 def test_an_answer_about_another_clip_stops_the_run(
@@ -177,8 +181,6 @@ def test_a_segment_is_asked_as_a_video_of_its_own(loads: list[EngineConfig]) -> 
     clip = _clip(0, num_frames=4)
 
     async def ask() -> tuple[int, int]:
-        from llava_video import GenerationConfig
-
         whole = EngineVideo.open(running.engine, "c", clip.frames, clip.sampling.timestamps_s, 4.0)
         async with whole.segment(2.0, 4.0) as part:
             asked = await part.ask("What?", GenerationConfig(max_new_tokens=2))
@@ -188,6 +190,48 @@ def test_a_segment_is_asked_as_a_video_of_its_own(loads: list[EngineConfig]) -> 
 
     of_part, of_whole = running.run(ask()).result(60)
     assert of_part < of_whole
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_segment_holds_no_memory_once_it_is_left(loads: list[EngineConfig], fails: bool) -> None:
+    running = engine_registry.get_engine(CONFIG)
+    clip = _clip(0, num_frames=4)
+
+    async def ask() -> None:
+        whole = EngineVideo.open(running.engine, "c", clip.frames, clip.sampling.timestamps_s, 4.0)
+        try:
+            async with whole.segment(2.0, 4.0) as part:
+                await part.ask("What?", GenerationConfig(max_new_tokens=2))
+                assert running.engine.stats.kv_prefix_bytes > 0
+                assert not fails
+        finally:
+            whole.close()
+
+    with pytest.raises(AssertionError) if fails else nullcontext():
+        running.run(ask()).result(60)
+    deadline_s = time.monotonic() + 20
+    while running.engine.stats.kv_prefix_bytes and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert running.engine.stats.kv_prefix_bytes == 0
+
+
+def test_an_answer_about_other_frames_of_the_same_clip_is_found(loads: list[EngineConfig]) -> None:
+    running = engine_registry.get_engine(CONFIG)
+
+    async def ask() -> None:
+        first, second = (
+            EngineVideo.open(running.engine, "c", one.frames, one.sampling.timestamps_s, 2.0)
+            for one in (_clip(0), _clip(1))
+        )
+        crossed = SimpleNamespace(frames_digest=first.video.frames_digest, ask=second.video.ask)
+        try:
+            await replace(first, video=crossed).ask("What?", GenerationConfig(max_new_tokens=2))
+        finally:
+            first.close()
+            second.close()
+
+    with pytest.raises(WrongVideo, match="answered for 'c'"):
+        running.run(ask()).result(60)
 
 
 def test_threads_that_wait_for_a_load_that_fails_do_not_each_load_again(

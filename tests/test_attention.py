@@ -149,3 +149,16 @@ def test_merging_costs_bfloat16_hardly_any_precision(kind: str, attend: AttendCh
     exact = (queries.double() @ keys.double().mT / width**0.5).softmax(-1) @ values.double()
     errors = [float((out.double() - exact).norm() / exact.norm()) for out in (merged, at_once[0])]
     assert errors[0] <= 1.3 * errors[1]
+
+
+@pytest.mark.parametrize("attend", ["whole", "chunks"])
+def test_scores_of_bfloat16_are_float32(attend: str) -> None:
+    queries, keys, values = (5 * torch.randn(3, 1, 1, 40, 64)).bfloat16()
+    scores = queries.double() @ keys.double().transpose(-1, -2) / 64**0.5
+    if attend == "whole":
+        _, lse = attend_with_lse(queries, keys, values)
+    else:
+        fills = ChunkFills.count(torch.tensor([40]), 40, torch.bfloat16)
+        _, lse = attend_chunks(queries, keys.transpose(1, 2), values.transpose(1, 2), fills)
+    assert scores.std() > 10
+    assert (lse.double() - scores.logsumexp(-1)).abs().max() < 1e-4

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
 from storage.output_store import open_output
 from storage.run_journal import list_done_units
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
 from tests.stub_engine import BlindEngine, ConfusedEngine, StubEngine, SwappingEngine
-from transforms.canary import CanaryAnswer, CanaryFailed, check_same_answers
+from transforms.canary import Canary, CanaryAnswer, CanaryFailed, check_same_answers
 
 ONE, TWO = CanaryAnswer(((1, 2, 3), (9,)), True), CanaryAnswer(((1, 5, 6), (9,)), False)
 
@@ -40,8 +43,10 @@ def test_two_swapped_answers_stop_the_run_and_nothing_of_their_unit_is_committed
 
 
 def test_right_labels_on_wrong_answers_are_found_by_the_canary_and_nothing_after_is_committed(tmp_path, shard, capsys):
-    done, status = run(ConfusedEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "3")
-    assert len(done) <= 1
+    done, status = run(
+        ConfusedEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "3", "--clips-ahead", "1"
+    )
+    assert [unit.partition("-")[2][-13:] for unit in done] == ["000000-000003"]
     assert "is not answered as at the start" in status + capsys.readouterr().err
 
 
@@ -77,3 +82,30 @@ def test_where_answers_are_not_exact_nonsense_is_found():
 def test_a_count_that_was_right_must_stay_right():
     with pytest.raises(CanaryFailed):
         check_same_answers((ONE, TWO), (CanaryAnswer(ONE.token_ids, False), TWO), is_exact=False)
+
+
+class OnceConfused(StubEngine):
+    """Answers its second check wrongly, and every other one rightly."""
+
+    def answer(self, future, completion):
+        wrong = 4 < self.stats.questions <= 8
+        future.set_result(replace(completion, token_ids=(1, 1, 1), text="no") if wrong else completion)
+
+
+def test_after_a_check_that_failed_no_clip_passes_and_nothing_is_asked_any_more():
+    engine = OnceConfused(checkpoint_revision())
+
+    async def pass_clips() -> list[str]:
+        canary = Canary(engine, is_exact=True)
+        return [await _try(canary) for _ in range(4)]
+
+    assert asyncio.run(pass_clips()) == ["passed", "failed", "failed", "failed"]
+    assert engine.stats.questions == 8
+
+
+async def _try(canary: Canary) -> str:
+    try:
+        await canary.pass_clip(every=1)
+    except CanaryFailed:
+        return "failed"
+    return "passed"

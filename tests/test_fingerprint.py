@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.engine_config import EngineConfig
 from llava_video.model_config import read_model_config
 from pipeline.config import RunConfig, record_run
+from pipeline.units import UnitConfig
 from recipes import load_recipe
 from run_pipeline import main
+from shards.config import ReadConfig
 from storage.run_journal import RunRecord
 from tests.run_fixtures import (
     CHECKPOINT,
@@ -83,3 +88,121 @@ def test_another_number_format_is_refused_with_what_auto_came_to(tmp_path, capsy
     annotate_with(StubEngine(checkpoint_revision()), typed)
     assert main([*typed, "--dtype", "bfloat16"]) == 1
     assert 'model.dtype: "float32" -> "bfloat16"' in capsys.readouterr().err
+
+
+# Of every setting that is no number, or has no value by default, another one.
+OTHERS: dict[str, Any] = {
+    "attn_implementation": "eager",
+    "config_overrides": {"tokenizer_model_max_length": 4000},
+    "decoder": "decord",
+    "dtype": "bfloat16",
+    "fps": 1.5,
+    "prompt_layout": "demo",
+    "split_s": 20.0,
+    "time_base": "seed",
+}
+# Settings that change no row, and where they count instead if they do.
+UNHASHED = {
+    "RunConfig": {
+        "output", "max_failed_share", "retry_failed", "num_decoders", "frame_memory_bytes", "clips_ahead",
+        "canary_every", "earlier", "allow_other_versions", "storage_options",
+    },
+    "EngineConfig": {
+        "model", "revision",  # what they come to is the checkpoint's revision
+        "device", "device_map", "kv_budget_bytes", "max_rows", "vision_batch_frames", "static_decode",
+        "storage_options",
+    },
+    "SamplingConfig": {"deadline_s", "memory_limit_bytes"},
+    # Which clips there are is told by the ids of units: the columns stand in them.
+    "ReadConfig": {
+        "video_column", "window_columns", "max_video_bytes", "max_sidecar_bytes", "max_attempts", "backoff_s",
+        "patience_s",
+    },
+    "UnitConfig": {"max_clips", "max_bytes"},
+}  # fmt: skip
+PARTS = {"engine": EngineConfig, "sampling": SamplingConfig, "reading": ReadConfig, "units": UnitConfig}
+SETTINGS = [
+    (kind, one.name)
+    for kind in (RunConfig, *PARTS.values())
+    for one in fields(kind)
+    if one.name not in {*PARTS, "recipe"}
+]
+CHECKPOINT_FOUND = find_checkpoint(CHECKPOINT, files=CONFIGURATION)
+CONFIG = RunConfig("out", EngineConfig(CHECKPOINT), load_recipe("seed"), SamplingConfig())
+
+
+def fingerprint(config: RunConfig) -> str:
+    model = read_model_config(CHECKPOINT_FOUND, config.engine.config_overrides)
+    return record_run(config, CHECKPOINT_FOUND, model, config.engine.dtype).fingerprint
+
+
+def another(name: str, value: Any) -> Any:
+    if name in OTHERS:
+        return OTHERS[name]
+    if isinstance(value, bool):
+        return not value
+    assert isinstance(value, int | float), (
+        f"give OTHERS another value of the new setting {name}, or name it in UNHASHED"
+    )
+    return value + 1 if isinstance(value, int) else value * 0.9
+
+
+@pytest.mark.parametrize(("kind", "name"), SETTINGS, ids=lambda one: getattr(one, "__name__", one))
+def test_every_setting_is_in_the_fingerprint_or_known_to_change_no_row(kind, name):
+    if name in UNHASHED[kind.__name__]:
+        return
+    place = next((place for place, part in PARTS.items() if part is kind), None)
+    owner = CONFIG if place is None else getattr(CONFIG, place)
+    changed = replace(owner, **{name: another(name, getattr(owner, name))})
+    assert fingerprint(changed if place is None else replace(CONFIG, **{place: changed})) != fingerprint(CONFIG)
+
+
+def test_the_lists_of_settings_that_change_no_row_name_nothing_that_is_gone():
+    settings = {kind.__name__: {one.name for one in fields(kind)} for kind in (RunConfig, *PARTS.values())}
+    assert all(names <= settings[kind] for kind, names in UNHASHED.items())
+
+
+def test_another_place_of_newlines_is_another_run():
+    assert record(config_overrides={"mm_newline_position": "frame"}).fingerprint != record().fingerprint
+
+
+def test_another_revision_of_the_model_is_another_run():
+    model = read_model_config(CHECKPOINT_FOUND, {})
+    other = replace(CHECKPOINT_FOUND, revision="another")
+    assert record_run(CONFIG, other, model, "auto").fingerprint != fingerprint(CONFIG)
+
+
+def recipe_settings(settings: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yields the way to every setting of a recipe: names of fields, and places in tuples."""
+    if is_dataclass(settings):
+        for one in fields(settings):
+            yield from recipe_settings(getattr(settings, one.name), (*path, one.name))
+    elif isinstance(settings, tuple) and settings and is_dataclass(settings[0]):
+        for place, element in enumerate(settings):
+            yield from recipe_settings(element, (*path, place))
+    else:
+        yield path
+
+
+def changed_at(settings: Any, path: tuple[str | int, ...]) -> Any:
+    """Returns a copy with another value at the end of a way; what does not fit together any more is not checked."""
+    if not path:
+        return (
+            settings[:-1]
+            if isinstance(settings, tuple) and settings
+            else (f"{settings} x" if isinstance(settings, str) else (settings or 0) + 1 if settings != () else (1,))
+        )
+    if isinstance(settings, tuple):
+        return (*settings[: path[0]], changed_at(settings[path[0]], path[1:]), *settings[path[0] + 1 :])
+    other = copy.copy(settings)
+    object.__setattr__(other, path[0], changed_at(getattr(settings, path[0]), path[1:]))
+    return other
+
+
+@pytest.mark.parametrize("name", ["seed", "detailed", "levels"])
+def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
+    recipe = load_recipe(name)
+    ways = list(recipe_settings(recipe))
+    others = {fingerprint(replace(CONFIG, recipe=changed_at(recipe, way))) for way in ways}
+    assert len(others - {fingerprint(replace(CONFIG, recipe=recipe))}) == len(ways)
+    assert len(ways) >= 6

@@ -75,6 +75,13 @@ def check(clips: list[Clip | FailedClip]) -> None:
         assert isinstance(json.loads(clip.ref.metadata), dict)
 
 
+def check_videos(clips: list[Clip | FailedClip], content: bytes) -> None:
+    """What is handed on as a video stands in the file, and no byte of it in two videos."""
+    videos = [bytes(clip.video) for clip in clips if isinstance(clip, Clip)]
+    assert all(video in content for video in videos)
+    assert sum(map(len, videos)) <= len(content)
+
+
 @fuzzed
 @given(
     members,
@@ -87,7 +94,10 @@ def test_no_damage_to_a_tar_does_more_than_an_input_error(files, changes, cut, t
         whole = make_tar(files, tar_format=tar_format)
     except ValueError:  # this format has no room for the name
         whole = make_tar(files)
-    check(plan_and_read("x.tar", edited(whole, changes)[: len(whole) - cut]))
+    damaged = edited(whole, changes)[: len(whole) - cut]
+    clips = plan_and_read("x.tar", damaged)
+    check(clips)
+    check_videos(clips, damaged)
 
 
 @fuzzed
@@ -95,7 +105,9 @@ def test_no_damage_to_a_tar_does_more_than_an_input_error(files, changes, cut, t
 @example(b"\0" * 1024)
 @example(tarfile.TarInfo("a.mp4").tobuf()[:124] + b"\xff" * 12 + tarfile.TarInfo("a.mp4").tobuf()[136:])
 def test_no_bytes_posing_as_a_tar_do_more_than_an_input_error(content):
-    check(plan_and_read("x.tar", content))
+    clips = plan_and_read("x.tar", content)
+    check(clips)
+    check_videos(clips, content)
 
 
 @fuzzed
@@ -115,6 +127,25 @@ def test_a_sound_tar_is_read_as_pythons_own_reader_does(files, tar_format):
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         theirs = [(member.name.rstrip("/"), member.offset_data, member.size) for member in archive]
     assert ours == theirs
+
+
+@fuzzed
+@given(st.lists(st.binary(min_size=1, max_size=900), min_size=1, max_size=6), st.integers(0, 5), st.integers(0, 4000))
+def test_videos_before_the_damage_are_read_as_they_were_or_the_shard_is_refused(videos, place, where):
+    whole = make_tar([(f"{number}.mp4", video) for number, video in enumerate(videos)])
+    damaged = bytearray(whole)
+    position = min(where, len(whole) - 1)
+    damaged[position] ^= 1 << place
+    clips = plan_and_read("x.tar", bytes(damaged))
+    first_touched = next((n for n, stop in enumerate(stops_of(whole)) if position < stop), len(videos))
+    read = [clip.video if isinstance(clip, Clip) else None for clip in clips]
+    assert read[:first_touched] in ([], videos[:first_touched])
+    assert len(clips) <= len(videos)
+
+
+def stops_of(content: bytes) -> list[int]:
+    """Where each member of a sound archive ends."""
+    return [member.stop for member in iterate_members(io.BytesIO(content), "x", 0, None)]
 
 
 json_values = st.recursive(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,20 @@ from publish.publish_run import publish
 from storage.output_store import open_output
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 
+PUBLISH_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+place_file = Path.replace
+placed = []
+def place_and_die(path, target):
+    place_file(path, target)
+    placed.append(target)
+    if len(placed) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = place_and_die
+from publish.publish_run import publish
+publish(sys.argv[1])
+"""
 PUBLISH = """
 import sys
 from publish.publish_run import publish
@@ -42,15 +56,15 @@ def read_files(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.2, 0.3])
-def test_a_killed_publish_done_again_leaves_what_an_undisturbed_one_leaves(output, delay_s):
+@pytest.mark.parametrize("num_placed", [1, 2, 3, 4, 5])
+def test_a_publish_killed_between_two_files_leaves_no_success_and_done_again_what_an_undisturbed_one_leaves(
+    output, num_placed
+):
     publish(str(output))
     undisturbed = read_files(output)
-    (output / "_SUCCESS").unlink()
-    publishing = start_publish(output)
-    time.sleep(delay_s)
-    publishing.kill()
-    publishing.wait()
+    killed = subprocess.run([sys.executable, "-c", PUBLISH_AND_DIE, str(output), str(num_placed)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (output / "_SUCCESS").exists()
     publish(str(output))
     assert read_files(output) == undisturbed
 

@@ -10,8 +10,11 @@ import pytest
 
 from llava_video.generation import FinishReason
 from recipes import load_recipe, parse_recipe
+from recipes.config import PromptConfig, VerificationConfig
 from recipes.multiple_choice import spread_letters
+from recipes.open_ended import add_scores
 from schemas.records import Status
+from tests.output_fixtures import make_pair
 from tests.recipes_fixtures import DETAILED_YAML, FakeVideo, completed
 
 RECIPE = parse_recipe(DETAILED_YAML, "my.yaml")
@@ -211,3 +214,9 @@ def test_the_shipped_recipe_asks_each_type_for_its_own_pair():
     }
     assert Counter(row.answer_letter for row in rows_of(result, "multiple_choice")) == dict.fromkeys("ABCD", 4)
     assert len(video.asked) == 1 + 16 + 16 * (1 + 2 + 2)
+
+
+@pytest.mark.parametrize(("score", "verified"), [(0.49, False), (0.5, True), (0.51, True)])
+def test_a_score_that_reaches_the_bar_is_enough(score, verified):
+    config = VerificationConfig(PromptConfig("again", "{question}", 5), min_seen_score=0.5)
+    assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).verified is verified

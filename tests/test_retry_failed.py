@@ -38,6 +38,19 @@ class FullEngine(StubEngine):
             future.set_result(completion)
 
 
+class LookingEngine(StubEngine):
+    """Notes at every clip whether the output says that it is finished."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(checkpoint_revision())
+        self._output = output
+        self.found_success: list[bool] = []
+
+    def answer(self, future, completion):
+        self.found_success.append((self._output / "_SUCCESS").exists())
+        future.set_result(completion)
+
+
 @pytest.fixture
 def shard(tmp_path):
     return make_shard(tmp_path / "shards" / "a.tar", 7)
@@ -50,6 +63,15 @@ def run(engine: StubEngine, folder: Path, shard: str, *flags: str) -> tuple[int,
 
 def ids(rows):
     return [row["clip_id"] for row in rows]
+
+
+def test_while_failed_clips_are_tried_again_the_run_does_not_look_finished(tmp_path, shard):
+    run(FullEngine("1", "5"), tmp_path, shard)
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+    looking = LookingEngine(tmp_path / "out")
+    run(looking, tmp_path, shard, "--retry-failed")
+    assert looking.found_success == [False, False]
+    assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_only_the_failed_clips_are_asked_again_and_every_clip_has_one_row(tmp_path, shard):

@@ -202,3 +202,18 @@ def test_a_file_in_the_folder_of_parts_that_is_no_part_is_not_a_done_unit(tmp_pa
     Path(tmp_path, "_framescribe/parts").mkdir(parents=True)
     Path(tmp_path, "_framescribe/parts/notes.txt").write_text("mine")
     assert list_done_units(open_output(str(tmp_path))) == []
+
+
+def test_a_plan_that_is_given_up_and_taken_again_is_the_plan():
+    store = open_output(memory_output())
+    one, two = make_units("a", "b"), [replace(unit, unit_id=f"{unit.unit_id}-cut") for unit in make_units("a", "b")]
+    for units in (one, two, one):
+        start_run(store, RUN_RECORD, units)
+    assert [unit.unit_id for unit in read_plan(store)] == ["a", "b"]
+
+
+def test_the_same_plan_again_is_not_written_again():
+    store = open_output(memory_output())
+    for _ in range(3):
+        start_run(store, RUN_RECORD, make_units("a", "b"))
+    assert len(store.list_files("_framescribe/plan")) == 1

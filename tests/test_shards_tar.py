@@ -12,6 +12,7 @@ from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip, Stage
 from shards.config import ReadConfig
 from shards.errors import InputError, ShardChanged
+from shards.tar_headers import iterate_members
 from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 
@@ -227,3 +228,32 @@ def test_a_shard_crowded_with_empty_members_is_planned_in_seconds(tmp_path):
 def _rename(header: bytes, name: str) -> bytes:
     renamed = name.encode().ljust(100, b"\0") + header[100:148] + b" " * 8 + header[156:]
     return renamed[:148] + f"{sum(renamed):06o}\0 ".encode() + renamed[156:]
+
+
+def members_of(content: bytes) -> list[str]:
+    return [member.name for member in iterate_members(io.BytesIO(content), "x.tar", 0, None)]
+
+
+def test_a_name_in_two_fields_of_a_ustar_header_is_put_together():
+    name = f"{'folder/' * 15}{'n' * 80}.mp4"
+    assert members_of(make_tar([(name, b"0"), ("b.mp4", b"1")], tar_format=tarfile.USTAR_FORMAT)) == [name, "b.mp4"]
+
+
+def test_the_field_of_the_prefix_is_no_name_in_a_header_that_is_not_ustar():
+    header = bytearray(tarfile.TarInfo("a.mp4").tobuf(tarfile.GNU_FORMAT))
+    header[345:350] = b"times"
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    assert members_of(bytes(header) + bytes(1024)) == ["a.mp4"]
+
+
+@pytest.mark.parametrize(("size", "is_sound"), [(1 << 20, True), ((1 << 20) + 1, False)])
+def test_an_extension_header_of_more_than_a_mebibyte_is_no_sound_archive(size, is_sound):
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, size
+    content = long_name.tobuf(tarfile.GNU_FORMAT) + b"a.mp4".ljust(size + -size % 512, b"\0") + make_tar([("b", b"1")])
+    if is_sound:
+        assert members_of(content) == ["a.mp4"]
+    else:
+        with pytest.raises(InputError, match="over the limits"):
+            members_of(content)

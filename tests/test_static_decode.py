@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -18,12 +19,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llava_video import Engine, EngineConfig, GenerationConfig, cuda_graphs, memory
-from llava_video.choosing import Chosen
+from llava_video.attention import attend_chunks
+from llava_video.choosing import Chosen, SeenIds
 from llava_video.cuda_graphs import GraphedDecoder
+from llava_video.kv_cache import SuffixPages
 from llava_video.language_model import LanguageModel
 from llava_video.model_runner import _row_of
+from llava_video.prefix_pool import PrefixPool
 from llava_video.prompts import VideoPrefix
-from llava_video.static_decode import StepShape, round_up
+from llava_video.static_decode import StaticDecoder, StepRow, StepShape, round_up, sizes_of, view_numbers
 from llava_video.tasks import QuestionTask, VideoTask
 
 CPU = torch.device("cpu")
@@ -288,3 +292,18 @@ def test_a_clip_that_finds_no_memory_gets_what_the_pool_kept_for_others(monkeypa
         assert _ask(static, requests, 2) == expected
         assert static.stats.memory_faults > 0
     assert pool.num_chunks <= 10
+
+
+@pytest.mark.parametrize("chunk", [0, 15, 16, 17, 31, 32, 39])
+def test_a_step_has_room_for_the_highest_chunk_in_use(chunk: int) -> None:
+    pages = SuffixPages(4, 1, 4, [CPU], torch.float32)
+    pool = PrefixPool(40, 2, 1, 4, [CPU], torch.float32, attend_chunks)
+    prefixes = [pool.open(2) for _ in range(chunk + 1)]
+    decoder = StaticDecoder(None, pool, pages, SeenIds(2, 8, CPU))  # type: ignore[arg-type]  # no step is run
+    rows = [StepRow(1, 5, 0, (0,), 3, 1.0, prefixes[-1])]
+    shape = decoder.shape_of(rows)
+    buffer = np.empty(sum(math.prod(size) for size in sizes_of(shape)), np.int64)
+    decoder.write_numbers(rows, shape, buffer)
+    numbers = view_numbers(buffer, shape)
+    assert (numbers.chunks[0, 0], numbers.fills[chunk], numbers.owners[chunk]) == (chunk, 2, 0)
+    assert chunk < shape.chunks <= pool.num_chunks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -216,3 +217,33 @@ def test_the_scratch_folder_of_a_killed_publish_is_removed(tmp_path):
     (killed / "table").write_bytes(b"half")
     remove_leftovers(tmp_path, tmp_path / "_framescribe")
     assert not killed.exists()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What was synced, renamed or linked, in order; a file by the number of its bytes."""
+    seen = []
+    sync, replace_path, link = os.fsync, Path.replace, os.link
+
+    def record_sync(descriptor):
+        found = os.fstat(descriptor)
+        seen.append("sync folder" if stat.S_ISDIR(found.st_mode) else f"sync file of {found.st_size}")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", lambda path, target: (seen.append("place"), replace_path(path, target))[1])
+    monkeypatch.setattr(os, "link", lambda path, target: (seen.append("place"), link(path, target))[1])
+    return seen
+
+
+def test_a_file_is_on_disk_before_it_is_in_its_place_and_its_folder_after(tmp_path, calls):
+    open_output(str(tmp_path)).put("table/a", b"12345")
+    assert calls == ["sync file of 5", "place", "sync folder"]
+
+
+def test_a_finished_file_is_on_disk_before_it_is_moved_and_its_folder_after(tmp_path, calls):
+    store = open_output(str(tmp_path))
+    with store.scratch_folder() as scratch:
+        (scratch / "a").write_bytes(b"123")
+        store.put_file("table/a", scratch / "a")
+    assert calls == ["sync file of 3", "place", "sync folder"]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,8 +112,12 @@ def _load(config: EngineConfig) -> RunningEngine:
 
     started = time.monotonic()
     device, slots = _claim_device(config)
-    engine = Engine.load(replace(config, device=device))
-    _slots.update(slots)  # not before: a load that fails claims nothing
+    with ExitStack() as on_error:
+        for slot in slots.values():
+            on_error.callback(slot.lock.release)  # a load that fails claims nothing
+        engine = Engine.load(replace(config, device=device))
+        on_error.pop_all()
+    _slots.update(slots)
     _log.info("loaded %s in %.0f s on %s", config.model, time.monotonic() - started, engine.model.device)
     return RunningEngine(engine)
 
