@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from storage.local_files import remove_leftovers, scratch_folder
 from storage.output_store import OutputStore, open_output
 from storage.retries import RetryPolicy, StoreError, may_pass, retry_passing_errors
+from storage.run_journal import list_done_units, read_part
 from tests.output_fixtures import memory_output
 
 PATIENT = RetryPolicy(max_tries=4, sleep=lambda delay_s: None)
@@ -39,6 +41,22 @@ print("started", flush=True)
 for number in itertools.count():
     commit_part(store, f"unit-{number}", part, RUN.fingerprint)
 """
+
+# Ends at the sync of a part's temporary file: it is written, and not in its place.
+WRITER_THAT_DIES = ENDLESS_WRITER.replace(
+    "print(",
+    """
+import os, signal, stat
+sync, synced = os.fsync, []
+def sync_or_die(descriptor):
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        synced.append(descriptor)
+        if len(synced) > int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    sync(descriptor)
+os.fsync = sync_or_die
+print(""",
+)
 
 
 class RefusingStore(MemoryFileSystem):
@@ -180,19 +198,35 @@ def test_a_full_disk_is_a_clear_stop_that_leaves_nothing(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.05])
-@pytest.mark.parametrize("num_writers", [1, 2])
-def test_writers_of_the_same_parts_that_are_killed_leave_whole_parts_and_their_leftovers_go(
-    tmp_path, num_writers, delay_s
+@pytest.mark.parametrize("num_whole", [0, 3])
+def test_a_writer_that_is_killed_in_the_middle_of_a_part_leaves_the_parts_before_and_half_a_file_that_goes(
+    tmp_path, num_whole
 ):
+    command = [sys.executable, "-c", WRITER_THAT_DIES, str(tmp_path), str(num_whole)]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    store = open_output(str(tmp_path))
+    (half,) = (tmp_path / "_framescribe" / "parts").glob(".*.tmp")
+    assert half.stat().st_size > 0
+    assert list_done_units(store) == [f"unit-{number}" for number in range(num_whole)]
+    assert all(read_part(store, unit_id).num_rows == 1 for unit_id in list_done_units(store))
+    store.remove_leftovers()
+    assert not half.exists()
+    assert len(list_done_units(store)) == num_whole
+
+
+@pytest.mark.parametrize("num_writers", [1, 2])
+def test_writers_of_the_same_parts_that_are_killed_leave_whole_parts_and_their_leftovers_go(tmp_path, num_writers):
     command = [sys.executable, "-c", ENDLESS_WRITER, str(tmp_path)]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num_writers)]
     assert [writer.stdout.readline() for writer in writers] == ["started\n"] * num_writers
-    time.sleep(delay_s)
+    while len(open_output(str(tmp_path)).list_files("_framescribe/parts")) < 3:
+        time.sleep(0.01)
     [writer.kill() for writer in writers]
     [writer.wait() for writer in writers]
     store = open_output(str(tmp_path))
     names = store.list_files("_framescribe/parts")
+    assert len(names) >= 3
     assert {pq.read_table(io.BytesIO(store.read(f"_framescribe/parts/{name}"))).num_rows for name in names} <= {1}
     store.remove_leftovers()
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == names
@@ -245,5 +279,10 @@ def test_a_finished_file_is_on_disk_before_it_is_moved_and_its_folder_after(tmp_
     store = open_output(str(tmp_path))
     with store.scratch_folder() as scratch:
         (scratch / "a").write_bytes(b"123")
-        store.put_file("table/a", scratch / "a")
+        assert store.replace_with_file("table/a", scratch / "a", None)
     assert calls == ["sync file of 3", "place", "sync folder"]
+
+
+def test_a_file_that_is_created_is_on_disk_before_it_is_in_its_place_and_its_folder_after(tmp_path, calls):
+    assert open_output(str(tmp_path)).create("table/a", b"12345")
+    assert calls == ["sync file of 5", "place", "sync folder"]
