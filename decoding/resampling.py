@@ -15,6 +15,23 @@ _COARSE_BITS = 8  # weights that end in so many zeros leave room for the largest
 _TILE_SAMPLES = 3 << 20  # of a frame that are float32 at once: 12 MB, whatever its size
 
 
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a frame is shown: its columns and rows in the opposite order, then one in place of the other (transposed)."""
+
+    mirrors_columns: bool = False
+    mirrors_rows: bool = False
+    is_transposed: bool = False
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether no rotation comes to the same."""
+        return (self.mirrors_columns != self.mirrors_rows) != self.is_transposed
+
+
+AS_STORED = Orientation()
+
+
 class BicubicResampler:
     """Resizes RGB frames of one size to squares.
 
@@ -23,17 +40,17 @@ class BicubicResampler:
     computed again in whole numbers, as PIL does.
     """
 
-    def __init__(self, width_px: int, height_px: int, image_size: int, quarter_turns: int = 0) -> None:
+    def __init__(self, width_px: int, height_px: int, image_size: int, orientation: Orientation = AS_STORED) -> None:
         """Prepares the weights.
 
         Args:
             width_px, height_px: of the frames as they come.
-            quarter_turns: counterclockwise turns before the resize, 0 to 3. The weights turn, no pixel moves.
+            orientation: what is done to them before the resize. The weights are mirrored, no pixel moves.
         """
         columns, rows = bicubic_taps(width_px, image_size), bicubic_taps(height_px, image_size)
-        self._columns = _Columns(columns.mirrored(width_px) if quarter_turns in (1, 2) else columns)
-        self._rows = _Rows(rows.mirrored(height_px) if quarter_turns in (2, 3) else rows)
-        self._is_on_its_side = quarter_turns in (1, 3)
+        self._columns = _Columns(columns.mirrored(width_px) if orientation.mirrors_columns else columns)
+        self._rows = _Rows(rows.mirrored(height_px) if orientation.mirrors_rows else rows)
+        self._is_on_its_side = orientation.is_transposed
         upright_px = (height_px, width_px) if self._is_on_its_side else (width_px, height_px)
         starts_along_y = upright_px[1] > max(100 * upright_px[0], image_size)  # Pillow's exception for a ribbon
         self._starts_with_rows = self._is_on_its_side != starts_along_y

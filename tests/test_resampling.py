@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from decoding.resampling import BicubicResampler
+from decoding.resampling import AS_STORED, BicubicResampler, Orientation
 
 # Larger and smaller than the square, in simple ratios to it (many sums are exact halves), a pixel, and ribbons.
 SIZES = [
@@ -32,9 +32,9 @@ def resize_with_pillow(picture: np.ndarray, image_size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
-def resize(picture: np.ndarray, image_size: int, quarter_turns: int = 0) -> np.ndarray:
+def resize(picture: np.ndarray, image_size: int, orientation: Orientation = AS_STORED) -> np.ndarray:
     height, width, _ = picture.shape
-    return BicubicResampler(width, height, image_size, quarter_turns).resize(picture.reshape(height, -1))
+    return BicubicResampler(width, height, image_size, orientation).resize(picture.reshape(height, -1))
 
 
 @pytest.mark.parametrize("make_picture", [noise, black_and_white, stripes])
@@ -44,12 +44,15 @@ def test_every_pixel_is_pillows(size, make_picture):
     np.testing.assert_array_equal(resize(picture, 384), resize_with_pillow(picture, 384))
 
 
-@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize("mirrors", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("size", [(1280, 720), (360, 640), (768, 256), (3, 1921), (1921, 3)])
-def test_a_turned_picture_is_turned_before_it_is_resized(size, quarter_turns):
+def test_a_mirrored_or_turned_picture_is_set_right_before_it_is_resized(size, mirrors, is_transposed):
     picture = noise(*size)
-    turned = np.ascontiguousarray(np.rot90(picture, quarter_turns))
-    np.testing.assert_array_equal(resize(picture, 384, quarter_turns), resize_with_pillow(turned, 384))
+    upright = np.flip(picture, [axis for axis, is_mirrored in zip((1, 0), mirrors, strict=True) if is_mirrored])
+    upright = np.ascontiguousarray(upright.transpose(1, 0, 2) if is_transposed else upright)
+    resized = resize(picture, 384, Orientation(*mirrors, is_transposed))
+    np.testing.assert_array_equal(resized, resize_with_pillow(upright, 384))
 
 
 @pytest.mark.parametrize("seed", range(40))
