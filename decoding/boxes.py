@@ -1,13 +1,19 @@
-"""Looks into the boxes of a file for what FFmpeg does not tell: whether it is MP4, whether its video is encrypted."""
+"""Looks into the boxes of an MP4 file for what FFmpeg does not tell: is its video encrypted, was it cut or damaged."""
 
 from __future__ import annotations
 
+import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 _PATH_TO_STSD = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
-_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"free", b"mdat", b"wide", b"skip")
+_PATH_TO_SENC = (b"moof", b"traf", b"senc")
+_FIRST_BOXES = (b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"free", b"mdat", b"wide", b"skip")
+_TOP_BOXES = {*_FIRST_BOXES, b"pnot", b"uuid", b"meta", b"mfra", b"ssix", b"emsg", b"pdin", b"prft"}
+_NOWHERE = 1 << 63  # behind the end of any file
+_INDEX = re.compile(rb"moov.{4}mvhd", re.DOTALL)
 _MAX_BOXES = 10_000
 
 
@@ -23,6 +29,28 @@ def has_encrypted_video(path: Path) -> bool:
             return False
         size = file.seek(0, 2)
         return any(_sample_entry(file, start) == b"encv" for start in _find(file, _PATH_TO_STSD, 0, size))
+
+
+def has_encrypted_fragments(path: Path) -> bool:
+    """Whether the fragments of an MP4 file say which of their bytes are encrypted (box `senc`)."""
+    with path.open("rb") as file:
+        return any(True for _ in _find(file, _PATH_TO_SENC, 0, file.seek(0, 2)))
+
+
+def ends_early(path: Path) -> bool:
+    """Whether an MP4 or MOV file was cut: its last box goes on beyond it, or has no end, or there are no data."""
+    with path.open("rb") as file:
+        ends = {kind: end for kind, _, end in _walk(file, 0, _NOWHERE)}
+        return b"mdat" not in ends or max(ends.values()) > file.seek(0, 2)
+
+
+def has_damaged_boxes(path: Path) -> bool:
+    """Whether an MP4 or MOV file without a readable index was not just cut: it has an index, or boxes of no kind."""
+    with path.open("rb") as file:
+        boxes = list(_walk(file, 0, _NOWHERE))
+        is_walked = bool(boxes) and boxes[-1][2] >= file.seek(0, 2) and {kind for kind, _, _ in boxes} <= _TOP_BOXES
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return not is_walked or _INDEX.search(content) is not None
 
 
 def _find(file: BinaryIO, path: tuple[bytes, ...], start: int, stop: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ import av.error
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from decoding.boxes import begins_as_mp4, has_encrypted_video
+from decoding.boxes import begins_as_mp4, has_damaged_boxes, has_encrypted_fragments, has_encrypted_video
 from decoding.errors import UndecodableClip
 from decoding.ffmpeg_log import LogLine, ffmpeg_log
 
@@ -45,14 +45,17 @@ def open_container(path: str, said: list[LogLine] | None = None) -> av.container
             # `file:` keeps a name such as `concat:a|b` from being read as a protocol.
             container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), **_LENIENT)
         except av.error.FFmpegError as error:
-            raise _explain_open_error(error, logs, head) from error
+            raise _explain_open_error(error, logs, head, Path(path)) from error
     if said is not None:
         said.extend(logs)
     return container
 
 
 def pick_video_stream(container: av.container.InputContainer, path: str, max_pixels: int) -> VideoStream:
-    """Returns the first video stream that is no cover picture and that may be decoded.
+    """Returns the video stream that a player shows, if it may be decoded.
+
+    That is FFmpeg's `av_find_best_stream`: default streams first, then those of several frames, then those of a higher
+    bit rate. An attached picture is never a video, and a single picture beside a film is its cover.
 
     Raises:
         UndecodableClip: there is none, or it is encrypted, too large, or of a codec this FFmpeg lacks.
@@ -60,7 +63,9 @@ def pick_video_stream(container: av.container.InputContainer, path: str, max_pix
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise _explain_no_video(container)
-    stream = streams[0]
+    films = [s for s in streams if s.frames != 1] or streams  # 0 where the container does not count them
+    best = container.streams.best("video")
+    stream = best if best in films else max(films, key=_player_rank)
     if "enc_key_id" in stream.metadata or has_encrypted_video(Path(path)):
         raise UndecodableClip("encrypted", "the video stream is encrypted, and no key is known")
     if stream.codec_context is None:
@@ -68,6 +73,10 @@ def pick_video_stream(container: av.container.InputContainer, path: str, max_pix
     check_dimensions(stream.codec_context.width, stream.codec_context.height, max_pixels)
     stream.codec_context.thread_count = 1  # the pool's processes are the parallelism
     return stream
+
+
+def _player_rank(stream: VideoStream) -> tuple[bool, int, int]:
+    return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, -stream.index
 
 
 def check_dimensions(width_px: int, height_px: int, max_pixels: int) -> None:
@@ -92,11 +101,16 @@ def _refuse_playlists(head: bytes) -> None:
         raise UndecodableClip("playlist, not a video", f"the file starts with {text[:24]!r}: it names other files")
 
 
-def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine], head: bytes) -> UndecodableClip:
+def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine], head: bytes, path: Path) -> UndecodableClip:
     said = "; ".join(dict.fromkeys(line.strip() for _, _, line in logs)) or str(error.strerror)
     if "not on whitelist" in said:
         return UndecodableClip("container not allowed", f"allowed: {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {said}")
-    if "moov atom not found" in said and begins_as_mp4(head):
+    is_mp4 = begins_as_mp4(head)
+    if is_mp4 and (has_encrypted_video(path) or has_encrypted_fragments(path)):
+        return UndecodableClip("encrypted", f"the video is encrypted, and no key is known; FFmpeg: {said}")
+    if is_mp4 and "moov atom not found" in said and has_damaged_boxes(path):
+        return UndecodableClip("damaged", "the file's boxes do not lead to its moov box, which lists its frames")
+    if is_mp4 and "moov atom not found" in said:
         return UndecodableClip(
             "truncated before its index", "the file ends before its moov box, which lists its frames"
         )

@@ -10,6 +10,8 @@ from decoding.decode_pass import Census
 from decoding.errors import UndecodableClip
 from decoding.timeline import USUAL_RATE, Span, Timeline, usual_gap_s
 
+_GAP = 1.5  # times the usual distance of two frames: nearer ones leave none out
+
 
 @dataclass(frozen=True, slots=True)
 class SettledVideo:
@@ -32,21 +34,59 @@ def settle(timeline: Timeline, census: Census, span: Span, min_share: float) -> 
     Raises:
         UndecodableClip: they are fewer than `min_share` of the frames that the span should hold.
     """
+    if timeline.has_holes:
+        census = _drop_frames_after_gaps(timeline, census)
     places = {int(pts): i for i, pts in enumerate(timeline.pts)} if timeline.is_reliable else {}
+    num_missing = timeline.num_missing if span.end_s is None or span.end_s > timeline.end_s else 0
     if all(pts in places for _, pts in census.good) and timeline.is_reliable:
         settled, indices = _by_timestamp(timeline, census, places)
-        low, high = timeline.window(span)
         first, stop = settled.window(span)
-        num_good, num_announced = stop - first, high - low
+        num_good = stop - first
+        num_lost = _count_lost(timeline, indices, census, span)  # before the end of the file
     else:
         settled, indices = _by_count(timeline, census), tuple(range(len(census.good)))
-        num_good, num_announced = len(census.good), len(timeline.times_s)
-    is_damaged = bool(census.num_bad or timeline.problem or timeline.num_missing)
-    num_missing = timeline.num_missing if span.end_s is None or span.end_s > timeline.end_s else 0
-    num_expected = num_missing + (num_announced if is_damaged or timeline.has_frame_packets else num_good)
-    num_lost = num_expected - num_missing - num_good  # before the end of the file
-    is_cut = bool(settled.problem or settled.num_missing) and num_lost <= max(num_missing, 1)
-    return SettledVideo(settled, indices, _check_share(num_good, num_expected, settled, is_cut, min_share))
+        num_good = len(census.good)
+        num_lost = len(timeline.times_s) - num_good if timeline.has_frame_packets else census.num_bad
+        num_lost = max(num_lost, 0) + (0 if timeline.num_missing else timeline.num_unread)
+    is_cut = timeline.is_cut and num_lost <= max(num_missing, 1)
+    num_expected = num_good + num_lost + num_missing
+    share = _check_share(
+        num_good, num_expected, settled, is_cut=is_cut, begins_late=census.begins_late, min_share=min_share
+    )
+    return SettledVideo(settled, indices, share)
+
+
+def _count_lost(timeline: Timeline, came: tuple[int, ...], census: Census, span: Span) -> int:
+    """How many frames of a span did not come faithfully, those left out that FFmpeg could not even find included.
+
+    A packet of which the decoder says nothing, and whose frame leaves no gap between those before and after it, never
+    was a frame to show: an alternate reference, the second field of a picture.
+    """
+    low, high = timeline.window(span)
+    usual_s = usual_gap_s(timeline.times_s[list(came)], timeline.rate)
+    lost = np.setdiff1d(np.arange(low, high), came)
+    after = np.searchsorted(came, lost)
+    is_inside = (after > 0) & (after < len(came))
+    around_s = np.full(len(lost), np.inf)
+    around_s[is_inside] = np.diff(timeline.times_s[list(came)])[after[is_inside] - 1]
+    is_bad = np.isin(timeline.pts[lost], [pts for pts in census.bad_pts if pts is not None])
+    num_lost = int((is_bad | (around_s > _GAP * usual_s)).sum())
+    if timeline.has_holes:
+        gaps = np.diff(timeline.times_s[low : high + 1]) / max(usual_s, timeline.tick_s)
+        num_lost += int(np.rint(gaps[gaps > _GAP] - 1).sum())
+    return num_lost
+
+
+def _drop_frames_after_gaps(timeline: Timeline, census: Census) -> Census:
+    """Where the file has holes, the frame before one is cut, and those up to the next key frame refer to lost ones."""
+    gaps_s = np.diff(timeline.times_s)
+    spoilt: set[int] = set()
+    for after in np.flatnonzero(gaps_s > _GAP * usual_gap_s(timeline.times_s, timeline.rate)) + 1:
+        next_key = np.searchsorted(timeline.key_pts, timeline.pts[after])
+        stop = np.searchsorted(timeline.pts, timeline.key_pts[next_key]) if next_key < len(timeline.key_pts) else None
+        spoilt.update(timeline.pts[after - 1 : stop].tolist())
+    good = [(ordinal, pts) for ordinal, pts in census.good if pts not in spoilt]
+    return replace(census, good=good, bad_pts=census.bad_pts | spoilt)
 
 
 def _by_timestamp(timeline: Timeline, census: Census, places: dict[int, int]) -> tuple[Timeline, tuple[int, ...]]:
@@ -55,7 +95,7 @@ def _by_timestamp(timeline: Timeline, census: Census, places: dict[int, int]) ->
     indices = tuple(index for index, _ in came)
     ordinals = np.asarray([ordinal for _, ordinal in came], dtype=np.int64)
     times_s = timeline.times_s[list(indices)]
-    gap_s = usual_gap_s(timeline.times_s, timeline.average_rate)
+    gap_s = usual_gap_s(timeline.times_s, timeline.rate)
     lost_end = bool(indices) and indices[-1] != len(timeline.times_s) - 1
     end_s = float(times_s[-1]) + gap_s if lost_end else timeline.end_s
     return replace(timeline, pts=ordinals, times_s=times_s, end_s=end_s), indices
@@ -70,18 +110,22 @@ def _by_count(timeline: Timeline, census: Census) -> Timeline:
     elif len(ordinals) == len(timeline.times_s):
         times_s = timeline.times_s
     else:
-        times_s = np.arange(len(ordinals)) / float(timeline.average_rate or USUAL_RATE)
-    gap_s = usual_gap_s(times_s, timeline.average_rate)
+        times_s = np.arange(len(ordinals)) / float(timeline.rate or USUAL_RATE)
+    gap_s = usual_gap_s(times_s, timeline.rate)
     return replace(timeline, pts=ordinals, times_s=times_s, end_s=float(times_s[-1]) + gap_s if len(times_s) else 0.0)
 
 
-def _check_share(num_good: int, num_expected: int, settled: Timeline, is_cut: bool, min_share: float) -> float:
+def _check_share(
+    num_good: int, num_expected: int, settled: Timeline, *, is_cut: bool, begins_late: bool, min_share: float
+) -> float:
     share = num_good / max(num_good, num_expected, 1)
     if num_good and share >= min_share:
         return share
     seen = f"{num_good} of {num_expected} frames can be decoded, at least {min_share:.0%} are wanted"
     if settled.problem:
-        seen += f"; FFmpeg: {settled.problem}"
+        seen += f"; {settled.problem}"
+    if begins_late:
+        seen += "; the file begins in the middle of a group of pictures"
     if is_cut:
         reason = f"truncated after {settled.end_s:.1f} s" if num_good else "truncated before its first frame"
         raise UndecodableClip(reason, seen if settled.problem else f"{seen}; the file ends before its last frames")

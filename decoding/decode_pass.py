@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import dropwhile
+from itertools import chain, dropwhile, islice
 
 import av.container
 import av.error
 import numpy as np
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from decoding.config import SamplingConfig
 from decoding.containers import check_dimensions, open_container, pick_video_stream
-from decoding.ffmpeg_log import ffmpeg_log
-from decoding.pictures import FrameResizer, Pictures, upright_size
+from decoding.ffmpeg_log import LogLine, ffmpeg_log, has_error
+from decoding.pictures import FrameResizer, Pictures, orientation_of, upright_size
 from decoding.stretches import Stretch
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
-_BEFORE_ALL = -(1 << 63)
 # ValueError is what PyAV 19 raises once a decoder could not be opened, over bad headers for instance.
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError)
 
@@ -32,37 +31,43 @@ class Census:
 
     Attributes:
         good: (place in the decoder's output, presentation timestamp) of each faithful frame, in output order.
-        num_bad: packets that did not decode, frames the decoder calls corrupt, and frames predicted from those.
+        bad_pts: timestamps of the packets whose frames are not faithful, or did not come for an error.
+        num_bad: how many packets these are.
+        begins_late: whether the file begins with frames that refer to some before it.
     """
 
     good: list[tuple[int, int | None]] = field(default_factory=list)
+    bad_pts: frozenset[int | None] = frozenset()
     num_bad: int = 0
+    begins_late: bool = False
 
 
 def decode_announced(path: str, stretches: Sequence[Stretch], config: SamplingConfig) -> Pictures | None:
     """Decodes the frames that are wanted of some stretches of a video, kept by their index in it.
 
     Returns:
-        None at the first sign that the file does not keep to its timeline: an error, a corrupt frame, a frame that
-        never comes, a key frame that is none.
+        None at the first sign that the file does not keep to its timeline: an error, even one that the decoder only
+        logs, a corrupt frame, a frame that never comes, a key frame that is none.
     """
     keep = _Keeper(config)
     container, stream = _open(path, config)
-    with container, ffmpeg_log():
+    with container, ffmpeg_log() as said:
         try:
             if stretches[0].key_pts is not None:
                 container.seek(stretches[0].key_pts, stream=stream)
             packets = container.demux(stream)
-            is_complete = all(_decode_stretch(packets, stream, stretch, keep) for stretch in stretches)
+            is_complete = all(_decode_stretch(packets, stream, stretch, keep, said) for stretch in stretches)
         except _DECODE_ERRORS:
             return None
     return keep.pictures() if is_complete else None
 
 
-def _decode_stretch(packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch, keep: _Keeper) -> bool:
+def _decode_stretch(
+    packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch, keep: _Keeper, said: list[LogLine]
+) -> bool:
     """Whether all of its frames came as announced; the next stretch goes on with the packets that are left."""
     num_missing = len(stretch.wanted)
-    for frame in _decode_from(packets, stream, stretch):
+    for frame in _decode_from(packets, stream, stretch, said):
         if frame is None or frame.is_corrupt:
             return False
         if frame.pts is not None and frame.pts in stretch.wanted:
@@ -76,51 +81,70 @@ def _decode_stretch(packets: Iterator[av.Packet], stream: VideoStream, stretch: 
 def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[Census, Pictures]:
     """Decodes every frame, over errors, and keeps those whose place in the decoder's output is wanted.
 
-    After a loss, the frames up to the next key frame are predicted from a picture that is not there: the decoder shows
-    something for them, but not what was filmed. They count as bad.
+    A damaged frame spoils those up to the next key frame, which refer to it: the decoder shows something for them, but
+    not what was filmed.
     """
     keep = _Keeper(config)
-    good: list[tuple[int, int | None]] = []
-    losses = _Losses()
-    num_bad = ordinal = 0
+    steps: list[_Step] = []
+    shown: list[tuple[_Step, int | None]] = []
     container, stream = _open(path, config)
-    with container, ffmpeg_log():
-        for packet, frames in _decode_over_errors(container, stream):
-            if frames is None:
-                num_bad += 1
-                losses.add(None if packet is None else packet.pts)
+    stream.codec_context.copy_opaque = True  # each frame then tells which packet it came in
+    with container, ffmpeg_log() as said:
+        for packet in _packets_to_first_error(container, stream):
+            if packet is not None:
+                steps.append(_Step(packet.pts, bool(packet.is_keyframe)))
+                packet.opaque = steps[-1]  # PyAV keys it by its identity: no small number, which others use too
+            said.clear()
+            frames = _decode_over_errors(stream, packet)
+            if steps and (frames is None or has_error(said)):
+                steps[-1].is_bad = True
             for frame in frames or ():
-                if losses.spare(frame):
-                    good.append((ordinal, frame.pts))
-                    if ordinal in wanted:
-                        keep.add(ordinal, frame)
-                else:
-                    num_bad += 1
-                ordinal += 1
-    return Census(good, num_bad), keep.pictures()
+                if len(shown) in wanted:
+                    keep.add(len(shown), frame)
+                shown.append((_note_frame(steps, frame), frame.pts))
+    begins_late = any(step.is_key for step in steps) and not (steps[0].is_key_packet or steps[0].is_key)
+    _spoil(steps, begins_late)
+    good = [(ordinal, pts) for ordinal, (step, pts) in enumerate(shown) if not step.is_bad]
+    bad = [step.pts for step in steps if step.is_bad]
+    return Census(good, frozenset(bad), len(bad), begins_late), keep.pictures()
 
 
-class _Losses:
-    """Follows which frames are predicted from one that was lost."""
+@dataclass(slots=True)
+class _Step:
+    """A packet in decoding order: whether its frame can start a group of pictures, and whether it is not faithful."""
 
-    def __init__(self) -> None:
-        self._last_pts: int | None = None  # of the last frame lost, until a key frame makes up for it
+    pts: int | None
+    is_key_packet: bool
+    is_key: bool = False
+    is_bad: bool = False
 
-    def add(self, pts: int | None) -> None:
-        """Notes a lost frame; without a timestamp, any key frame that follows makes up for it."""
-        self._last_pts = max(self._last_pts or _BEFORE_ALL, _BEFORE_ALL if pts is None else pts)
 
-    def spare(self, frame: VideoFrame) -> bool:
-        """Whether a frame, next in the decoder's output, shows what was filmed."""
-        if frame.is_corrupt:
-            # Seldom does another frame refer to a damaged B-frame: what follows it is as sound as before.
-            if frame.pict_type != PictureType.B:
-                self.add(frame.pts)
-            return False
-        # The decoder holds frames back: a key frame from before the loss may come out after it.
-        if frame.key_frame and self._last_pts is not None and (frame.pts is None or frame.pts > self._last_pts):
-            self._last_pts = None
-        return self._last_pts is None or bool(frame.key_frame)
+def _note_frame(steps: list[_Step], frame: VideoFrame) -> _Step:
+    step = frame.opaque if isinstance(frame.opaque, _Step) else steps[-1]
+    step.is_key = step.is_key or bool(frame.key_frame)
+    step.is_bad = step.is_bad or frame.is_corrupt
+    return step
+
+
+def _spoil(steps: Sequence[_Step], is_lost: bool) -> None:
+    """Marks what refers to a bad frame, or to what came before the file begins, up to the next sound key frame."""
+    was_lost, key_pts = False, None  # of the group of pictures before
+    for step in steps:
+        if step.is_key and not step.is_bad:
+            was_lost, is_lost, key_pts = is_lost, False, step.pts
+        elif key_pts is not None and step.pts is not None and step.pts < key_pts:
+            # Shown before the key frame that it follows: it may refer to the group before, and no later one to it.
+            step.is_bad = was_lost = step.is_bad or was_lost
+        else:
+            step.is_bad = is_lost = step.is_bad or is_lost
+
+
+def is_mirrored(path: str, config: SamplingConfig) -> bool:
+    """Whether the first frame is to be shown as in a mirror, which no rotation comes to."""
+    container, stream = _open(path, config)
+    with container, suppress(*_DECODE_ERRORS):
+        return any(orientation_of(frame).is_mirrored for frame in islice(container.decode(stream), 1))
+    return False
 
 
 class _Keeper:
@@ -153,16 +177,21 @@ def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContaine
     return container, pick_video_stream(container, path, config.max_pixels)
 
 
-def _decode_from(packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch) -> Iterator[VideoFrame | None]:
-    """Decodes in order from a key frame on; None where there is no key frame after all."""
+def _decode_from(
+    packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch, said: list[LogLine]
+) -> Iterator[VideoFrame | None]:
+    """Decodes in order from a key frame on; None where there is no key frame after all, and at an error."""
     key_pts = stretch.key_pts
     if key_pts is None:
-        yield from _decode_skipping(packets, stream, stretch.wanted)
+        start = next(packets)
+        if not start.is_keyframe:
+            yield None
+        yield from _decode_skipping(chain([start], packets), stream, stretch, said)
         return
     stream.codec_context.flush_buffers()  # of the stretch before: as after a seek
-    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, stretch.wanted)
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, stretch, said)
     # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
-    shown = dropwhile(lambda frame: frame.pts is None or frame.pts < key_pts, frames)
+    shown = dropwhile(lambda frame: frame is not None and (frame.pts is None or frame.pts < key_pts), frames)
     first = next(shown, None)
     if first is None or first.pts != key_pts or not first.key_frame:
         yield None
@@ -171,27 +200,31 @@ def _decode_from(packets: Iterator[av.Packet], stream: VideoStream, stretch: Str
     yield from shown
 
 
-def _decode_skipping(packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int]) -> Iterator[VideoFrame]:
+def _decode_skipping(
+    packets: Iterable[av.Packet], stream: VideoStream, stretch: Stretch, said: list[LogLine]
+) -> Iterator[VideoFrame | None]:
     """Decodes in order; frames that are neither wanted nor referred to by others are left out where FFmpeg can."""
     context = stream.codec_context
     can_skip = context.name in _SKIPPABLE_CODECS
     for packet in packets:
         if can_skip:
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
-        yield from packet.decode()
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in stretch.wanted else "NONREF"
+        said.clear()
+        frames = packet.decode()
+        leads = stretch.key_pts is not None and packet.pts is not None and packet.pts < stretch.key_pts
+        if has_error(said) and not leads:
+            yield None
+        yield from frames
 
 
-def _decode_over_errors(
-    container: av.container.InputContainer, stream: VideoStream
-) -> Iterator[tuple[av.Packet | None, list[VideoFrame] | None]]:
-    """Yields each packet and the frames that come out with it, or None for frames if it does not decode."""
-    for packet in _packets_to_first_error(container, stream):
-        try:
-            yield packet, stream.decode(packet)
-        except av.error.EOFError:
-            return
-        except _DECODE_ERRORS:
-            yield packet, None
+def _decode_over_errors(stream: VideoStream, packet: av.Packet | None) -> list[VideoFrame] | None:
+    """Returns the frames that come out with a packet, or None if it does not decode."""
+    try:
+        return stream.decode(packet)
+    except av.error.EOFError:
+        return []
+    except _DECODE_ERRORS:
+        return None
 
 
 def _packets_to_first_error(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import av.logging
 
 LogLine = tuple[int, str, str]  # level, FFmpeg component, text
+# Errors to FFmpeg that leave the pictures right: about what stands beside them, or what an earlier line said already.
+_HARMLESS = ("mmco: unref short failure", "SEI type ")
 
 
 @contextmanager
@@ -22,3 +24,8 @@ def ffmpeg_log() -> Iterator[list[LogLine]]:
             yield lines
     finally:
         av.logging.set_level(level)
+
+
+def has_error(lines: Iterable[LogLine]) -> bool:
+    """Whether FFmpeg says that something could not be read as it was written."""
+    return any(level <= av.logging.ERROR and not text.startswith(_HARMLESS) for level, _, text in lines)

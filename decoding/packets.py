@@ -9,10 +9,11 @@ import av.container
 import av.error
 from av.video.stream import VideoStream
 
-from decoding.ffmpeg_log import LogLine, ffmpeg_log
+from decoding.ffmpeg_log import LogLine, ffmpeg_log, has_error
 
 # What FFmpeg says, without an error, when a file ends before its container does.
-_TRUNCATION_MARKS = ("ended prematurely", "partial file", "Packet corrupt", "exceeds containing master element")
+_END_MARKS = ("ended prematurely", "partial file")
+_TRUNCATION_MARKS = (*_END_MARKS, "Packet corrupt", "exceeds containing master element")
 
 
 @dataclass(slots=True)
@@ -25,7 +26,9 @@ class VideoPackets:
         has_discarded: whether an edit list hides packets.
         has_leading_pictures: whether a packet is shown before a key frame that it follows.
         num_corrupt: packets that are not whole; they are not in `pts`.
-        problem: what FFmpeg said about the file ending too early, or the error at which reading ended, or None.
+        num_unread: packets that the index of an AVI file lists and that were not found.
+        has_holes: whether the demuxer went on behind data that it could not read.
+        problem: what speaks for a file that is damaged or ends too early, mostly FFmpeg's words, or None.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -34,6 +37,8 @@ class VideoPackets:
     has_discarded: bool = False
     has_leading_pictures: bool = False
     num_corrupt: int = 0
+    num_unread: int = 0
+    has_holes: bool = False
     problem: str | None = None
 
     def add(self, packet: av.Packet) -> None:
@@ -51,25 +56,46 @@ class VideoPackets:
 def read_packets(container: av.container.InputContainer, stream: VideoStream, said: list[LogLine]) -> VideoPackets:
     """Reads the file to its end or to the first error; `said` is what FFmpeg said when it opened the file."""
     packets = VideoPackets()
+    num_read = 0
     with ffmpeg_log() as logs:
         try:
             for packet in container.demux(stream):
+                num_read += packet.size > 0
                 if packet.is_corrupt:
                     packets.num_corrupt += 1
                 elif packet.is_discard:
                     packets.has_discarded = True
-                elif packet.size and not _is_hidden_vp8(stream, packet):
+                elif packet.size and not _is_hidden(stream, packet):
                     packets.add(packet)
         except av.error.FFmpegError as error:
-            packets.problem = str(error.strerror)
+            packets.problem = f"FFmpeg: {error.strerror}"
+    demuxer = container.format.name
+    if demuxer == "avi":
+        packets.num_unread = max(0, sum(entry.size > 0 for entry in stream.index_entries) - num_read)
+    errors = [line for line in (*said, *logs) if line[1] == demuxer and has_error([line]) and not _ends(line[2])]
+    packets.has_holes = bool(errors) and "mov" not in demuxer.split(",")  # MP4's index is exact
     packets.problem = packets.problem or _find_truncation([*said, *logs])
+    if packets.has_holes and not packets.problem:
+        packets.problem = f"FFmpeg: {errors[0][2].strip()}"
     return packets
 
 
-def _is_hidden_vp8(stream: VideoStream, packet: av.Packet) -> bool:
-    """VP8 keeps its alternate references in packets of their own; bit 4 of the frame tag says whether one is shown."""
-    return stream.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] & 0x10
+def _is_hidden(stream: VideoStream, packet: av.Packet) -> bool:
+    """Whether a packet holds nothing but an alternate reference, which VP8 and VP9 decode and do not show."""
+    name, content = stream.codec_context.name, memoryview(packet)
+    if name in ("vp8", "libvpx"):
+        return not content[0] & 0x10
+    is_superframe = content[-1] >> 5 == 0b110  # several frames, of which one is shown
+    if name not in ("vp9", "libvpx-vp9") or is_superframe or content[0] >> 6 != 0b10:
+        return False
+    header = content[0] << 1 if content[0] & 0x30 == 0x30 else content[0]  # profile 3 has one bit more
+    shows_existing, is_shown = header & 0x08, header & 0x02
+    return not shows_existing and not is_shown
+
+
+def _ends(text: str) -> bool:
+    return any(mark in text for mark in _END_MARKS)
 
 
 def _find_truncation(said: list[LogLine]) -> str | None:
-    return next((line.strip() for _, _, line in said if any(mark in line for mark in _TRUNCATION_MARKS)), None)
+    return next((f"FFmpeg: {line.strip()}" for _, _, line in said if any(m in line for m in _TRUNCATION_MARKS)), None)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import av
 
 from decoding.config import SamplingConfig
+from decoding.decode_pass import is_mirrored
 from decoding.decord_decoder import decode_with_decord, doubt_about_decord
 from decoding.pyav_decoder import decode_with_pyav, read_video_timeline
 from decoding.sampled import SampledFrames
@@ -26,7 +27,7 @@ def sample_video(path: str, span: Span, config: SamplingConfig) -> tuple[Sampled
     timeline = _recall_timeline(path, _identity(path), config.max_pixels)
     if config.decoder != "decord":
         return decode_with_pyav(path, timeline, span, config), PYAV
-    doubt = doubt_about_decord(timeline)
+    doubt = doubt_about_decord(timeline) or ("decord does not mirror" if is_mirrored(path, config) else None)
     try:
         sampled = decode_with_decord(path, timeline, span, config, must_agree=doubt is None)
     except ImportError:

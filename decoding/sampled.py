@@ -43,7 +43,7 @@ def choose_from(timeline: Timeline, span: Span, config: SamplingConfig) -> tuple
     """
     low, high = timeline.window(span)
     if low == high:
-        if timeline.problem or timeline.num_missing:
+        if timeline.is_cut:
             raise UndecodableClip(f"truncated after {timeline.end_s:.1f} s", "the file ends before the window starts")
         raise UndecodableClip(
             "window outside of the video",

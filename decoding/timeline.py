@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
 import av.container
 import numpy as np
 from av.video.stream import VideoStream
 
+from decoding.boxes import ends_early
 from decoding.errors import UndecodableClip
 from decoding.ffmpeg_log import LogLine
 from decoding.packets import VideoPackets, read_packets
@@ -44,12 +46,16 @@ class Timeline:
         times_s: float64 [N] seconds from the first frame.
         end_s: seconds from the first frame to the end of the last one.
         average_rate: mean frames a second as the container states it, or None.
+        rate: frames a second as the stream states it, else `average_rate`; for frames without times.
         tick_s: seconds a tick.
         is_reliable: whether `pts` names the frames; if not, frames can only be counted as they are decoded.
         has_frame_packets: whether the container stores one frame a packet (MPEG streams may store single fields).
         has_discarded: whether the file holds frames that an edit list hides.
+        has_holes: whether the demuxer went on behind data that it could not read.
+        num_unread: frames that the index of an AVI file lists and that are not where it says.
         num_missing: frames that the file should hold but that lie beyond its end.
-        problem: what FFmpeg said about a file that ends too early or is damaged, or None.
+        is_cut: whether the file ends too early; a damaged table of frames may name places beyond a whole file's end.
+        problem: what speaks for a file that ends too early or is damaged, mostly FFmpeg's words, or None.
     """
 
     container: str
@@ -63,11 +69,15 @@ class Timeline:
     times_s: np.ndarray
     end_s: float
     average_rate: Fraction | None
+    rate: Fraction | None
     tick_s: float
     is_reliable: bool
     has_frame_packets: bool
     has_discarded: bool
+    has_holes: bool
+    num_unread: int
     num_missing: int
+    is_cut: bool
     problem: str | None
 
     @property
@@ -98,12 +108,20 @@ def read_timeline(
     packets = read_packets(container, stream, said)
     problem = packets.problem or _find_short_riff(path)
     num_missing = _count_missing(stream, os.path.getsize(path))
+    is_mp4 = "mov" in container.format.name.split(",")
+    is_cut = bool(problem or num_missing) and (not is_mp4 or ends_early(Path(path)))
     if not packets.pts:
-        _refuse_no_frames(stream, packets.has_discarded, num_missing, problem)
+        _refuse_no_frames(stream, packets.has_discarded, is_cut, problem)
     timeline = _arrange(container, stream, packets)
-    if problem and not (num_missing and "mov" in timeline.container.split(",")):  # MP4's index is exact
+    if problem and not (num_missing and is_mp4):  # MP4's index is exact
         num_missing = max(num_missing, packets.num_corrupt, _estimate_missing(container, stream, timeline))
-    return replace(timeline, problem=problem, num_missing=num_missing)
+        if num_missing and container.duration:
+            problem += f"; the header states {container.duration / 1e6:.1f} s"
+    if packets.num_unread and not num_missing:
+        problem = f"the index lists {packets.num_unread} frames that are not where it says"
+    if num_missing and not is_cut:
+        problem = f"its table names {num_missing} frames beyond the end of a file that is not cut"
+    return replace(timeline, problem=problem, num_missing=num_missing, is_cut=is_cut)
 
 
 def _find_short_riff(path: str) -> str | None:
@@ -126,23 +144,28 @@ def _estimate_missing(container: av.container.InputContainer, stream: VideoStrea
     if "avi" in timeline.container.split(","):  # its stated seconds are FFmpeg's guess from the size of the file
         return max(0, stream.frames - num_read)
     stated_s = min((container.duration or 0) / 1e6, _LONGEST_VIDEO_S)
-    rate = num_read / timeline.end_s if timeline.end_s else 0.0
+    # One frame tells no rate: how long it lasts is a guess.
+    rate = num_read / timeline.end_s if num_read > 1 else float(timeline.average_rate or USUAL_RATE)
     return max(0, round((stated_s - timeline.end_s) * rate))
 
 
-def _refuse_no_frames(stream: VideoStream, has_discarded: bool, num_missing: int, problem: str | None) -> None:
-    if problem or num_missing:
+def _refuse_no_frames(stream: VideoStream, has_discarded: bool, is_cut: bool, problem: str | None) -> None:
+    if is_cut:
         raise UndecodableClip("truncated before its first frame", f"no frame is in the file: {problem or 'no data'}")
     if has_discarded:
         raise UndecodableClip("no frames", "the file's edit list hides all of its frames")
+    if stream.frames or problem:
+        raise UndecodableClip("damaged", f"the header lists {stream.frames} frames, none of which is where it says")
     raise UndecodableClip("no frames", f"the {stream.codec_context.name} stream holds no frames")
 
 
 def _arrange(container: av.container.InputContainer, stream: VideoStream, packets: VideoPackets) -> Timeline:
     names = container.format.name.split(",")
-    rate = stream.average_rate or stream.guessed_rate
     tick_s = float(stream.time_base or 0)
     stated = np.asarray([p for p in packets.pts if p is not None], dtype=np.int64)
+    # FFmpeg's mean rate of raw H.264 and HEVC is 25, whatever the stream says of itself.
+    rates = (stream.average_rate, stream.guessed_rate) if len(stated) else (stream.guessed_rate, stream.average_rate)
+    rate = rates[0] or rates[1]
     ticks = np.sort(stated)
     is_complete = len(ticks) == len(packets.pts) == len(np.unique(ticks))
     if is_complete and tick_s > 0 and (int(ticks[-1]) - int(ticks[0])) * tick_s < _LONGEST_VIDEO_S:
@@ -168,11 +191,15 @@ def _arrange(container: av.container.InputContainer, stream: VideoStream, packet
         times_s=times_s,
         end_s=end_s,
         average_rate=stream.average_rate,
+        rate=rate,
         tick_s=tick_s,
         is_reliable=is_reliable,
         has_frame_packets=not set(names) & _FIELD_CONTAINERS,
         has_discarded=packets.has_discarded,
+        has_holes=packets.has_holes,
+        num_unread=packets.num_unread,
         num_missing=0,
+        is_cut=False,
         problem=None,
     )
 

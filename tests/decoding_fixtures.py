@@ -82,10 +82,10 @@ def make_video(
 
 
 def decode_plainly(path: Path, image_size: int) -> tuple[list[float], list[np.ndarray]]:
-    """Returns times and PIL-resized pictures, uint8 [S, S, 3], of every frame of the first video stream, in order."""
+    """Returns times and PIL-resized pictures, uint8 [S, S, 3], of every frame of the stream that FFmpeg calls best."""
     times_s, pictures = [], []
     with open_container(str(path)) as container:
-        for frame in container.decode(video=0):
+        for frame in container.decode(container.streams.best("video")):
             upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
             picture = Image.fromarray(upright).resize((image_size, image_size), Image.Resampling.BICUBIC)
             times_s.append(float(frame.pts * frame.time_base))

@@ -101,8 +101,15 @@ def test_the_message_of_a_crash_tells_how_the_process_died(pool, video):
     assert "ZeroDivisionError: a bug of the decoder" in pool.submit(clip_of(video, faults.RAISE)).result().message
 
 
-def test_a_decoder_that_floods_its_log_is_let_go_on(pool, video):
-    assert isinstance(pool.submit(clip_of(video, faults.FLOOD_LOG)).result(), SampledClip)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the process's files in /proc")
+def test_a_decoder_that_floods_its_log_goes_on_and_fills_no_disk(video):
+    known = children_of_this_process()
+    pool = DecoderPool(1, CONFIG, FAULTY)
+    results = [pool.submit(clip_of(video, faults.FLOOD_LOG)).result() for _ in range(3)]
+    (child,) = children_of_this_process() - known
+    assert [isinstance(result, SampledClip) for result in results] == [True] * 3
+    assert 0 < os.stat(f"/proc/{child.pid}/fd/2").st_size <= 1 << 20
+    pool.close()
 
 
 def test_a_decoder_process_gets_no_credentials(monkeypatch, video):

@@ -6,22 +6,35 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
+import av.error
+import av.logging
 import numpy as np
 import pytest
 from av.stream import Disposition
 
 from decoding.config import SamplingConfig
+from decoding.damaged import settle
+from decoding.decode_pass import Census
 from decoding.errors import UndecodableClip
 from decoding.pool import DecoderPool
+from decoding.pyav_decoder import read_video_timeline
 from decoding.sample import sample_video
 from decoding.sampled import SampledFrames
 from decoding.timeline import Span
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip
-from tests.decoding_fixtures import SHARED_MEDIA, make_video, needs_shared_media, numbered_frame, read_number
+from tests.decoding_fixtures import (
+    SHARED_MEDIA,
+    make_video,
+    needs_encoder,
+    needs_shared_media,
+    numbered_frame,
+    read_number,
+)
 
 CONFIG = SamplingConfig(max_frames=8, image_size=64, deadline_s=100.0)
 # What a reason may look like: a few words for a person, nothing of FFmpeg's own language.
@@ -89,6 +102,8 @@ def test_every_broken_file_ends_in_time_as_frames_or_as_a_reason_for_people(pool
         ("libwebm__invalid_vp9_bitstream-bug_1416.webm", "dimensions 12336x12336 over the limit"),
         ("go-mp4__sample_qt.mp4", "truncated before its first frame"),
         ("firefox-esr__1765842.webm", "damaged"),
+        ("mp4ff__2xSencNoMdat.mp4", "encrypted"),
+        ("firefox-esr__encrypted-track-without-tenc.mp4", "encrypted"),
     ],
 )
 def test_the_reason_names_what_is_wrong(pool, name, reason):
@@ -162,6 +177,186 @@ def test_frames_predicted_from_a_lost_one_are_never_sampled(video, tmp_path):
     assert [i for i in scratched.frame_indices if not np.array_equal(scratched.pictures[i], sound.pictures[i])] == []
 
 
+SCRATCHED = {
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "keyint=10:log-level=none:pools=1"}},
+    "h264.mkv": {"options": {"g": "10", "bf": "3", "x264-params": "cabac=0"}},
+    "mjpeg.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "10", "bf": "2"}},
+}
+# Offset and byte that HEVC's arithmetic decoder stumbles over, most others it reads; behind the tables of a JPEG.
+SCRATCHES = {"hevc.mp4": (20, b"\xff"), "mjpeg.avi": (900, b"\x33")}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_encoder(str(SCRATCHED[n].get("codec", "libx264")))) for n in SCRATCHED]
+)
+def test_a_frame_of_which_the_decoder_logs_an_error_is_never_sampled(tmp_path, name):
+    whole = make_video(tmp_path / name, 30, is_noisy=True, **SCRATCHED[name])
+    pictures = {picture.tobytes() for picture in sample(whole, max_frames=30).pictures.values()}
+    offset, byte = SCRATCHES.get(name, (50, b"\x33"))
+    scratched = [scratch(whole, tmp_path / f"{tenth}_{name}", tenth, offset, byte) for tenth in range(10)]
+    noticed = [path for path in scratched if logs_an_error(path)]
+    sampled = [sample(path, max_frames=30, min_decoded_share=0.0) for path in noticed]
+    assert len(noticed) >= 3
+    assert [clip.decoded_share for clip in sampled if clip.decoded_share == 1.0] == []
+    assert [i for clip in sampled for i, p in clip.pictures.items() if p.tobytes() not in pictures] == []
+
+
+def scratch(video: Path, target: Path, tenth: int, offset: int, byte: bytes) -> Path:
+    """Overwrites up to 200 bytes of one frame."""
+    with av.open(str(video)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size > 100]
+    packet = packets[tenth * len(packets) // 10]
+    start, stop = packet.pos + offset, packet.pos + min(offset + 200, packet.size - 20)
+    content = bytearray(video.read_bytes())
+    content[start:stop] = byte * (stop - start)
+    target.write_bytes(content)
+    return target
+
+
+def logs_an_error(path: Path) -> bool:
+    """Whether a plain decode says so, or ends for it."""
+    av.logging.set_level(av.logging.ERROR)
+    with av.open(str(path)) as container, av.logging.Capture() as lines:
+        container.streams.video[0].codec_context.thread_count = 1
+        try:
+            for _ in container.decode(video=0):
+                pass
+        except av.error.InvalidDataError:
+            return True
+        finally:
+            av.logging.set_level(None)
+    return bool(lines)
+
+
+def test_a_frame_that_lacks_a_slice_is_not_sampled_though_the_decoder_logs_nothing(tmp_path):
+    whole = make_video(tmp_path / "whole.mp4", 30, is_noisy=True, options={"g": "10", "x264-params": "slices=4"})
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][14]
+    place = packet.pos
+    while place < packet.pos + packet.size:  # each NAL unit behind its length; the last is a slice
+        last, place = place, place + 4 + int.from_bytes(content[place : place + 4], "big")
+    content[last + 4] = content[last + 4] & 0xE0 | 12  # filler, which decoders pass over
+    path = tmp_path / "lost.mp4"
+    path.write_bytes(content)
+    sound, sampled = sample(whole, max_frames=30), sample(path, max_frames=30, min_decoded_share=0.5)
+    assert not logs_an_error(path)
+    assert sampled.decoded_share < 1.0
+    assert [i for i in sampled.pictures if not np.array_equal(sampled.pictures[i], sound.pictures[i])] == []
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_hole_in_a_matroska_file_is_counted_and_what_borders_on_it_not_sampled(tmp_path, share):
+    whole = make_large_video(tmp_path / "whole.mkv")
+    content = bytearray(whole.read_bytes())
+    place = int(len(content) * share)
+    content[place : place + len(content) // 6] = np.random.default_rng(0).bytes(len(content) // 6)
+    path = tmp_path / "hole.mkv"
+    path.write_bytes(content)
+    pictures = {picture.tobytes() for picture in sample(whole, max_frames=60).pictures.values()}
+    with pytest.raises(UndecodableClip, match="damaged"):
+        sample(path)
+    sampled = sample(path, max_frames=60, min_decoded_share=0.3)
+    assert 0.5 < sampled.decoded_share < 0.9
+    assert [i for i, picture in sampled.pictures.items() if picture.tobytes() not in pictures] == []
+
+
+def test_frames_that_the_index_of_an_avi_file_lists_are_missed(tmp_path):
+    whole = make_large_video(tmp_path / "whole.avi", codec="mpeg4")
+    content = bytearray(whole.read_bytes())
+    place = len(content) // 2
+    content[place : place + len(content) // 6] = np.random.default_rng(0).bytes(len(content) // 6)
+    (tmp_path / "hole.avi").write_bytes(content)
+    with pytest.raises(UndecodableClip, match="damaged"):
+        sample(tmp_path / "hole.avi")
+
+
+LATE = {
+    "clip.ts": {"options": {"g": "24", "sc_threshold": "0"}},
+    "clip.h264": {"options": {"g": "24", "sc_threshold": "0"}},
+    "clip.hevc": {
+        "codec": "libx265",
+        "options": {"x265-params": "keyint=24:min-keyint=24:scenecut=0:open-gop=0:log-level=none:pools=1"},
+    },
+    "mpeg2.ts": {"codec": "mpeg2video", "rate": 25, "options": {"g": "24", "sc_threshold": "1000000000"}},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=needs_encoder(str(LATE[n].get("codec", "libx264")))) for n in LATE]
+)
+def test_what_precedes_the_first_key_frame_of_a_file_is_counted_as_lost(tmp_path, name):
+    whole = make_video(tmp_path / name, 60, is_noisy=True, **LATE[name])
+    content = whole.read_bytes()
+    late = tmp_path / f"late_{name}"
+    late.write_bytes(content[len(content) // 5 // 188 * 188 :])
+    with pytest.raises(UndecodableClip, match="damaged.*begins in the middle of a group of pictures"):
+        sample(late)
+    sampled = sample(late, max_frames=60, min_decoded_share=0.5)
+    assert [read_number(sampled.pictures[i]) for i in sorted(sampled.pictures)] == list(range(24, 60))
+    assert 0.6 < sampled.decoded_share < 0.8
+
+
+def test_frames_before_the_first_key_frame_are_not_sampled_even_if_the_decoder_shows_something(tmp_path):
+    whole = make_video(tmp_path / "whole.avi", 60, codec="mpeg4", options={"g": "24", "sc_threshold": "1000000000"})
+    with av.open(str(whole)) as container, av.open(str(tmp_path / "late.avi"), "w") as late:
+        copied = late.add_stream_from_template(container.streams.video[0])
+        for packet in [packet for packet in container.demux(video=0) if packet.size][12:]:
+            packet.stream = copied
+            late.mux(packet)
+    sampled = sample(tmp_path / "late.avi", max_frames=60, min_decoded_share=0.5)
+    assert [read_number(sampled.pictures[i]) for i in sorted(sampled.pictures)] == list(range(24, 60))
+    assert sampled.decoded_share == pytest.approx(36 / 48)
+
+
+@pytest.mark.parametrize(("extra_s", "share"), [(0.04, 1.0), (None, 59 / 60)])
+def test_a_packet_without_a_frame_is_a_loss_only_where_it_leaves_a_gap(video, extra_s, share):
+    timeline = read_video_timeline(str(video), CONFIG.max_pixels)
+    good = list(enumerate(timeline.pts.tolist()))
+    if extra_s:
+        pts = np.sort(np.append(timeline.pts, timeline.pts[30] + round(extra_s / timeline.tick_s)))
+        timeline = replace(timeline, pts=pts, times_s=(pts - pts[0]) * timeline.tick_s)
+    else:
+        del good[30]
+    settled = settle(timeline, Census(good), Span(), 0.5)
+    assert settled.decoded_share == share
+
+
+@pytest.mark.parametrize("container_options", [{"movflags": "faststart"}, {}])
+@pytest.mark.parametrize(
+    ("box", "offset", "value"),
+    [
+        (b"stsz", 16, 0x7FFFFFFF),
+        (b"stsz", 36, 0x01FFFFFF),
+        (b"stsz", 8, 0x0001FFFF),
+        (b"stco", 12, 0x7FFFFFFF),
+        (b"ftyp", -4, 0x00001003),
+        (b"moov", 0, 0x6D6F587B),
+    ],
+)
+def test_a_damaged_table_or_box_of_a_whole_file_is_not_called_a_truncation(
+    tmp_path, container_options, box, offset, value
+):
+    content = bytearray(make_large_video(tmp_path / "clip.mp4", container_options=container_options).read_bytes())
+    place = content.index(box) + offset
+    content[place : place + 4] = value.to_bytes(4, "big")
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(UndecodableClip) as raised:
+        sample(tmp_path / "clip.mp4")
+    assert raised.value.reason in ("damaged", "no frame can be decoded")
+
+
+@pytest.mark.parametrize("size", [3, 0x7FFFFFFF])
+def test_a_damaged_free_box_before_the_index_is_not_called_a_truncation(tmp_path, size):
+    content = bytearray(make_large_video(tmp_path / "clip.mp4").read_bytes())
+    place = content.index(b"free") - 4
+    content[place : place + 4] = size.to_bytes(4, "big")
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(UndecodableClip, match="damaged.*do not lead to its moov box"):
+        sample(tmp_path / "clip.mp4")
+
+
 def test_giant_pictures_are_refused_by_their_header(video):
     with pytest.raises(UndecodableClip, match="dimensions 128x96 over the limit"):
         sample(video, max_pixels=100 * 100)
@@ -187,15 +382,29 @@ def test_a_table_that_declares_billions_of_frames_costs_one_clip(pool, video, bo
     content = bytearray(video.read_bytes())
     place = content.index(box) + (12 if box == b"stsz" else 8)
     content[place : place + 4] = b"\x7f\xff\xff\xff"
-    assert isinstance(result_of(pool, bytes(content)), SampledClip | FailedClip)
+    assert_failed_or_in_order(result_of(pool, bytes(content)))
+
+
+def assert_failed_or_in_order(result: SampledClip | FailedClip) -> None:
+    numbers = [read_number(frame) for frame in result.frames] if isinstance(result, SampledClip) else []
+    assert numbers == sorted(numbers)
+    assert all(number < 60 for number in numbers)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_flipped_bytes_end_as_frames_or_as_a_failed_clip(pool, video, seed):
+def test_flipped_bytes_end_as_right_frames_or_as_a_failed_clip(pool, video, seed, tmp_path):
     random = np.random.default_rng(seed)
     content = np.frombuffer(video.read_bytes(), dtype=np.uint8).copy()
     content[random.integers(0, len(content), 1 + seed * 4)] = random.integers(0, 256, 1 + seed * 4)
-    assert isinstance(result_of(pool, content.tobytes()), SampledClip | FailedClip)
+    (tmp_path / "flipped.mp4").write_bytes(content.tobytes())
+    result = result_of(pool, content.tobytes())
+    assert_failed_or_in_order(result)
+    # What FFmpeg does not notice, nobody can. What it does is worth a share, or was not needed for these frames.
+    assert (
+        isinstance(result, FailedClip)
+        or result.sampling.decoded_share < 1.0
+        or not logs_an_error(tmp_path / "flipped.mp4")
+    )
 
 
 @pytest.mark.slow
@@ -262,6 +471,28 @@ def test_a_playlist_posing_as_a_video_opens_neither_a_file_nor_an_address(tmp_pa
         with pytest.raises(UndecodableClip, match="playlist, not a video|container not allowed|not a readable video"):
             sample(path, decoder=decoder)
     assert listener.num_calls == 0
+
+
+def test_a_playlist_that_no_mark_gives_away_is_refused_by_ffmpegs_own_list(tmp_path, video):
+    path = tmp_path / "clip.mp4"
+    path.write_text("<!-- a film -->" + DISGUISES["dash"].format(target=video).partition("?>")[2])
+    with pytest.raises(UndecodableClip, match="not a readable video"):
+        sample(path)
+
+
+def test_ffmpeg_is_told_to_open_one_file_and_no_container_that_refers_to_others(monkeypatch, video):
+    options = []
+    real_open = av.open
+    monkeypatch.setattr(
+        "av.open", lambda *args, **kwargs: (options.append(kwargs["options"]), real_open(*args, **kwargs))[1]
+    )
+    sample(video)
+    assert {given["protocol_whitelist"] for given in options} == {"file"}
+    allowed = {name for given in options for name in given["format_whitelist"].split(",")}
+    assert allowed.isdisjoint(
+        {"hls", "dash", "concat", "sdp", "rtsp", "imf", "image2", "tee", "lavfi", "webm_dash_manifest"}
+    )
+    assert "mov" in allowed
 
 
 def test_a_name_that_reads_like_a_protocol_is_only_a_name(tmp_path, video, monkeypatch):

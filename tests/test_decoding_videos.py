@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
+from PIL import Image
 
 from decoding.config import SamplingConfig
 from decoding.errors import UndecodableClip
@@ -51,6 +54,7 @@ MADE = {
     "variable_rate.webm": {"codec": "libvpx-vp9", "pts": [i * i * 7 for i in range(30)]},
     "late_start.mkv": {"pts": [5000 + 40 * i for i in range(30)]},
     "one_frame.mp4": {"num_frames": 1},
+    "tape.dv": {"codec": "dvvideo", "size": (720, 576), "rate": 25, "num_frames": 8},
 }
 EXACT_BY_DECORD = ("h264.mp4", "h264_long_gop.mkv", "h264_short_gop.flv", "fragmented.mp4", "vp8_hidden_frames.webm",
                    "variable_rate.mp4", "variable_rate.webm", "late_start.mkv", "one_frame.mp4")  # fmt: skip
@@ -102,6 +106,49 @@ def test_a_rotated_video_is_turned_upright(tmp_path, rotation, decoder):
     assert (sampled.width_px, sampled.height_px) == ((128, 96) if rotation == 180 else (96, 128))
 
 
+# How FFmpeg's own player shows a frame under each display matrix (a, b, c, d): a pixel at (x, y) goes to
+# (a x + c y, b x + d y). Its filters: none, hflip, vflip, both, clock, cclock, cclock_flip, clock_flip.
+SHOWN = {
+    (1, 0, 0, 1): lambda stored: stored,
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (-1, 0, 0, -1): lambda stored: np.rot90(stored, 2),
+    (0, 1, -1, 0): lambda stored: np.rot90(stored, -1),
+    (0, -1, 1, 0): lambda stored: np.rot90(stored, 1),
+    (0, 1, 1, 0): lambda stored: stored.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", SHOWN)
+def test_a_video_is_shown_as_its_whole_display_matrix_says(tmp_path, matrix):
+    stored = make_video(tmp_path / "stored.mp4", num_frames=4)
+    sampled, _ = sample(set_display_matrix(stored, tmp_path / "phone.mp4", matrix), max_frames=4)
+    with av.open(str(stored)) as container:
+        frames = [SHOWN[matrix](frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    resized = [Image.fromarray(np.ascontiguousarray(f)).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for f in frames]
+    assert [np.array_equal(sampled.pictures[i], np.asarray(resized[i])) for i in range(4)] == [True] * 4
+    assert (sampled.width_px, sampled.height_px) == ((128, 96) if matrix[0] else (96, 128))
+
+
+@needs_decord
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (0, 1, 1, 0)])
+def test_decord_by_name_says_that_it_does_not_mirror(tmp_path, matrix):
+    path = set_display_matrix(make_video(tmp_path / "stored.mp4"), tmp_path / "phone.mp4", matrix)
+    _, decoder = sample(path, max_frames=4, decoder="decord")
+    assert decoder.endswith("; decord does not mirror")
+
+
+def set_display_matrix(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Writes (a, b, c, d) into the track header, in 16.16 fixed point."""
+    content = bytearray(source.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40
+    for offset, value in zip((0, 4, 12, 16), matrix, strict=True):
+        content[place + offset : place + offset + 4] = (value << 16).to_bytes(4, "big", signed=True)
+    target.write_bytes(content)
+    return target
+
+
 def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path):
     path = cut_without_decoding(make_video(tmp_path / "whole.mp4"), tmp_path / "cut.mp4", hidden_frames=7)
     sampled, _ = sample(path, max_frames=23)
@@ -126,30 +173,99 @@ def cut_without_decoding(source: Path, target: Path, hidden_frames: int) -> Path
     return target
 
 
-def test_the_first_of_two_video_streams_is_sampled(tmp_path):
-    sampled, _ = sample(make_two_streams(tmp_path / "two.mp4"), max_frames=4)
+FILM = ("libx264", (128, 96), 10)
+PICTURE = ("mjpeg", (256, 192), 1)
+NOTHING, DEFAULT, ATTACHED = Disposition(0), Disposition.default, Disposition.attached_pic
+FILM_SECOND = {
+    "thumbnail.mkv": [(PICTURE, NOTHING), (FILM, DEFAULT)],
+    "thumbnail_without_a_default.mkv": [(PICTURE, NOTHING), (FILM, NOTHING)],
+    "thumbnail_called_default.mp4": [(PICTURE, DEFAULT), (FILM, NOTHING)],
+    "cover.mp4": [(PICTURE, ATTACHED), (FILM, DEFAULT)],
+    "other_angle.mkv": [(("libx264", (256, 192), 10), NOTHING), (FILM, DEFAULT)],
+}
+
+
+@pytest.mark.parametrize("name", FILM_SECOND)
+def test_the_stream_that_a_player_shows_is_sampled(tmp_path, name):
+    sampled, _ = sample(make_streams(tmp_path / name, FILM_SECOND[name]), max_frames=10)
+    assert (sampled.width_px, sampled.height_px) == (128, 96)
+    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(10))
+
+
+def test_of_two_like_streams_the_first_is_sampled(tmp_path):
+    streams = [(FILM, NOTHING), (("libx264", (128, 72), 10), NOTHING)]
+    sampled, _ = sample(make_streams(tmp_path / "two.mp4", streams), max_frames=4)
     assert (sampled.width_px, sampled.height_px) == (128, 96)
 
 
 @needs_decord
 def test_decord_by_name_says_that_it_may_take_the_other_video_stream(tmp_path):
-    _, decoder = sample(make_two_streams(tmp_path / "two.mp4"), max_frames=4, decoder="decord")
+    path = make_streams(tmp_path / "two.mp4", FILM_SECOND["other_angle.mkv"])
+    _, decoder = sample(path, max_frames=4, decoder="decord")
     assert decoder.endswith("; decord may take another of the video streams")
 
 
-def make_two_streams(path: Path) -> Path:
+def make_streams(path: Path, streams: Sequence[tuple[tuple[str, tuple[int, int], int], Disposition]]) -> Path:
+    """Writes numbered frames into streams given as ((codec, size, number of frames), disposition)."""
     with av.open(str(path), "w") as container:
-        streams = [container.add_stream("libx264", rate=10) for _ in range(2)]
-        for stream, (width, height) in zip(streams, [(128, 96), (256, 192)], strict=True):
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        made = []
+        for (codec, size, num_frames), disposition in streams:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = disposition
+            made.append((stream, num_frames))
         for number in range(10):
-            for stream in streams:
-                frame = av.VideoFrame.from_ndarray(numbered_frame(number, stream.width, stream.height), format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, 10)
-                container.mux(stream.encode(frame))
-        for stream in streams:
+            for stream, num_frames in made:
+                if number < num_frames:
+                    frame = numbered_frame(number, stream.width, stream.height)
+                    frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                    frame.pts, frame.time_base = number, Fraction(1, 10)
+                    container.mux(stream.encode(frame))
+        for stream, _ in made:
             container.mux(stream.encode(None))
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("raw.h264", "libx264"), pytest.param("raw.hevc", "libx265", marks=needs_encoder("libx265"))],
+)
+def test_a_stream_without_a_container_is_timed_by_its_own_rate(tmp_path, name, codec):
+    options = {"x265-params": "log-level=none:pools=1"} if codec == "libx265" else {}
+    sampled, _ = sample(make_video(tmp_path / name, 60, rate=30, codec=codec, options=options), max_frames=60)
+    assert sampled.timestamps_s == pytest.approx([i / 30 for i in range(60)])
+    assert sampled.duration_s == pytest.approx(2.0)
+
+
+@needs_encoder("libvpx-vp9")
+@pytest.mark.parametrize("num_packets", [80, 17])
+def test_alternate_references_of_vp9_in_packets_of_their_own_are_no_frames(tmp_path, num_packets):
+    whole = make_video(tmp_path / "whole.webm", 72, codec="libvpx-vp9", options={"g": "9"})
+    path = hide_copies_of_key_frames(whole, tmp_path / "hidden.webm", num_packets)
+    sampled, _ = sample(path, max_frames=72)
+    assert sampled.decoded_share == 1.0
+    assert sorted(sampled.pictures) == list(range(num_packets * 9 // 10))
+    assert_plain_frames(path, sampled)
+
+
+def hide_copies_of_key_frames(source: Path, target: Path, num_packets: int) -> Path:
+    """Copies a VP9 video; after each key frame comes the same once more, 40 ms later and not to be shown."""
+    with av.open(str(source)) as whole, av.open(str(target), "w", options={"fflags": "-autobsf"}) as copy:
+        stream = copy.add_stream_from_template(whole.streams.video[0])
+        packets = []
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packets.append(packet)
+            if packet.size and packet.is_keyframe:
+                hidden = av.Packet(bytes([bytes(packet)[0] & ~2]) + bytes(packet)[1:])
+                hidden.pts = hidden.dts = packet.pts + 40
+                hidden.time_base = packet.time_base
+                packets.append(hidden)
+        for packet in packets[:num_packets]:
+            packet.stream = stream
+            copy.mux(packet)
+    return target
 
 
 def test_metadata_in_no_known_encoding_does_not_matter(tmp_path):
@@ -263,6 +379,21 @@ def test_windows_side_by_side_share_no_frame_and_miss_none(tmp_path):
 def test_a_window_past_the_end_of_the_video_is_a_failed_clip(tmp_path):
     with pytest.raises(UndecodableClip, match="window outside of the video"):
         sample(make_video(tmp_path / "short.mp4"), Span(60.0, 70.0))
+
+
+def test_another_video_of_the_same_size_under_the_same_path_is_read_anew(tmp_path):
+    videos = [make_video(tmp_path / "ten.mp4", num_frames=10), make_video(tmp_path / "thirty.mp4", num_frames=30)]
+    size = max(path.stat().st_size for path in videos) + 100
+    padded = [
+        content + (size - len(content)).to_bytes(4, "big") + b"free" + bytes(size - len(content) - 8)
+        for content in (path.read_bytes() for path in videos)
+    ]
+    lasts = []
+    for content in padded:
+        (tmp_path / "clip.mp4").write_bytes(content)
+        lasts.append(sample(tmp_path / "clip.mp4", max_frames=4)[0].frame_indices[-1])
+    assert len(padded[0]) == len(padded[1])
+    assert lasts == [9, 29]
 
 
 def test_the_length_of_a_video_is_from_its_first_frame_to_the_end_of_its_last(tmp_path):

@@ -25,11 +25,15 @@ def timeline_with_keys_at(*key_indices: int) -> Timeline:
         times_s=pts / 250,
         end_s=40.0,
         average_rate=Fraction(25),
+        rate=Fraction(25),
         tick_s=1 / 250,
         is_reliable=True,
         has_frame_packets=True,
         has_discarded=False,
+        has_holes=False,
+        num_unread=0,
         num_missing=0,
+        is_cut=False,
         problem=None,
     )
 
