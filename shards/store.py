@@ -122,6 +122,8 @@ class Store:
         scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
         if scheme in ("file", "local"):
             allowed = protocol_of(shard) == "file"
+        elif uri.partition("://")[2].startswith("arn:"):  # of a bucket that lies elsewhere than at the endpoint
+            allowed = origin_of(uri) in self.config.trusted_hosts
         elif scheme in _AZURE and "@" in uri.partition("://")[2].partition("/")[0]:
             # It names the account too, to which the credentials would go.
             allowed = origin_of(uri) in self.config.trusted_hosts or self._is_own_account(uri)

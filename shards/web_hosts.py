@@ -13,7 +13,7 @@ from pathlib import Path
 from shards.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
 from shards.store import Store
 from shards.videos import fetch_video, find_web_host
-from storage.addresses import origin_of, protocol_of
+from storage.addresses import ROW_PROTOCOLS, origin_of, protocol_of
 
 # A host of more rows than this is no link that died but the store of the shard: the run stops until it is back.
 _FEW_ROWS = 100
@@ -30,8 +30,8 @@ class WebHosts:
     """Fetches the videos that one shard names, for one unit of it.
 
     An address that fails after all attempts fails its clips and no others, if another address of the same host answers
-    right then. A web host that gives no answer at all, or only errors of its own, fails its clips and no others: if it
-    has few of the shard's rows, and if another host of the shard answers right then.
+    right then. A host or store that gives no answer at all, or only errors of its own, fails its clips and no others: if
+    it has few of the shard's rows, and if another host of the shard answers right then.
 
     Args:
         store: `Store.for_rows` of the shard.
@@ -69,8 +69,7 @@ class WebHosts:
         if any(map(self._delivers, islice(others, _MAX_ASKED))):
             self._failed[uri] = f"{error.cause}, at every attempt, while other addresses of {host} answer"
             return
-        judgeable = find_web_host(uri) is not None and error.status not in _BUSY
-        witness = self._find_witness(host) if judgeable else None
+        witness = None if error.status in _BUSY else self._find_witness(host)
         if witness is None:
             raise error
         self._gone[host] = f"{host} gives no answer ({error.cause}), while {witness} does"
@@ -81,8 +80,8 @@ class WebHosts:
         if num_rows[silent] > max(_FEW_ROWS, _SMALL_SHARE * num_rows.total()):
             return None
         others = ((host, found[0]) for host, found in uris.items() if host != silent and host not in self._gone)
-        web_hosts = ((host, uri) for host, uri in others if _SOUND_ADDRESS.match(uri))
-        return next((host for host, uri in islice(web_hosts, _MAX_ASKED) if self._answers(uri)), None)
+        sound = ((host, uri) for host, uri in others if find_web_host(uri) is None or _SOUND_ADDRESS.match(uri))
+        return next((host for host, uri in islice(sound, _MAX_ASKED) if self._answers(uri)), None)
 
     @cached_property
     def _sample(self) -> tuple[Counter[str | None], dict[str, list[str]]]:
@@ -127,8 +126,8 @@ class WebHosts:
 
 
 def _host_of(uri: str) -> str | None:
-    """Returns host and port of a web address, protocol and host of another remote one, None for a local path."""
-    if protocol_of(uri) == "file":
-        return None
-    host = find_web_host(uri)
-    return origin_of(uri) if host is None else host
+    """Returns host and port of a web address, protocol of one in a store, None for a local path."""
+    protocol, host = protocol_of(uri), find_web_host(uri)
+    if protocol == "file" or host is not None:
+        return host
+    return f"{protocol}://" if protocol in ROW_PROTOCOLS else origin_of(uri)  # all buckets have one endpoint
