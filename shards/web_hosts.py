@@ -30,8 +30,8 @@ class WebHosts:
     """Fetches the videos that one shard names, for one unit of it.
 
     An address that fails after all attempts fails its clips and no others, if another address of the same host answers
-    right then. A host or store that gives no answer at all, or only errors of its own, fails its clips and no others: if
-    it has few of the shard's rows, and if another host of the shard answers right then.
+    right then. So does a host or store that gives no answer at all, or only errors of its own: if it has few of the
+    shard's rows, and if another host of the shard answers right then.
 
     Args:
         store: `Store.for_rows` of the shard.

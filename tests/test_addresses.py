@@ -19,7 +19,7 @@ from shards.read_unit import read_unit
 from storage.addresses import AddressError, open_file_system, select_options
 from storage.redaction import redact, secrets_in, secrets_of, strip_credentials
 from tests.run_fixtures import annotate_arguments, read_tables, start_run, tiny_clip
-from tests.shards_fixtures import write
+from tests.shards_fixtures import FlakyFileSystem, write
 from tests.web_fixtures import (
     give,
     give_less_than_asked,
@@ -110,7 +110,14 @@ def test_what_a_remote_manifest_may_not_name_is_a_failed_row_and_opens_nothing(t
 
 
 @pytest.mark.parametrize(
-    "address", ["zip://a.mp4::{folder}/a.zip", "data://x", "ftp://127.0.0.1:9/x", "github://o:r@/x"]
+    "address",
+    [
+        "zip://a.mp4::{folder}/a.zip",
+        "data://x",
+        "ftp://127.0.0.1:9/x",
+        "github://o:r@/x",
+        "s3://arn:aws:s3:eu:1:accesspoint/x/a.mp4",
+    ],
 )
 def test_a_protocol_that_rows_may_not_name_says_which_they_may(tmp_path, address):
     (clip,) = read_rows(tmp_path, [address.format(folder=tmp_path)])
@@ -356,6 +363,16 @@ def test_a_host_with_its_own_trouble_fails_its_rows_while_another_host_answers(t
     other.answers["/a.mp4"] = give(b"video")
     read = read_rows(tmp_path, [f"{server.url}/bad.mp4", f"{other.url}/a.mp4"], trusting("127.0.0.1"))
     assert outcomes(read) == ["host unreachable", b"video"]
+
+
+def test_a_store_that_is_gone_fails_its_rows_while_a_host_answers(tmp_path, server):
+    FlakyFileSystem.reset()
+    FlakyFileSystem().pipe_file("flaky://v/a.mp4", b"video")
+    FlakyFileSystem.failures += [ConnectionError("gone")] * 5
+    server.answers["/a.mp4"] = give(b"video")
+    rows = [f"{server.url}/a.mp4", "flaky://v/a.mp4"]
+    read = read_rows(tmp_path, rows, trusting(server.host, "flaky://v"))
+    assert outcomes(read) == [b"video", "host unreachable"]
 
 
 @pytest.mark.parametrize(
