@@ -13,7 +13,12 @@ from llava_video.model_config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.counters import describe_counters, describe_reuse, read_counters
 from pipeline.earlier_run import describe_run, find_earlier_run
-from pipeline.left_out import check_nothing_left_out
+from pipeline.left_out import (
+    check_inputs_unchanged,
+    check_no_second_ids,
+    check_nothing_left_out,
+    find_changed_inputs,
+)
 from pipeline.output_place import check_inputs_apart
 from pipeline.preflight import check_prompts, prepare_model
 from pipeline.progress import show_progress
@@ -27,9 +32,17 @@ from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from shards.store import Store
-from storage.layout import PARTS_FOLDER
+from storage.layout import PARTS_FOLDER, SET_ASIDE_FOLDER, SUCCESS_FILE
 from storage.output_store import OutputStore, open_output
-from storage.run_journal import RunRecord, list_done_units, record_end
+from storage.run_journal import (
+    RunRecord,
+    list_done_units,
+    list_set_aside,
+    record_end,
+    remove_set_aside,
+    set_part_aside,
+)
+from transforms.earlier_answers import EarlierRun
 from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
 
 
@@ -39,6 +52,7 @@ class Run:
 
     Attributes:
         reuse_from: output of an earlier run whose answers to unchanged questions are taken; None asks everything.
+        changed_inputs: what becomes of finished units whose inputs changed: `keep`, `redo`, or None for an error.
     """
 
     inputs: tuple[str, ...]
@@ -46,6 +60,7 @@ class Run:
     beam_flags: tuple[str, ...]
     overwrite: bool
     reuse_from: str | None = None
+    changed_inputs: str | None = None
 
 
 def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
@@ -70,6 +85,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     if run.reuse_from is not None:
         config, record = _reuse_answers(run.reuse_from, config, store, record, units)
     started = _start(run, config, store, record, units)
+    config = _take_set_aside(config, store, record)
     if started.todo:
         counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
         record_end(store, replace(record, counters=counters))
@@ -79,6 +95,8 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     _say("building the tables")
     own = OwnUnits(record.fingerprint, frozenset(unit.unit_id for unit in units))
     published = publish(config.output, config.storage_options, config.max_failed_share, own)
+    if published.is_complete:
+        remove_set_aside(store)
     _check_failures(published, config)
     return published
 
@@ -97,6 +115,8 @@ def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, u
         if not config.allow_other_versions:
             check_same_versions(store, record)
         check_nothing_left_out(store, Store(config.storage_options, config.reading), units, record.fingerprint)
+        check_no_second_ids(store, units)
+        _judge_changed_inputs(run, store, units)
     started = (overwrite_run if run.overwrite else start_run)(store, record, units)
     if not store.honours_conditions():
         _say(
@@ -118,6 +138,28 @@ def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, u
     if started.num_outdated:
         _say(f"in no table: {write_count(started.num_outdated, 'part')} of shards that were cut into other units since")
     return started
+
+
+def _judge_changed_inputs(run: Run, store: OutputStore, units: Sequence[WorkUnit]) -> None:
+    """Lets finished units of changed inputs stand, or sets their parts aside to be done again, as the user said."""
+    changed = find_changed_inputs(store, units)
+    if run.changed_inputs is None:
+        check_inputs_unchanged(changed)
+    if run.changed_inputs == "redo" and changed.unit_ids:
+        store.remove(SUCCESS_FILE)  # before the first part goes
+        for unit_id in changed.unit_ids:
+            set_part_aside(store, unit_id)
+    if changed.unit_ids:
+        fate = "done again" if run.changed_inputs == "redo" else "kept as they are"
+        _say(f"{write_count(len(changed.unit_ids), 'finished unit')} of changed inputs: {fate}")
+
+
+def _take_set_aside(config: RunConfig, store: OutputStore, record: RunRecord) -> RunConfig:
+    """Returns settings that take the answers of parts that were set aside, by this start or by one that was killed."""
+    if config.earlier is not None or not list_set_aside(store):
+        return config
+    output = f"{config.output.rstrip('/')}/{SET_ASIDE_FOLDER}"
+    return replace(config, earlier=EarlierRun(output, record.fingerprint, config.storage_options))
 
 
 def _check_failures(published: PublishedRun, config: RunConfig) -> None:

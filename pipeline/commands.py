@@ -78,7 +78,14 @@ def run_annotate(command: Command) -> None:
         allow_other_versions=flags.allow_other_versions,
         storage_options=flags.storage_options,
     )
-    run = Run(tuple(flags.input), flags.runner, command.beam_flags, flags.overwrite, flags.reuse_from)
+    run = Run(
+        inputs=tuple(flags.input),
+        runner=flags.runner,
+        beam_flags=command.beam_flags,
+        overwrite=flags.overwrite,
+        reuse_from=flags.reuse_from,
+        changed_inputs=flags.changed_inputs,
+    )
     _report(annotate(run, config, model), flags.output)
 
 

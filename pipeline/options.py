@@ -176,6 +176,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="go on with a run, or take its answers, under another minor version of FrameScribe, torch or transformers",
     )
     group.add_argument(
+        "--changed-inputs",
+        choices=("keep", "redo"),
+        help="what becomes of finished clips whose inputs have changed since: kept as they are, or done again",
+    )
+    group.add_argument(
         "--reuse-from",
         type=parse_place,
         metavar="FOLDER",

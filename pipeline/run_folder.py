@@ -22,6 +22,7 @@ from storage.run_journal import (
     read_plan,
     read_run,
     record_start,
+    remove_set_aside,
 )
 
 _SHOWN_CHARACTERS = 80
@@ -157,6 +158,7 @@ def _remove_run(store: OutputStore) -> None:
     store.remove(SUCCESS_FILE)
     for name in _find_tables(store):
         store.remove(name)
+    remove_set_aside(store)
     for folder in (PARTS_FOLDER, PLAN_FOLDER):
         for file_name in store.list_files(folder):
             if file_name.endswith(".parquet"):

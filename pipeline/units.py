@@ -226,7 +226,14 @@ def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int) -> W
         files=tuple(file.uri for file in shard.files[start:stop]),
         clip_ids=shard.clip_ids[start:stop],
         metadata=shard.metadata[start:stop],
+        versions=_versions_of(shard, start, stop),
     )
+
+
+def _versions_of(shard: NamedShard, start: int, stop: int) -> tuple[str, ...]:
+    if shard.kind is InputKind.FILES:
+        return tuple(file.version for file in shard.files[start:stop])
+    return () if shard.kind is InputKind.MANIFEST else (shard.version,)
 
 
 def _check_unique(store: Store, shards: Sequence[NamedShard], plans: Sequence[_ShardPlan]) -> None:

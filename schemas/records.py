@@ -52,6 +52,9 @@ class WorkUnit:
             compressed tar, which is read as one stream.
         files: for `FILES`, the URIs of the videos, in order; `clip_ids` are their clip ids, and `metadata` what tables
             beside them say about each, as JSON objects; empty where there is no such table.
+        versions: what changes with the contents of each of `files`, for `TAR` and `PARQUET` of the shard alone: ETag,
+            generation or modification time; empty texts where the store tells none. They may change without the
+            contents, so they are no part of `unit_id`. Lines of a `MANIFEST` are.
     """
 
     unit_id: str
@@ -66,6 +69,7 @@ class WorkUnit:
     files: tuple[str, ...] = ()
     clip_ids: tuple[str, ...] = ()
     metadata: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,10 @@ def read_files(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
 
 def _refer(store: Store, unit: WorkUnit) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
     metadata = unit.metadata or ("{}",) * len(unit.files)
-    for clip_id, uri, about in zip(unit.clip_ids, unit.files, metadata, strict=True):
+    versions = unit.versions or ("",) * len(unit.files)
+    for clip_id, uri, about, planned in zip(unit.clip_ids, unit.files, metadata, versions, strict=True):
         ref = ClipRef(clip_id, unit.unit_id, strip_credentials(uri), metadata=about)
-        yield ref, partial(fetch_video, store, uri)
+        yield ref, partial(fetch_video, store, uri, planned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from schemas.records import InputKind
 from shards.errors import InputError, NoInputFound
 from shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
-from shards.store import Location, Store
+from shards.store import Location, Store, version_of
 from shards.unprintable import clean_text
 from storage.addresses import protocol_of
 from storage.redaction import strip_credentials
@@ -35,6 +35,7 @@ class FoundFile:
         root: URI of the folder that its ids are relative to: the part of the `--input` before any wildcard.
         relative: its path below the root, `/` as separator.
         size: bytes, None where the listing does not say.
+        version: what changes with its contents, see `shards.store.version_of`; empty where the listing does not say.
         named: whether an input names it; a manifest that was only found is no input, but may say things about videos.
     """
 
@@ -43,6 +44,7 @@ class FoundFile:
     root: str
     relative: str
     size: int | None
+    version: str = ""
     named: bool = True
 
 
@@ -103,7 +105,8 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
     folder, _, name = _without_query(location.path).rpartition("/")
     kind = kind_of(location.uri)
     assert kind is not None
-    return [FoundFile(kind, location.uri, _root_uri(location, folder), name, entry.get("size"))]
+    root = _root_uri(location, folder)
+    return [FoundFile(kind, location.uri, root, name, entry.get("size"), _version_of(entry))]
 
 
 def _find_below(store: Store, folder: Location) -> dict[str, Mapping[str, Any]]:
@@ -142,7 +145,8 @@ def _take(
         if kind is None or (kind is InputKind.FILES and is_read_only_by_name(path) and not named):
             passed_over.append(relative)
         else:
-            taken.append(FoundFile(kind, location.sibling(path).uri, root_uri, relative, entry.get("size"), named))
+            uri, size = location.sibling(path).uri, entry.get("size")
+            taken.append(FoundFile(kind, uri, root_uri, relative, size, _version_of(entry), named))
     if all(file.kind is InputKind.MANIFEST and not file.named for file in taken):
         seen = ", ".join(repr(posixpath.basename(path)) for path in sorted({**matched, **below})[:3])
         raise NoInputFound(
@@ -152,6 +156,15 @@ def _take(
     if passed_over:
         _log.warning("not read below %s: %s", strip_credentials(root_uri), _count_suffixes(passed_over))
     return taken
+
+
+def _version_of(entry: Mapping[str, Any]) -> str:
+    if not entry.get("islink"):
+        return version_of(entry)
+    try:  # what fsspec says of a link is its own time, not that of the file behind it
+        return version_of({"mtime": os.stat(entry["name"]).st_mtime})
+    except OSError:
+        return ""
 
 
 def _list_visible(root: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -19,6 +19,7 @@ class NamedShard:
     """A shard with its id; the single videos of one root folder count as one shard.
 
     Attributes:
+        version: what changes with its contents, empty where the listing does not say.
         named: whether an input names the shard; one that was only found may hold no videos.
         files: for `FILES`, the videos in order, with their clip ids in `clip_ids`; empty for every other kind.
         metadata: for `FILES`, what tables beside them say about each; empty where there is none.
@@ -28,6 +29,7 @@ class NamedShard:
     uri: str
     shard_id: str
     size: int | None = None
+    version: str = ""
     named: bool = True
     files: tuple[FoundFile, ...] = ()
     clip_ids: tuple[str, ...] = ()
@@ -46,7 +48,12 @@ def name_shards(files: Sequence[FoundFile]) -> list[NamedShard]:
     depths = _find_depths(files, names)
     shards = [
         NamedShard(
-            file.kind, file.uri, clean_id(f"{_label(file.root, depths[file.root])}/{name}"), file.size, file.named
+            file.kind,
+            file.uri,
+            clean_id(f"{_label(file.root, depths[file.root])}/{name}"),
+            file.size,
+            file.version,
+            file.named,
         )
         for file, name in zip(files, names, strict=True)
         if file.kind is not InputKind.FILES

@@ -68,14 +68,14 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
         ids = list(_iterate_ids(store, shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))
-        content = _content_of(store, location, column)
+        content = _content_of(store, location, column, *unit.versions)
         check_unit(unit, (f"{content} {clip_id}" for clip_id in ids))
         yield from read_videos(_refer(store, hosts, unit, shard, column, ids))
 
 
-def _content_of(store: Store, location: Location, column: str) -> str:
+def _content_of(store: Store, location: Location, column: str, planned: str = "") -> str:
     chosen = "" if store.config.window_columns is None else f"{store.config.window_columns} "
-    return f"{chosen}{store.size(location)} {column}"
+    return f"{chosen}{store.size(location, planned)} {column}"
 
 
 def _iterate_ids(store: Store, shard: ParquetShard, shard_id: str, start: int, stop: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import os
 import random
@@ -19,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.config import ReadConfig
-from shards.errors import AddressRefused, CutShort, InputError, StoreRefused, StoreUnavailable
+from shards.errors import AddressRefused, CutShort, InputError, ShardChanged, StoreRefused, StoreUnavailable
 from storage.addresses import (
     ADDRESS_ERRORS,
     ROW_PROTOCOLS,
@@ -42,6 +43,13 @@ _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError)  # of an input inside of an archive
 _STREAM_BYTES = 1 << 20
+_QUOTES = '"'
+# What stores call the marks of a file's contents, the surest first.
+_VERSIONS = (
+    ("generation", ("generation",)),
+    ("etag", ("ETag", "etag", "blob_id")),
+    ("mtime", ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")),
+)
 _AZURE = ("az", "abfs", "abfss")
 
 
@@ -171,18 +179,27 @@ class Store:
             time.sleep(self.config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def size(self, location: Location) -> int | None:
-        """Returns the bytes of a file, or None where the store does not say."""
+    def size(self, location: Location, planned: str = "") -> int | None:
+        """Returns the bytes of a file, or None where the store does not say.
+
+        Args:
+            planned: the version that the file had when the work was planned, empty where nobody knows.
+
+        Raises:
+            ShardChanged: it has another one now.
+        """
         name = strip_credentials(location.uri)
         if location.is_local:
             found = self.ask(f"open {name}", local_path(location).stat)
             if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
                 raise FileNotFoundError(f"{name} is no regular file")
+            _check_version(name, planned, version_of({"mtime": found.st_mtime}))
             return found.st_size
         what = f"ask for the size of {name}"
         described = self.ask(what, lambda: location.fs.info(location.path), location.uri)
         if described.get("type") == "directory":
             raise FileNotFoundError(f"{name} is a folder, wanted a file")
+        _check_version(name, planned, version_of(described))
         size = described.get("size")
         return int(size) if size is not None else None
 
@@ -252,6 +269,34 @@ class Store:
 
     def _describe(self, error: BaseException, uri: str) -> str:
         return describe_error(error, (*secrets_in(uri), *secrets_of(self.options)))
+
+
+def version_of(entry: Mapping[str, Any]) -> str:
+    """Returns what changes with the contents of a file, from its entry in a listing; empty where that says nothing.
+
+    Where there is none of a store's own marks, it is the time of the last change.
+    """
+    for name, keys in _VERSIONS:
+        value = next((entry[key] for key in keys if entry.get(key)), None)
+        # A weak ETag says that two contents mean the same, and servers behind one address give different ones.
+        if value is not None and not str(value).startswith("W/"):
+            return f"{name} {_write_version(value)}"
+    return ""
+
+
+def _write_version(value: object) -> str:
+    """Returns the same text for the same mark, whichever call of a store's client gave it."""
+    if isinstance(value, dt.datetime):
+        value = (value if value.tzinfo else value.replace(tzinfo=dt.timezone.utc)).timestamp()
+    return f"{value:.6f}" if isinstance(value, float) else str(value).strip(_QUOTES)
+
+
+def _check_version(name: str, planned: str, now: str) -> None:
+    if planned and now and planned != now:
+        raise ShardChanged(
+            f"{name} changed after the work was planned ({planned} -> {now}): leave inputs alone during a run, and run "
+            "again"
+        )
 
 
 def local_path(location: Location) -> Path:

@@ -83,16 +83,20 @@ def join_uri(folder: str, relative: str) -> str:
     return f"{scheme}://{host}/{joined.lstrip('/')}"
 
 
-def fetch_video(store: Store, uri: str) -> bytes | Path:
+def fetch_video(store: Store, uri: str, planned: str = "") -> bytes | Path:
     """Returns the path of a local video, the bytes of any other.
 
+    Args:
+        planned: its version when the work was planned, empty where nobody knows.
+
     Raises:
+        ShardChanged: it has another version now.
         VideoUnreadable: this one file is missing, is empty, too large or cut short, or may not be read or named.
         StoreUnavailable: the store does not answer.
     """
     try:
         location = store.locate(uri)
-        size = store.size(location)
+        size = store.size(location, planned)
         check_size(store, size)
         if location.is_local:
             store.ask(f"open {uri}", lambda: local_path(location).open("rb").close())

@@ -9,6 +9,7 @@ PARTS_FOLDER = f"{JOURNAL_FOLDER}/parts"
 TURN_FILE = f"{JOURNAL_FOLDER}/locks/turn"
 REPLACE_FILE = f"{JOURNAL_FOLDER}/locks/replace"
 PROBE_PREFIX = f"{JOURNAL_FOLDER}/locks/probe-"
+SET_ASIDE_FOLDER = f"{JOURNAL_FOLDER}/set_aside"  # laid out like an output of its own, so that it can be read as one
 CARD_FILE = "README.md"
 SUCCESS_FILE = "_SUCCESS"
 

@@ -15,8 +15,17 @@ import pyarrow.parquet as pq
 
 from schemas.records import WorkUnit
 from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
-from storage.layout import JOURNAL_FOLDER, PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, part_name, unit_of_part
+from storage.layout import (
+    JOURNAL_FOLDER,
+    PARTS_FOLDER,
+    PLAN_FOLDER,
+    RUN_FILE,
+    SET_ASIDE_FOLDER,
+    part_name,
+    unit_of_part,
+)
 from storage.output_store import OutputStore
+from storage.redaction import strip_credentials
 
 Settings = Mapping[str, Any]  # JSON: the settings of other modules, nested as they like
 
@@ -27,6 +36,7 @@ _PLAN_SCHEMA = pa.schema(
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("size_bytes", pa.int64()),
+        ("sources", pa.list_(pa.struct([("uri", pa.string()), ("version", pa.string())]))),
     ]
 )
 
@@ -71,14 +81,27 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A file that a unit reads, without credentials, and its version when that was planned; empty if not known."""
+
+    uri: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedUnit:
-    """A unit that some start of the run planned: the clips `start` to `stop` (exclusive) of a shard."""
+    """A unit that some start of the run planned: the clips `start` to `stop` (exclusive) of a shard.
+
+    Attributes:
+        sources: the shard, or the single videos; none in plans of FrameScribe 0.1.
+    """
 
     unit_id: str
     shard_id: str
     start: int
     stop: int
     size_bytes: int
+    sources: tuple[Source, ...] = ()
 
 
 def record_start(store: OutputStore, run: RunRecord, instead_of: str | None) -> bool:
@@ -171,6 +194,28 @@ def read_plan(store: OutputStore) -> list[PlannedUnit]:
 def list_done_units(store: OutputStore) -> list[str]:
     """Returns the sorted ids of the units whose part is committed."""
     return sorted(list_parts(store))
+
+
+def set_part_aside(store: OutputStore, unit_id: str) -> None:
+    """Moves a part to where its answers are found while the unit is done again; nothing is lost when this is killed."""
+    try:
+        payload = store.read(part_name(unit_id))
+    except FileNotFoundError:
+        return  # another start was faster
+    store.put(f"{SET_ASIDE_FOLDER}/{part_name(unit_id)}", payload)
+    store.remove(part_name(unit_id))
+
+
+def list_set_aside(store: OutputStore) -> list[str]:
+    """Returns the sorted ids of the units whose part was set aside."""
+    units = (unit_of_part(name) for name in store.list_files(f"{SET_ASIDE_FOLDER}/{PARTS_FOLDER}"))
+    return sorted(unit for unit in units if unit is not None)
+
+
+def remove_set_aside(store: OutputStore) -> None:
+    """Removes the parts that were set aside."""
+    for unit_id in list_set_aside(store):
+        store.remove(f"{SET_ASIDE_FOLDER}/{part_name(unit_id)}")
 
 
 def list_parts(store: OutputStore) -> dict[str, str]:
@@ -274,8 +319,23 @@ def _run_to_json(run: RunRecord) -> bytes:
     return _to_json({"format": OUTPUT_FORMAT, **content})
 
 
+def list_sources(unit: WorkUnit) -> tuple[Source, ...]:
+    """Returns the files of a unit with their versions, of which what a table beside a video says of it is a part."""
+    uris = unit.files or (unit.shard,)
+    versions = unit.versions or ("",) * len(uris)
+    tables = unit.metadata or ("{}",) * len(uris)
+    return tuple(
+        Source(strip_credentials(uri), version if about == "{}" else f"{version} metadata {_digest(about)}".strip())
+        for uri, version, about in zip(uris, versions, tables, strict=True)
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _plan(unit: WorkUnit) -> PlannedUnit:
-    return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes)
+    return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes, list_sources(unit))
 
 
 def _plan_to_parquet(planned: Iterable[PlannedUnit]) -> bytes:
@@ -286,7 +346,12 @@ def _plan_to_parquet(planned: Iterable[PlannedUnit]) -> bytes:
 
 def _read_plan_file(store: OutputStore, name: str) -> list[PlannedUnit]:
     table = pq.read_table(io.BytesIO(store.read(f"{PLAN_FOLDER}/{name}")))
-    return [PlannedUnit(**row) for row in table.to_pylist()]
+    return [_read_planned(row) for row in table.to_pylist()]
+
+
+def _read_planned(row: Mapping[str, Any]) -> PlannedUnit:  # Any: cells of a row
+    sources = tuple(Source(**source) for source in row.get("sources") or ())
+    return PlannedUnit(**{**row, "sources": sources})
 
 
 def _to_json(value: object) -> bytes:

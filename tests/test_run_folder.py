@@ -11,9 +11,10 @@ from pipeline.run_folder import OtherRunError, check_same_run, describe_differen
 from publish.publish_run import publish
 from storage.layout import part_name
 from storage.output_store import open_output
-from storage.run_journal import DamagedRunError, PlannedUnit, list_done_units, read_plan, read_run
+from storage.run_journal import DamagedRunError, PlannedUnit, Source, list_done_units, read_plan, read_run
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 
+SHARD = (Source("s3://bucket/shards/000.tar", ""),)
 OTHER_RUN = replace(RUN_RECORD, fingerprint="beef", settings={"sampling": {"max_frames": 32}, "recipe": "detailed"})
 
 
@@ -27,7 +28,10 @@ def test_a_new_run_is_recorded_with_all_its_units_to_do(output):
     started = start_run(store, RUN_RECORD, units)
     assert (started.todo, started.num_planned, started.num_done) == (tuple(units), 2, 0)
     assert read_run(store) == RUN_RECORD
-    assert read_plan(store) == [PlannedUnit("one", "000", 0, 3, 1000), PlannedUnit("two", "000", 3, 6, 1000)]
+    assert read_plan(store) == [
+        PlannedUnit("one", "000", 0, 3, 1000, SHARD),
+        PlannedUnit("two", "000", 3, 6, 1000, SHARD),
+    ]
 
 
 def test_a_rerun_does_only_the_units_without_a_part(output):
