@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
     import torch
 
 
+_WITHOUT_FRAMES = {("levels", "summary"), ("levels", "video")}  # asked about texts
+_PLACEHOLDER = re.compile(r"\{\w+\}")
+
+
 class CannotStart(ValueError):
     """The run cannot work with these settings on this machine; nothing was removed or written."""
 
 
 def check_prompts(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> None:
-    """Checks that the recipe's longest answer fits the model's context beside a clip of so many frames.
+    """Checks that the recipe's prompts and answers fit the model's context beside a clip of so many frames.
 
     Raises:
         CannotStart: it does not, however short times and questions are.
@@ -31,14 +37,23 @@ def check_prompts(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig)
     """
     checkpoint.read_json("generation_config.json")
     num_prefix, num_frames = _count_prefix_tokens(config, checkpoint, model), config.sampling.max_frames
-    longest = _longest_answer(config)
-    if num_prefix + longest > model.max_length:
-        fitting = max(0, num_frames * (model.max_length - longest) // max(1, num_prefix))
-        raise CannotStart(
-            f"--frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe "
-            f"{config.recipe.name!r} allows answers of {longest}: over the model's context of {model.max_length}. "
-            f"Give at most about --frames {fitting}, or a recipe with a smaller max_new_tokens"
-        )
+    tokenizer = PromptTokenizer(checkpoint, config.engine.prompt_layout)
+    for prompt in _find_prompts(config.recipe.to_dict()):
+        num_question = len(tokenizer.video_question(prompt.text))
+        room = model.max_length - num_question - prompt.max_new_tokens
+        if room < 0:
+            raise CannotStart(
+                f"the recipe {config.recipe.name!r}: the prompt {prompt.id!r} has {num_question} tokens and more, its "
+                f"answer up to {prompt.max_new_tokens}: over the model's context of {model.max_length}, even without "
+                "frames. Shorten the prompt, or give a smaller max_new_tokens"
+            )
+        if prompt.has_frames and num_prefix > room:
+            raise CannotStart(
+                f"--frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe's "
+                f"{prompt.id!r} {num_question} and more, with answers up to {prompt.max_new_tokens}: over the model's "
+                f"context of {model.max_length}. Give at most about --frames {num_frames * room // num_prefix}, or a "
+                "recipe with a shorter prompt or a smaller max_new_tokens"
+            )
 
 
 def prepare_model(config: RunConfig, model: ModelConfig) -> str:
@@ -101,6 +116,30 @@ def _count_prefix_tokens(config: RunConfig, checkpoint: Checkpoint, model: Model
     num_frames = config.sampling.max_frames
     prefix = tokenizer.video_prefix([0.0] * num_frames, 0.0)
     return len(prefix.before_video) + model.num_video_tokens(num_frames) + len(prefix.after_video)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt of a recipe as short as it can get: what is filled in for each clip is left out."""
+
+    id: str
+    text: str
+    max_new_tokens: int
+    has_frames: bool
+
+
+def _find_prompts(settings: Mapping[str, Any]) -> Iterator[_Prompt]:  # Any: JSON values
+    """Yields the prompts of a recipe; one that is asked for each of several types, with each of them."""
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            continue
+        prompt = value["prompt"] if isinstance(value.get("prompt"), Mapping) else value
+        if not isinstance(prompt.get("prompt"), str):
+            continue
+        for one in value.get("types") or [{"name": "", "definition": ""}]:
+            text = prompt["prompt"].replace("{type}", one["name"]).replace("{definition}", one["definition"])
+            has_frames = (settings["recipe"], key) not in _WITHOUT_FRAMES
+            yield _Prompt(prompt["id"], _PLACEHOLDER.sub("", text), prompt["max_new_tokens"], has_frames)
 
 
 def _longest_answer(config: RunConfig) -> int:

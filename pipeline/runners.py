@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -87,7 +87,7 @@ def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> P
         WorkerStopped: a worker met what stops a run.
         RuntimeError: what else a worker raised, as the text of its traceback.
     """
-    quiet = _traces_only_at_the_end() if is_in_process(runner) else nullcontext()
+    quiet = _traces_only_at_the_end() if is_in_process(runner) else _filtered_logs(_shorten_trace)
     with _EndingAtOnce(when_interrupted) as ending, quiet:
         try:
             result = pipeline.run() if is_in_process(runner) else _submit(pipeline, runner)
@@ -185,15 +185,29 @@ class _EndingAtOnce:
 @contextmanager
 def _traces_only_at_the_end() -> Iterator[None]:
     """Keeps back the traces that Beam logs and prints of an error in each bundle: the run ends with that error."""
+    with _filtered_logs(_has_no_trace), redirect_stderr(cast(TextIO, _WithoutTraces(sys.stderr))):
+        yield
+
+
+@contextmanager
+def _filtered_logs(keeps: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
     handlers = list(logging.getLogger().handlers)
     for handler in handlers:
-        handler.addFilter(_has_no_trace)
+        handler.addFilter(keeps)
     try:
-        with redirect_stderr(cast(TextIO, _WithoutTraces(sys.stderr))):
-            yield
+        yield
     finally:
         for handler in handlers:
-            handler.removeFilter(_has_no_trace)
+            handler.removeFilter(keeps)
+
+
+def _shorten_trace(record: logging.LogRecord) -> bool:
+    """Leaves of an error of ours, handed on by a runner that may well try again, what the worker said."""
+    text = record.getMessage()
+    stopped = explain_worker_error(text) if _TRACE in text else None
+    if stopped is not None:
+        record.msg, record.args, record.exc_info = f"a worker stopped: {stopped}", (), None
+    return True
 
 
 def _has_no_trace(record: logging.LogRecord) -> bool:

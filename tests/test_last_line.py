@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from storage.output_store import open_output
-from storage.run_journal import write_run
-from tests.output_fixtures import RUN_RECORD, commit, make_annotation
+from storage.run_journal import add_to_plan, record_start
+from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 from tests.run_fixtures import ROOT, annotate_arguments, find_hidden, make_shard
 from tests.shards_fixtures import write
 
@@ -91,7 +91,9 @@ def unpublished(tmp_path: Path) -> str:
     """The output of a run whose parts are all there, but no tables."""
     output = str(tmp_path / "out")
     commit(output, "one", [make_annotation(f"clip {number}", "one") for number in range(50)])
-    write_run(open_output(output), RUN_RECORD)
+    store = open_output(output)
+    assert record_start(store, RUN_RECORD, instead_of=None)
+    add_to_plan(store, make_units("one"))
     return output
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from golden_cases import COMMITTED
+
+from tests.shards_fixtures import write
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """\
@@ -38,13 +41,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def _serve(module: str, flag: str, log: Path, *before: str) -> tuple[subprocess.Popen[bytes], int]:
+def _serve(module: str, flag: str, log: Path, *before: str, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
     """Starts a service in a folder of its own, behind some other command if one is given."""
     port = _free_port()
     own_folder = log.with_suffix("")
     own_folder.mkdir()
     command = [*before, sys.executable, "-m", module, f"{flag}={port}"]
-    process = subprocess.Popen(command, env=_environment(), cwd=own_folder, stderr=log.open("wb"))
+    process = subprocess.Popen(command, env={**_environment(), **environment}, cwd=own_folder, stderr=log.open("wb"))
     deadline = time.monotonic() + _START_S
     while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
         assert process.poll() is None, f"{module} ended: {log.read_text()}"
@@ -82,6 +85,21 @@ def worker_pool_elsewhere(tmp_path: Path) -> Iterator[str]:
         pytest.skip("needs root and `unshare`")
     process, port = _serve(
         "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "elsewhere.log", *alone
+    )
+    yield f"localhost:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def worker_pool_without_package(tmp_path: Path) -> Iterator[str]:
+    """A pool whose Python has the packages of this one, but for ours: without `site`, no editable install is seen."""
+    programs = tmp_path / "programs"
+    write(programs / "python", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'.encode())
+    (programs / "python").chmod(0o755)
+    environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": sysconfig.get_path("purelib")}
+    process, port = _serve(
+        "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "without.log", **environment
     )
     yield f"localhost:{port}"
     process.kill()
@@ -169,6 +187,21 @@ def test_workers_that_write_to_a_disk_of_their_own_are_an_error_that_names_both_
         "Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
     )
     assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_worker_without_the_package_is_one_line_that_names_it_and_the_remedy(
+    tmp_path: Path, job_service: str, worker_pool_without_package: str
+) -> None:
+    flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
+    command = _command(tmp_path, *flags, f"--environment_config={worker_pool_without_package}")
+    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"framescribe annotate: the worker whose packages lie in {sysconfig.get_path('purelib')} has no module "
+        "'schemas': install this version of FrameScribe there, with all that this machine has of it, or name an "
+        "image that holds it (--sdk_container_image)"
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_a_runner_that_starts_its_own_job_server_runs_the_graph(tmp_path: Path, job_server_program: str) -> None:

@@ -60,6 +60,29 @@ def test_settings_that_cannot_work_are_refused_before_the_old_run_is_removed(
     assert re.fullmatch(f"framescribe annotate: .*{message}.*\n", capsys.readouterr().err)
 
 
+_DETAILED = (Path(__file__).parents[1] / "recipes" / "detailed.yaml").read_text()
+_TOO_LONG = "very long " * 17_000
+
+
+@pytest.mark.parametrize(
+    ("text", "longer", "prompt_id"),
+    [
+        ("prompt: Please describe this video in detail.", f"prompt: {_TOO_LONG}", "detailed_caption"),
+        ("{question}\n    Answer in a few words.", f"{{question}} {_TOO_LONG}", "verification"),
+        ("Causal: why something happens, or what it leads to.", f"Causal: {_TOO_LONG}", "open_ended"),
+    ],
+    ids=["caption", "verification", "definition of a type"],
+)
+def test_a_prompt_that_no_clip_has_room_for_is_refused_at_the_start(old_run, tmp_path, capsys, text, longer, prompt_id):
+    assert text in _DETAILED
+    recipe = write(tmp_path / "long.yaml", _DETAILED.replace(text, longer))
+    assert refused(old_run, "--recipe", recipe)
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"framescribe annotate: the recipe 'detailed': the prompt '{prompt_id}' has \d{{5}} tokens and more.*\n", said
+    )
+
+
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_flash_attention_without_its_package_is_refused(old_run, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
