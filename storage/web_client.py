@@ -23,6 +23,8 @@ _FOR_STRANGERS = frozenset({"timeout", "proxy", "proxy_auth", "trust_env", "read
 _HEADERS_FOR_STRANGERS = frozenset({"accept", "accept-encoding", "accept-language", "range", "user-agent"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
+# A server may be slow, but not silent; aiohttp's own limit is five minutes for a whole video.
+TIMEOUT = aiohttp.ClientTimeout(total=3600, sock_connect=30, sock_read=60)
 _NAT64 = ip_network("64:ff9b::/96")
 
 
@@ -61,8 +63,9 @@ class GuardedSession:
     """The part of an aiohttp session that fsspec uses, following redirects one by one."""
 
     def __init__(self, trusted: frozenset[str], options: Mapping[str, Any]) -> None:
-        self._trusted, self._options = trusted, options
-        self._own = aiohttp.ClientSession(**options)
+        self._trusted = trusted
+        self._options = _with_timeout({"timeout": TIMEOUT, **options})
+        self._own = aiohttp.ClientSession(**self._options)
         self._proxies = _proxies_of(options)
         self._strangers: aiohttp.ClientSession | None = None
 
@@ -89,6 +92,7 @@ class GuardedSession:
             await self._strangers.close()
 
     async def _follow(self, method: str, url: URL, options: dict[str, Any]) -> aiohttp.ClientResponse:
+        options = _with_timeout(options)
         follows = options.pop("allow_redirects", True)
         origin, trusted = _origin(url), self._is_trusted(url)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -165,6 +169,7 @@ class _PublicResolver(AbstractResolver):
 
 
 def _private(host: str) -> HostRefused:
+    host = f"[{host}]" if ":" in host else host
     return HostRefused(
         f"{host} is an address of a private network; if it is meant, name it with --trusted-hosts {host}"
     )
@@ -181,6 +186,16 @@ def _join(url: URL, target: str) -> URL:
             f"{url.host} redirects to an address of {joined.scheme or 'no'} protocol, wanted http or https"
         )
     return joined
+
+
+def _with_timeout(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options in which a timeout in seconds, as JSON can hold it, is what aiohttp takes."""
+    seconds = options.get("timeout")
+    return (
+        {**options, "timeout": aiohttp.ClientTimeout(total=seconds)}
+        if isinstance(seconds, (int, float))
+        else {**options}
+    )
 
 
 def _for_strangers(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import aiohttp
 import pytest
 
 from llava_video.checkpoint import find_checkpoint
@@ -26,6 +27,7 @@ from tests.web_fixtures import (
     give_short,
     give_slowly,
     hang_up,
+    keep_waiting,
     redirect,
     say_status,
     web_server,
@@ -165,6 +167,8 @@ def test_no_row_reaches_this_machine_however_it_is_written(tmp_path, server, hos
         "[fe80::1]",
         "[fd00:ec2::254]",
         "[64:ff9b::a00:1]",
+        "[2002:7f00:1::]",
+        "224.0.0.1",
     ],
 )
 def test_no_row_reaches_a_private_address(tmp_path, host):
@@ -187,6 +191,12 @@ def test_a_listed_host_is_reached(tmp_path, server, listed):
     server.answers["/a.mp4"] = give(b"video")
     config = trusting(parse_host(listed.format(host=server.host)))
     assert outcomes(read_rows(tmp_path, [f"{server.url}/a.mp4"], config)) == [b"video"]
+
+
+def test_a_host_listed_by_its_name_is_reached_by_this_name_only(tmp_path, server):
+    server.answers["/a.mp4"] = give(b"video")
+    rows = [f"http://localhost:{server.server_port}/a.mp4", f"{server.url}/a.mp4"]
+    assert outcomes(read_rows(tmp_path, rows, trusting("localhost"))) == [b"video", "address not allowed"]
 
 
 @pytest.mark.parametrize("listed", ["127.0.0.1:1", "https://{host}", "localhost", "127.0.0.10"])
@@ -260,6 +270,14 @@ def test_session_wide_credentials_stay_with_trusted_hosts_too(tmp_path, server, 
     server.answers["/a.mp4"] = give(b"video")
     options = WITH_TOKEN["http"] if way == "plain" else {"client_kwargs": WITH_TOKEN["http"]}
     assert outcomes(read_rows(tmp_path, [f"{server.url}/a.mp4"], STRICT, options)) == [b"video"]
+    assert planted(server) == []
+
+
+def test_behind_a_proxy_strangers_are_reached_without_credentials_and_private_addresses_are_not(tmp_path, server):
+    server.answers["http://videos.example.org/a.mp4"] = give(b"video")
+    options = {"http": {**WITH_TOKEN["http"], "proxy": server.url}}
+    rows = ["http://videos.example.org/a.mp4", "http://127.0.0.1:1/a.mp4"]
+    assert outcomes(read_rows(tmp_path, rows, STRICT, options)) == [b"video", "address not allowed"]
     assert planted(server) == []
 
 
@@ -349,6 +367,22 @@ def test_an_address_that_never_works_fails_its_rows_while_others_of_its_host_ans
     read = read_rows(tmp_path, rows, trusting(server.host))
     assert outcomes(read) == ["server error", b"video", "server error"]
     assert f"while other addresses of {server.host} answer" in read[0].message
+
+
+def test_an_address_that_is_silent_fails_its_rows_long_before_a_slow_one_would(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("storage.web_client.TIMEOUT", aiohttp.ClientTimeout(sock_read=0.3))
+    server.answers |= {"/bad.mp4": keep_waiting(1.0), "/a.mp4": give_slowly(b"video" * 20, pieces=30)}
+    rows = [f"{server.url}/bad.mp4", f"{server.url}/a.mp4"]
+    config = replace(trusting(server.host), max_attempts=1)
+    assert outcomes(read_rows(tmp_path, rows, config)) == ["server error", b"video" * 20]
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0.2}, {"client_kwargs": {"timeout": 0.2}}])
+def test_a_timeout_of_the_users_own_is_in_seconds(tmp_path, server, options):
+    server.answers |= {"/bad.mp4": keep_waiting(1.0), "/a.mp4": give(b"video")}
+    rows = [f"{server.url}/bad.mp4", f"{server.url}/a.mp4"]
+    config = replace(trusting(server.host), max_attempts=1)
+    assert outcomes(read_rows(tmp_path, rows, config, {"http": options})) == ["server error", b"video"]
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -95,6 +95,16 @@ def redirect(target: str, status: int = 302) -> Answer:
     return lambda handler: _send(handler, status, {"Location": target, "Content-Length": "0"}, b"")
 
 
+def keep_waiting(seconds: float) -> Answer:
+    """Nothing for so long, and then no answer either."""
+
+    def answer(handler: ToldHandler) -> None:
+        threading.Event().wait(seconds)
+        hang_up(handler)
+
+    return answer
+
+
 def hang_up(handler: ToldHandler) -> None:
     """No answer at all, though the connection was taken."""
     handler.close_connection = True
