@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism fuzz soak lint format types check bench constraints
+.PHONY: help setup demo test test-slow test-faults test-prism fuzz soak test-mutants lint format types check bench constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -18,6 +18,8 @@ help:
 	@echo "  make test-faults  runs that are killed over and over again; make fuzz: arbitrary bytes as inputs for an hour;"
 	@echo "                    make soak: thousands of clips in one go, watching memory and open files"
 	@echo "  make test-prism   a run on Prism, Beam's portable runner of its own; builds it with Go the first time"
+	@echo "  make test-mutants  small mistakes in the modules that carry promises, one at a time: do their tests notice?"
+	@echo "                    MUTANTS='--sample 100 --seed 1 --budget-s 1200 --jobs 2' for a part of them"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
@@ -54,6 +56,11 @@ test-prism: setup $(PRISM)
 
 $(PRISM):
 	GOBIN=$(abspath $(@D)) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM)
+
+# In an environment of its own: cosmic-ray needs none of our packages, and we need none of its.
+test-mutants: setup
+	@test -x .venv-mutants/bin/cosmic-ray || ($(PY) -m venv .venv-mutants && .venv-mutants/bin/pip install -q cosmic-ray==8.7.0)
+	.venv-mutants/bin/python -m tests.mutants $(MUTANTS)
 
 fuzz: setup
 	FRAMESCRIBE_FUZZ_EXAMPLES=20000 $(PY) -m pytest --timeout 3600 tests/test_fuzz_inputs.py tests/test_fuzz_parsers.py $(PYTEST)

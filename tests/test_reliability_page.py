@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that exist."""
+"""docs/reliability.md and the table of mutants name what exists."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants import PROMISES
+
 ROOT = Path(__file__).parent.parent
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
 
@@ -14,3 +16,10 @@ NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliabilit
 @pytest.mark.parametrize(("file_name", "test"), NAMED)
 def test_a_test_that_the_page_names_is_there(file_name, test):
     assert f"def {test}(" in (ROOT / "tests" / file_name).read_text()
+
+
+@pytest.mark.parametrize("module", PROMISES)
+def test_a_module_that_is_tried_with_mutants_and_its_tests_are_there(module):
+    named = [ROOT / word for word in PROMISES[module].split() if word.endswith(".py")]
+    assert all(path.is_file() for path in (ROOT / module, *named))
+    assert named
