@@ -22,7 +22,7 @@ from llava_video.engine_stats import EngineStats
 from llava_video.engine_thread import EngineThread
 from llava_video.errors import EngineClosed, PromptTooLong
 from llava_video.generation import Completion, GenerationConfig
-from llava_video.memory import choose_layer_devices, describe_attention, plan_memory
+from llava_video.memory import choose_layer_devices, plan_memory
 from llava_video.model import LlavaVideoModel, check_faster_video, load_model
 from llava_video.model_config import read_model_config
 from llava_video.model_runner import ModelRunner
@@ -56,7 +56,6 @@ class Engine:
         self.generation_defaults = read_generation_defaults(checkpoint)
         memory = plan_memory(config, model)
         self.device_name = name_device(model.device)
-        self.attention_path = describe_attention(config.attn_implementation, memory.pool)
         runner = ModelRunner(
             model,
             memory.pages,
@@ -65,6 +64,7 @@ class Engine:
             config.attn_implementation,
             memory.pool,
         )
+        self.attention_path = runner.attention_path
         self._orders = itertools.count()
         self._text_only = self._make_text_task()
         runner.prefill_text(self._text_only)

@@ -73,12 +73,6 @@ def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
     return MemoryPlan(limits, pages, pool, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
 
 
-def describe_attention(implementation: str | None, pool: PrefixPool | None) -> str:
-    """Returns which code attends: that of a prompt, and that of decoding steps."""
-    decoding = "paged" if pool is None else pool.attend.__name__
-    return f"{implementation or 'sdpa'}; decoding: {decoding}"
-
-
 def least_kv_bytes(language: LanguageConfig, dtype: torch.dtype, num_prefix: int, num_suffix: int) -> int:
     """Returns the smallest budget that holds one clip's prefix, and a question and answer to it."""
     per_token = bytes_per_token(language.num_hidden_layers, language.num_key_value_heads, language.head_dim, dtype)

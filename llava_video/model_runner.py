@@ -60,6 +60,18 @@ class ModelRunner:
         if pool is not None:
             self._static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
 
+    @property
+    def attention_path(self) -> str:
+        """Which code attends, such as `sdpa; frames: flash_attention; prompts: flash_attention; decoding: paged`."""
+        pinned = {"frames": self._tower_backend, "prompts": self._language_backend}
+        return "; ".join(
+            (
+                self._implementation or "sdpa",
+                *(f"{name}: {backend.name.lower()}" for name, backend in pinned.items() if backend is not None),
+                f"decoding: {'paged' if self._pool is None else self._pool.attend.__name__}",
+            )
+        )
+
     def bind_thread(self) -> None:
         """Makes the model's GPU the calling thread's own: graphs are captured on the streams of that one."""
         if self.model.device.type == "cuda":
