@@ -24,7 +24,7 @@ from shards.manifest_lines import (
 from shards.ranged_file import open_shard
 from shards.sidecars import dump_metadata
 from shards.store import Location, Store
-from shards.videos import check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
+from shards.videos import FetchedOnce, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
 from shards.web_hosts import WebHosts
 from storage.addresses import protocol_of
 from storage.redaction import strip_credentials
@@ -73,9 +73,10 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     rows = list(iterate_table(store, manifest, unit.byte_start, unit.byte_stop, check_csv_header))
     name = strip_credentials(unit.shard)
     check_unit(unit, (store.config.columns_key + raw.content for raw in rows))
-    parsed = (parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None)
+    parsed = [parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None]
     hosts = WebHosts(store.for_rows(manifest.uri), partial(_sample_uris, store, manifest))
-    return read_videos(_refer(hosts, unit, enumerate(parsed, start=unit.start + 1)))
+    videos = FetchedOnce(hosts.fetch, (row.video or "" for row in parsed), folder_of(manifest.uri))
+    return read_videos(_refer(videos, unit, enumerate(parsed, start=unit.start + 1)))
 
 
 def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
@@ -140,12 +141,12 @@ def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> No
 
 
 def _refer(
-    hosts: WebHosts, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
+    videos: FetchedOnce, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
 ) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
     folder = folder_of(unit.shard)
     for number, row in rows:
         assert row.video is not None
-        source, fetch = prepare_fetch(hosts.fetch, row.video, folder)
+        source, fetch = prepare_fetch(videos.fetch, row.video, folder)
         ref = ClipRef(
             clip_id=row.clip_id or default_clip_id(unit.shard_id, row),
             unit_id=unit.unit_id,

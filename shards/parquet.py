@@ -17,7 +17,7 @@ from shards.parquet_columns import find_video_column, is_text, list_metadata_col
 from shards.parquet_rows import ParquetShard, iterate_rows, list_row_groups, open_parquet, pair_rows
 from shards.sidecars import dump_metadata, shorten_numbers
 from shards.store import Location, Store
-from shards.videos import check_size, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
+from shards.videos import FetchedOnce, check_size, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
 from shards.web_hosts import WebHosts
 from storage.redaction import strip_credentials
 
@@ -70,7 +70,16 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         ids = list(_iterate_ids(store, shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))
         content = _content_of(store, location, column, *unit.versions)
         check_unit(unit, (f"{content} {clip_id}" for clip_id in ids))
-        yield from read_videos(_refer(store, hosts, unit, shard, column, ids))
+        videos = FetchedOnce(hosts.fetch, _list_videos(shard, column, unit), folder_of(location.uri))
+        yield from read_videos(_refer(store, videos, unit, shard, column, ids))
+
+
+def _list_videos(shard: ParquetShard, column: str, unit: WorkUnit) -> list[str]:
+    """Returns what the rows of a unit name, where the shard holds names alone."""
+    if not is_text(shard.schema.field(column).type):
+        return []
+    rows = iterate_rows(shard, [column], unit.start, unit.stop, _IDS_AT_ONCE)
+    return [str(values[column]) for _, values in rows if values[column] is not None]
 
 
 def _content_of(store: Store, location: Location, column: str, planned: str = "") -> str:
@@ -105,13 +114,13 @@ def _sample_uris(store: Store, location: Location, max_rows: int | None = None) 
 
 
 def _refer(
-    store: Store, hosts: WebHosts, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
+    store: Store, videos: FetchedOnce, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
 ) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
     own = own_columns_of(store.config) | {column}
     columns = [column, *list_metadata_columns(shard.schema, own), *(name for name in own if name in shard.schema.names)]
     rows = iterate_rows(shard, [*dict.fromkeys(columns)], unit.start, unit.stop, _VIDEOS_AT_ONCE)
     for clip_id, (number, values) in pair_rows(ids, rows, shard.name):
-        source, fetch = _prepare_cell(store, hosts, unit, values[column])
+        source, fetch = _prepare_cell(store, videos, unit, values[column])
         start_s, end_s = parse_window(values, f"{shard.name}: row {number}", store.config)
         ref = ClipRef(
             clip_id=clip_id,
@@ -136,11 +145,11 @@ def _dump_row(values: Mapping[str, object], column: str, own: Collection[str]) -
 
 
 def _prepare_cell(
-    store: Store, hosts: WebHosts, unit: WorkUnit, cell: object
+    store: Store, videos: FetchedOnce, unit: WorkUnit, cell: object
 ) -> tuple[str, Callable[[], bytes | Path]]:
     video, uri = _split_cell(cell)
     if video is None and uri:
-        return prepare_fetch(hosts.fetch, uri, folder_of(unit.shard))
+        return prepare_fetch(videos.fetch, uri, folder_of(unit.shard))
     return strip_credentials(unit.shard), partial(_take_video, store, video)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from storage.redaction import strip_credentials
 
 _log = logging.getLogger(__name__)
 _MAX_LOOKED_FOR = 12
+_MAX_KEPT_BYTES = 1 << 30
 
 
 def resolve_uri(video: str, folder: str) -> str:
@@ -66,6 +69,52 @@ def prepare_fetch(
     except VideoUnreadable as error:
         return clean_text(strip_credentials(video)), partial(_refuse, error)
     return clean_text(strip_credentials(uri)), partial(fetch, uri)
+
+
+class FetchedOnce:
+    """Fetches a video once for all rows of a unit that name it, and lets go of it with the last of them.
+
+    What would be more than 1 GiB to keep is fetched again.
+
+    Args:
+        fetch: returns the path of a local video, the bytes of any other, or raises `VideoUnreadable`.
+        videos: what the rows name, relative to `folder` or in full.
+    """
+
+    def __init__(self, fetch: Callable[[str], bytes | Path], videos: Iterable[str], folder: str) -> None:
+        self._fetch = fetch
+        self._num_left = Counter(_resolve_all(videos, folder))
+        self._kept: dict[str, bytes | Path | VideoUnreadable] = {}
+
+    def fetch(self, uri: str) -> bytes | Path:
+        """Returns a video as `fetch` does, or raises what it raised."""
+        found = self._kept.get(uri)
+        if found is None:
+            found = self._try(uri)
+        self._num_left[uri] -= 1
+        if self._num_left[uri] > 0 and self._fits(found):
+            self._kept[uri] = found
+        else:
+            self._kept.pop(uri, None)
+        if isinstance(found, VideoUnreadable):
+            raise found
+        return found
+
+    def _try(self, uri: str) -> bytes | Path | VideoUnreadable:
+        try:
+            return self._fetch(uri)
+        except VideoUnreadable as error:
+            return error
+
+    def _fits(self, found: bytes | Path | VideoUnreadable) -> bool:
+        kept = [*self._kept.values(), found]
+        return sum(len(one) for one in kept if isinstance(one, bytes)) <= _MAX_KEPT_BYTES
+
+
+def _resolve_all(videos: Iterable[str], folder: str) -> Iterator[str]:
+    for video in videos:
+        with suppress(VideoUnreadable):
+            yield resolve_uri(video, folder)
 
 
 def folder_of(shard: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import fsspec
 import pandas as pd
@@ -15,6 +17,7 @@ from datasets import Dataset, Features, Value, Video, load_dataset
 from pipeline.units import UnitConfig, plan_units
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound
+from tests.run_fixtures import ROOT
 from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, write
 
 
@@ -355,3 +358,32 @@ def test_dv_and_video_are_suffixes_of_videos_in_folders_and_shards(folder):
         "set/s/0",
         "set/s/1",
     ]
+
+
+# The command line, as a process
+
+
+def run_process(*arguments):
+    command = [sys.executable, "run_pipeline.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_names_what_it_leaves_out(folder):
+    write(folder / "00000.tar", shard_of("x", "y"))
+    pd.DataFrame({"url": ["http://127.0.0.1:9/a.mp4"]}).to_parquet(folder / "00000.parquet")
+    write(folder / "notes.zip", b"x")
+    planned = run_process("plan", "--input", folder)
+    assert planned.returncode == 0, planned.stderr
+    assert "5 clips in 2 units" in planned.stderr
+    assert f"left out: {folder}/00000.parquet: the addresses in its column 'url'" in planned.stderr
+    assert f"not read below {folder}: 1 .zip" in planned.stderr
+
+
+def test_a_run_whose_videos_are_not_there_ends_before_a_model_is_loaded(folder):
+    manifest = write_lines(folder / "m.jsonl", *({"video": f"video_folder/{number}.mp4"} for number in range(12)))
+    arguments = ("--input", manifest, "--output", folder.parent / "out", "--model", ROOT / "demo" / "checkpoint")
+    ended = run_process("annotate", *arguments, "--recipe", "seed", "--device", "cpu")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.strip().splitlines()
+    assert "none of 12 videos that were looked for is there" in line
+    assert not (folder.parent / "out").exists()

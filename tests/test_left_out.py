@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
+
 import pytest
 
 from run_pipeline import main
+from shards.config import ReadConfig
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, read_tables
-from tests.shards_fixtures import write
+from tests.shards_fixtures import FlakyFileSystem, write
 from tests.stub_engine import StubEngine
 
 
@@ -39,6 +42,27 @@ def test_files_that_are_gone_may_leave_the_tables(tmp_path, videos):
     (tmp_path / "videos" / "b.mp4").unlink()
     _annotate(tmp_path, [tmp_path / "videos"])
     assert _ids(tmp_path) == ["videos/a", "videos/c"]
+
+
+def test_a_store_that_cannot_say_whether_a_file_is_there_stops_the_start(tmp_path, capsys):
+    FlakyFileSystem.reset()
+    FlakyFileSystem().pipe({f"flaky://set/{name}.mp4": name.encode() for name in "ab"})
+    assert _annotate(tmp_path, ["flaky://set/a.mp4"]) == 1
+    before = _ids(tmp_path)
+    arguments = annotate_arguments(tmp_path, ["flaky://set/b.mp4"], tmp_path / "out", "--canary-every", "0")
+    real = FlakyFileSystem.info
+
+    def info(self, path, **kwargs):
+        if path.endswith("a.mp4"):
+            raise TimeoutError("no answer")
+        return real(self, path, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FlakyFileSystem, "info", info)
+        patch.setattr(ReadConfig, "__init__", partialmethod(ReadConfig.__init__, max_attempts=1))
+        assert main(arguments) == 1
+    assert "cannot ask for the size of flaky://set/a.mp4" in capsys.readouterr().err
+    assert _ids(tmp_path) == before
 
 
 def test_a_shard_of_the_same_name_in_another_folder_does_not_take_the_place_of_the_first(tmp_path, capsys):

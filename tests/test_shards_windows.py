@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
+import pandas as pd
 import pytest
 
+from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, ClipRef
 from shards.clip_ids import clean_id
-from shards.errors import InputError
+from shards.errors import InputError, VideoUnreadable
+from shards.videos import FetchedOnce
 from shards.windows import split_clip
+from tests.shards_fixtures import FlakyFileSystem, read_all
 
 
 def clip(start_s=None, end_s=None, clip_id="set/a"):
@@ -65,3 +71,54 @@ def test_any_other_id_is_made_harmless_and_keeps_a_hash_of_what_it_was(raw):
     assert ".." not in cleaned.split("/")
     assert not cleaned.startswith("/")
     assert cleaned != clean_id(raw + "x")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_windows_of_one_remote_video_are_one_download_per_unit(kind, tmp_path):
+    FlakyFileSystem.reset()
+    rows = pd.DataFrame([{"video": f"{'ab'[n % 2]}.mp4", "start_s": n, "end_s": n + 1} for n in range(60)])
+    if kind == "parquet":
+        rows.to_parquet(tmp_path / "m")
+    else:
+        rows.to_json(tmp_path / "m", orient="records", lines=True)
+    manifest = (tmp_path / "m").read_bytes()
+    FlakyFileSystem().pipe({f"flaky://s/m.{kind}": manifest, "flaky://s/a.mp4": b"one", "flaky://s/b.mp4": b"two"})
+    units = plan_units([f"flaky://s/m.{kind}"], UnitConfig(max_clips=30))
+    FlakyFileSystem.reads.clear()
+    clips = read_all(units)
+    assert [clip.video for clip in clips] == [b"one", b"two"] * 30
+    assert FlakyFileSystem.reads.count((None, None)) == 2 * 2
+
+
+def test_a_video_is_let_go_of_with_its_last_row_and_one_that_is_gone_is_asked_for_once():
+    asked: list[str] = []
+
+    def fetch(uri: str) -> bytes:
+        asked.append(uri)
+        if uri.endswith("gone"):
+            raise VideoUnreadable("video not found", uri)
+        return bytes(bytearray(uri.encode()))
+
+    videos = FetchedOnce(fetch, ["a", "b", "a", "gone", "gone"], "s3://bucket")
+    first = videos.fetch("s3://bucket/a")
+    assert videos.fetch("s3://bucket/a") is first
+    assert sys.getrefcount(first) == 2  # of this name, and of the call: nobody keeps it any more
+    videos.fetch("s3://bucket/b")
+    for _ in range(2):
+        with pytest.raises(VideoUnreadable):
+            videos.fetch("s3://bucket/gone")
+    assert asked == ["s3://bucket/a", "s3://bucket/b", "s3://bucket/gone"]
+
+
+def test_videos_that_are_too_much_to_keep_are_fetched_again(monkeypatch):
+    monkeypatch.setattr("shards.videos._MAX_KEPT_BYTES", 5)
+    asked: list[str] = []
+
+    def fetch(uri: str) -> bytes:
+        asked.append(uri[-1])
+        return b"1234"
+
+    videos = FetchedOnce(fetch, ["a", "b", "a", "b"], "s3://bucket")
+    for name in "abab":
+        assert videos.fetch(f"s3://bucket/{name}") == b"1234"
+    assert asked == ["a", "b", "b"]

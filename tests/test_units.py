@@ -60,6 +60,14 @@ def test_a_unit_whose_clips_changed_has_another_id(tmp_path):
     assert not {unit.unit_id for unit in before} & {unit.unit_id for unit in after}
 
 
+def test_a_video_of_another_size_is_another_unit(tmp_path):
+    write(tmp_path / "v" / "a.mp4", b"x")
+    (before,) = plan_units([str(tmp_path / "v")])
+    write(tmp_path / "v" / "a.mp4", b"xy")
+    (after,) = plan_units([str(tmp_path / "v")])
+    assert before.unit_id != after.unit_id
+
+
 def test_more_shards_leave_the_units_of_the_others_as_they_were(tmp_path):
     write(tmp_path / "s" / "b.tar", make_tar(webdataset_members(5)))
     before = plan_units([str(tmp_path / "s")], UnitConfig(max_clips=2))
