@@ -11,8 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +24,14 @@ import torch
 from benchmarks.agreement import compare_answers
 from benchmarks.geometry import DEMO_TOKENIZER, SIZES, make_weights, write_configuration
 from benchmarks.machine import describe_machine
-from benchmarks.physics import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
+from benchmarks.roofline import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
 from benchmarks.seed_loop import SeedLoop
-from benchmarks.workload import Workload, make_workload
+from benchmarks.workload import Ask, MadeClip, Workload, draw_detailed, make_workload
 from llava_video.checkpoint import Checkpoint
 from llava_video.devices import choose_device, choose_dtype
 from llava_video.engine import Engine
 from llava_video.engine_config import EngineConfig
-from llava_video.generation import GenerationConfig
+from llava_video.generation import Completion, GenerationConfig
 from llava_video.model import load_model
 from llava_video.model_config import read_model_config
 from llava_video.prompts import PromptTokenizer
@@ -97,6 +101,69 @@ def run_engine(engine: Engine, workload: Workload) -> tuple[Measured, Answers]:
     return _measure(len(opened), started), answers
 
 
+class DetailedClip:
+    """One clip that is asked the default recipe's mix; follow-ups are asked from wherever an answer arrives."""
+
+    def __init__(self, engine: Engine, clip: MadeClip, asks: Sequence[Ask], shorten: int = 1) -> None:
+        self.completions: list[Completion] = []
+        self.done: Future[None] = Future()
+        self._engine, self._shorten, self._num_open, self._lock = engine, shorten, 0, threading.Lock()
+        self._video = engine.open(clip.frames, clip.timestamps_s, clip.duration_s)
+        self._ask(asks)
+
+    def _ask(self, asks: Sequence[Ask]) -> None:
+        with self._lock:
+            self._num_open += len(asks)
+        for ask in asks:
+            question = write_question(self._engine, ask.num_question_tokens)
+            target = self._video if ask.has_video else self._engine
+            num_tokens = -(-ask.num_answer_tokens // self._shorten)
+            future = target.ask(question, GenerationConfig(max_new_tokens=num_tokens))
+            future.add_done_callback(partial(self._follow, ask))
+
+    def _follow(self, ask: Ask, answered: Future[Completion]) -> None:
+        error = answered.exception()
+        if error is None:
+            self.completions.append(answered.result())
+            self._ask(ask.follow_ups)
+        with self._lock:
+            self._num_open -= 1
+            is_last = not self._num_open
+        if error is not None and not self.done.done():
+            self.done.set_exception(error)
+        if is_last:
+            self._video.close()
+            if not self.done.done():
+                self.done.set_result(None)
+
+
+def write_question(engine: Engine, num_tokens: int) -> str:
+    """Returns a text that makes a question of about so many tokens, the turns around it included."""
+    empty, probe = (len(engine.tokenizer.video_question(" a" * number)) for number in (0, 64))
+    return " a" * max(1, round((num_tokens - empty) * 64 / (probe - empty)))
+
+
+def run_detailed(
+    engine: Engine, clips: Sequence[MadeClip], most_at_once: int, shorten: int = 1
+) -> tuple[Measured, int]:
+    """Asks the default recipe's mix of each clip, so many clips at once; returns also how many answers there were.
+
+    Args:
+        shorten: answers are cut to one of so many tokens.
+    """
+    started, waiting, answers = _now(), [], 0
+    for seed, clip in enumerate(clips):
+        waiting.append(DetailedClip(engine, clip, draw_detailed(seed), shorten))
+        while len(waiting) >= most_at_once or (waiting and seed == len(clips) - 1):
+            wait([one.done for one in waiting], return_when=FIRST_COMPLETED)
+            finished = [one for one in waiting if one.done.done()]
+            waiting = [one for one in waiting if not one.done.done()]
+            for one in finished:
+                one.done.result()
+                answers += len(one.completions)
+    return _measure(len(clips), started), answers
+
+
 def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object]:
     """Runs both sides and returns the JSON object."""
     workload = make_workload(
@@ -129,8 +196,18 @@ def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object
         "ratio_cpu": None if on_gpu else round(per_clip[0] / per_clip[1], 2),
         "agreement": asdict(compare_answers(engine, workload, expected, answers)),
         "bound": bound,
+        "detailed": _measure_detailed(engine, workload, flags.detailed_clips),
         "machine": describe_machine(),
     }
+
+
+def _measure_detailed(engine: Engine, workload: Workload, num_clips: int) -> dict[str, float] | None:
+    """Measures the engine with the default recipe's mix, without the other side, which would take hours."""
+    if not num_clips:
+        return None
+    clips = [workload.clips[index % len(workload.clips)] for index in range(num_clips)]
+    side, answers = run_detailed(engine, clips, most_at_once=48)
+    return asdict(side) | {"clips_per_s": round(side.clips_per_s, 4), "answers": answers}
 
 
 def _compare_with_bound(
@@ -139,7 +216,16 @@ def _compare_with_bound(
     """Says which share of a GPU's rates was reached."""
     prefix = int(stats["prefilled_tokens"] / side.num_clips)
     work = count_clip_work(engine.model.config, flags.frames, prefix, engine.model.language.num_ids)
-    bound_s = work.bound_s(flags.peak_flops, flags.peak_bytes_per_s, stats["decode_steps"] / side.num_clips)
+    rows = stats["generated_tokens"] / max(1, stats["decode_steps"])
+    questions_per_clip = stats["questions"] / side.num_clips
+    suffix = (stats["question_tokens"] + stats["generated_tokens"] / 2) / max(1, stats["questions"])
+    bound_s = work.bound_s(
+        flags.peak_flops,
+        flags.peak_bytes_per_s,
+        stats["question_tokens"] / side.num_clips,
+        stats["decode_steps"] / side.num_clips,
+        work.step_bytes(min(side.num_clips, rows / questions_per_clip), rows * suffix),  # clips side by side: at least
+    )
     busy_s = stats["encode_s"] + stats["prefill_s"]
     return {
         "vision_s_per_clip": stats["encode_s"] / side.num_clips,
@@ -185,6 +271,7 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--caption-tokens", type=int, default=128)
     parser.add_argument("--answer-tokens", type=int, default=32)
+    parser.add_argument("--detailed-clips", type=int, default=0, help="clips asked the default recipe's mix as well")
     parser.add_argument("--threads", type=int, help="processor threads of PyTorch")
     parser.add_argument("--peak-flops", type=float, default=H200_FLOPS, help="bfloat16 rate of the GPU")
     parser.add_argument("--peak-bytes-per-s", type=float, default=H200_BYTES_PER_S)

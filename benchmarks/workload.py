@@ -1,7 +1,8 @@
-"""The clips and questions of the engine benchmarks: one caption and eight questions a clip."""
+"""The clips and questions of the engine benchmarks: a caption and eight questions, or the mix of the default recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,45 @@ def make_workload(
     clips = tuple(_make_clip(seed, num_frames, image_size) for seed in range(num_clips))
     questions = ((CAPTION, caption_tokens), *((question, answer_tokens) for question in QUESTIONS))
     return Workload(clips, questions)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question by its lengths in tokens, and the questions that are asked once it is answered."""
+
+    num_question_tokens: int
+    num_answer_tokens: int
+    has_video: bool = True
+    follow_ups: tuple[Ask, ...] = ()
+
+
+def draw_detailed(seed: int) -> tuple[Ask, ...]:
+    """Draws what the default recipe asks of one clip: 77 questions where 12 of 16 types give a usable pair.
+
+    Some 5,000 question tokens and 1,600 answer tokens a clip: prompts are as long as `recipes/detailed.yaml` and a
+    pair make them, answers as long as LLaVA-Video-178K's.
+    """
+    random = np.random.default_rng(seed)
+
+    def near(mean: int) -> int:
+        return max(1, round(random.normal(mean, mean / 3)))
+
+    def draw_type() -> Ask:
+        if random.random() >= 0.75:
+            return Ask(near(85), 3)  # it replies None
+        check, choice = near(38), near(88)
+        chosen = tuple(Ask(choice, near(6), has_video) for has_video in (True, False))
+        verified = tuple(Ask(check, near(10), has_video) for has_video in (True, False))
+        return Ask(near(85), near(38), True, (*verified, Ask(near(66), near(34), True, chosen)))
+
+    return (Ask(20, min(512, near(330))), *(draw_type() for _ in range(16)))
+
+
+def walk(asks: tuple[Ask, ...]) -> Iterator[Ask]:
+    """Yields every question, follow-ups after what they follow."""
+    for ask in asks:
+        yield ask
+        yield from walk(ask.follow_ups)
 
 
 def _make_clip(seed: int, num_frames: int, image_size: int) -> MadeClip:

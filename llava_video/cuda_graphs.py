@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -53,7 +54,12 @@ class _Step:
 
 
 class GraphedDecoder:
-    """Runs the static decoder's steps, captured where that pays."""
+    """Runs the static decoder's steps, captured where that pays.
+
+    Attributes:
+        num_steps, num_replays: steps, and those of them that replayed a graph.
+        num_captures, capture_s: graphs that were made, and the seconds they took.
+    """
 
     def __init__(self, decoder: StaticDecoder, device: torch.device) -> None:
         self._decoder, self._device = decoder, device
@@ -62,6 +68,8 @@ class GraphedDecoder:
         self._memory: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
         self._num_failed = 0
+        self.num_steps = self.num_replays = self.num_captures = 0
+        self.capture_s = 0.0
 
     def hold_text(self, prefix: PrefixKV) -> None:
         """Takes the prefix of questions without a video."""
@@ -93,10 +101,12 @@ class GraphedDecoder:
 
     def _run(self, step: _Step) -> Chosen:
         step.num_runs += 1
+        self.num_steps += 1
         if step.graph is None and step.may_be_captured and step.num_runs > _CAPTURE_AFTER and self._captures:
             self._capture(step)
         if step.graph is None or step.chosen is None:
             return self._decoder.run(step.numbers, step.penalties, step.shape)
+        self.num_replays += 1
         step.graph.replay()
         return step.chosen
 
@@ -106,12 +116,14 @@ class GraphedDecoder:
             self._memory = torch.cuda.graph_pool_handle()  # the last one went with the last graph in it
         # One of its own: PyTorch's default for captures lies on the GPU that captured first.
         self._stream = self._stream or torch.cuda.Stream(self._device)
-        graph = torch.cuda.CUDAGraph()
+        graph, started = torch.cuda.CUDAGraph(), time.perf_counter()
         try:
             step.chosen = _record(
                 graph, self._memory, self._stream, lambda: self._decoder.run(step.numbers, step.penalties, step.shape)
             )
             step.graph, self._num_failed = graph, 0
+            self.num_captures += 1
+            self.capture_s += time.perf_counter() - started
         except RuntimeError as error:
             step.chosen, step.may_be_captured = None, False
             self._num_failed += 1

@@ -43,6 +43,11 @@ class EngineStats:
     memory_waits: int = 0
     memory_faults: int = 0
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the device was given work: encoding, prefilling, starting and decoding."""
+        return self.encode_s + self.prefill_s + self.question_s + self.decode_s
+
     def hold_prefix(self, size_bytes: int) -> None:
         """Counts a prefix's bytes, negative when it is freed."""
         self.kv_prefix_bytes += size_bytes

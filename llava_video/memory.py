@@ -24,6 +24,8 @@ _SUFFIX_SHARE = 0.25
 _CPU_SHARE, _CPU_MOST_BYTES = 0.3, 8 << 30
 # Rows wait while clips are prefilled. A GPU decodes for many rows in the time of one, so clips join it several at once.
 _PREFILL_TOKENS = {"cuda": 65536, "cpu": 16384}
+# Launching a start's kernels takes a GPU's host as long as computing a thousand tokens; on a CPU nothing is gained.
+_LEAST_START_TOKENS = {"cuda": 1024, "cpu": 0}
 _VISION_BATCH_FRAMES = {"cuda": 64, "cpu": 8}
 
 
@@ -63,6 +65,7 @@ def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
         num_pages=num_pages,
         max_rows=config.max_rows,
         prefill_tokens=_PREFILL_TOKENS[model.device.type],
+        least_start_tokens=_LEAST_START_TOKENS[model.device.type],
     )
     pool = None
     if _decodes_statically(config, devices):

@@ -183,7 +183,7 @@ class ModelRunner:
         """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
         if self._static is None:
             return self._decode_by_clip(questions)
-        return _take_answers(self._static.decode([_row_of(question) for question in questions]), questions)
+        return _take_answers(self._static.decode([row_of(question) for question in questions]), questions)
 
     def _decode_by_clip(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Runs a step of whatever shape, one product for each clip's prefix."""
@@ -236,7 +236,7 @@ class ModelRunner:
         return _take_answers(chosen, questions)
 
 
-def _row_of(question: QuestionTask) -> StepRow:
+def row_of(question: QuestionTask) -> StepRow:
     """Returns what a decoding step has to know of a running question."""
     length, prefix = question.num_suffix_tokens, question.video.prefix
     return StepRow(

@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from llava_video.kv_cache import PAGE_TOKENS
 from llava_video.tasks import QuestionTask, VideoTask
 
+_MOST_HELD = 16
+"""Steps that questions wait for company, a quarter of a second on a GPU."""
+
 _RECOVERING = ("prefix_tokens", "max_rows", "prefill_tokens", "start_tokens")
-_RECOVERY_STEPS, _MOST_RECOVERY_STEPS = 64, 4096
+_RECOVERY_STEPS, _MOST_RECOVERY_STEPS = 32, 4096
 """Steps without a fault before limits rise; after each fault twice as many: a shortage that stays costs little."""
 
 
@@ -29,6 +32,7 @@ class Limits:
         max_rows: questions that run.
         prefill_tokens: prefix tokens prefilled between two decoding steps, unless one video alone has more.
         start_tokens: question tokens started between two decoding steps, unless one question alone has more.
+        least_start_tokens: while others run, questions wait some steps for more, until they have so many tokens.
         prefix_unit: prefixes take memory in multiples of so many tokens.
     """
 
@@ -37,6 +41,7 @@ class Limits:
     max_rows: int
     prefill_tokens: int
     start_tokens: int = 4096
+    least_start_tokens: int = 0
     prefix_unit: int = 1
 
     def tokens_held(self, video: VideoTask) -> int:
@@ -61,6 +66,7 @@ class Scheduler:
         self._used_prefix_tokens = 0
         self._free_pages = list(range(limits.num_pages))[::-1]  # low pages first
         self._free_rows = list(range(limits.max_rows))
+        self._num_held = 0
 
     @property
     def used_prefix_tokens(self) -> int:
@@ -94,7 +100,7 @@ class Scheduler:
         self._steps_to_recovery = self._recovery_steps
 
     def count_step(self) -> None:
-        """Counts a step that memory sufficed for; after enough of them, what was lowered rises by a quarter."""
+        """Counts a step that memory sufficed for; after enough of them, what was lowered rises by a half."""
         self._steps_to_recovery -= 1
         if self._steps_to_recovery > 0 or self.limits == self._most_limits():
             return
@@ -150,6 +156,8 @@ class Scheduler:
         """Takes the questions that start now, with a row and pages each, sorted by video."""
         chosen: list[QuestionTask] = []
         num_tokens = 0
+        if self._waits_for_more():
+            return chosen
         for video in self.videos:
             while video.prefix is not None and video.waiting:
                 question = video.waiting[0]
@@ -162,6 +170,16 @@ class Scheduler:
                 self._start(question, num_pages)
                 chosen.append(question)
         return chosen
+
+    def _waits_for_more(self) -> bool:
+        """Whether too little waits for a start to pay, which on a GPU takes as long for one question as for many."""
+        ready = [question for video in self.videos if video.prefix is not None for question in video.waiting]
+        has_enough = sum(len(question.token_ids) for question in ready) >= self.limits.least_start_tokens
+        if not (ready and self.running) or has_enough or self._num_held >= _MOST_HELD:
+            self._num_held = 0
+            return False
+        self._num_held += 1
+        return True
 
     def finish(self, question: QuestionTask) -> None:
         """Takes a question out of the running batch and frees its row and pages."""
@@ -200,7 +218,7 @@ class Scheduler:
 
 
 def _raise(lowered: int, most: int) -> int:
-    return min(most, lowered + max(1, lowered // 4))
+    return min(most, lowered + max(1, lowered // 2))
 
 
 def num_pages_for(num_tokens: int) -> int:

@@ -32,7 +32,7 @@ from llava_video.generation import GenerationConfig
 from llava_video.kv_cache import SuffixPages
 from llava_video.model import LlavaVideoModel, load_model
 from llava_video.model_config import read_model_config
-from llava_video.model_runner import ModelRunner, _row_of
+from llava_video.model_runner import ModelRunner, row_of
 from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
 from llava_video.prompts import VideoPrefix
 from llava_video.static_decode import sizes_of, view_numbers
@@ -146,7 +146,7 @@ def test_a_decoding_step_can_be_captured(model: LlavaVideoModel, kernel: AttendC
     questions = _prefill(runner)
     assert isinstance(runner._static, GraphedDecoder)
     decoder = runner._static._decoder
-    shape = decoder.shape_of([_row_of(question) for question in questions])
+    shape = decoder.shape_of([row_of(question) for question in questions])
     buffer = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, device=CUDA)
     numbers, penalties = view_numbers(buffer, shape), torch.ones(shape.rows, device=CUDA)
     with _DeviceOnly():

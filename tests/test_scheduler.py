@@ -233,6 +233,26 @@ def test_questions_start_up_to_a_number_of_tokens_and_a_longer_one_alone() -> No
     assert starts == [questions[:2], questions[2:3], questions[3:4], questions[4:]]
 
 
+def test_questions_wait_for_company_while_others_run_but_not_for_ever() -> None:
+    scheduler = Scheduler(Limits(1000, 100, 10, prefill_tokens=200, least_start_tokens=50))
+    video = _video(0)
+    scheduler.add_video(video)
+    alone, second, third = (_question(video, num_tokens) for num_tokens in (10, 30, 20))
+    scheduler.add_question(alone)
+    _prefill(scheduler.next_videos())
+    starts = [scheduler.next_questions()]
+    scheduler.add_question(second)
+    starts.append(scheduler.next_questions())
+    scheduler.add_question(third)
+    starts.append(scheduler.next_questions())
+    last = _question(video, 1)
+    scheduler.add_question(last)
+    while not starts[-1] == [last] and len(starts) < 40:
+        starts.append(scheduler.next_questions())
+    assert starts[:3] == [[alone], [], [second, third]]
+    assert len(starts) == 3 + 17
+
+
 def test_lowered_limits_rise_to_what_was_planned_once_memory_suffices() -> None:
     scheduler = _scheduler(prefix_tokens=400)
     planned = scheduler.limits
@@ -240,7 +260,7 @@ def test_lowered_limits_rise_to_what_was_planned_once_memory_suffices() -> None:
     steps = []
     while scheduler.limits != planned:
         steps.append(_count_steps_to_a_rise(scheduler))
-    assert (steps[0], len(steps) < 40) == (128, True)
+    assert (steps[0], len(steps) < 20) == (64, True)
 
 
 def test_limits_rise_later_after_every_fault_and_never_beyond_a_shrunken_pool() -> None:
@@ -253,7 +273,7 @@ def test_limits_rise_later_after_every_fault_and_never_beyond_a_shrunken_pool() 
         scheduler.lower_limits(prefix_tokens=100)
         scheduler.lower_limits(prefix_tokens=100)
         waits.append(_count_steps_to_a_rise(scheduler))
-    assert waits == [128, 256, 1024]
+    assert waits == [64, 128, 512]
 
 
 def _count_steps_to_a_rise(scheduler: Scheduler) -> int:

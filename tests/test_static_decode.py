@@ -24,7 +24,7 @@ from llava_video.choosing import Chosen, SeenIds
 from llava_video.cuda_graphs import GraphedDecoder
 from llava_video.kv_cache import SuffixPages
 from llava_video.language_model import LanguageModel
-from llava_video.model_runner import _row_of
+from llava_video.model_runner import row_of
 from llava_video.prefix_pool import PrefixPool
 from llava_video.prompts import VideoPrefix
 from llava_video.static_decode import StaticDecoder, StepRow, StepShape, round_up, sizes_of, view_numbers
@@ -261,7 +261,7 @@ def test_questions_without_a_video_do_not_widen_the_rows_of_clips(engines: tuple
     questions = [QuestionTask(task, [0], GenerationConfig(), 1.0, Future()) for task in [text] * 30 + [video]]
     for question in questions:
         question.generated.append(0)
-    rows = [_row_of(question) for question in questions]
+    rows = [row_of(question) for question in questions]
     shape, only_text = decoder.shape_of(rows), decoder.shape_of(rows[:30])
     video.prefix.release()
     assert (shape.rows, shape.rows_per_clip, shape.has_text) == (32, 12, True)
