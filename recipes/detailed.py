@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from recipes.asking import ask_together, ask_with_retries, caption_from
-from recipes.config import MultipleChoiceConfig, OpenEndedConfig, PromptConfig, VerificationConfig
-from recipes.multiple_choice import ask_options, verify_choices
+from recipes.config import MultipleChoiceConfig, OpenEndedConfig, PromptConfig, QuestionType, VerificationConfig
+from recipes.multiple_choice import Turn, ask_choice
 from recipes.open_ended import ask_open_ended, verify_open_ended
 from recipes.prompts import check_placeholders
 from recipes.recipe import Recipe, RecipeResult, check_ids
@@ -36,7 +36,7 @@ class DetailedRecipe(Recipe):
         check_ids(prompt.id for prompt in prompts)
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
-        """Asks for the caption and all question types at once, then for wrong answers and verification at once."""
+        """Asks for the caption and all question types at once, and for what follows from each as soon as it is there."""
         # Two chains that never wait for each other: the caption is the longest text of all.
         described, questioned = await ask_together([self._describe(video), self._question(video, clip_id)])
         return RecipeResult(described.captions, questioned.qa_pairs)
@@ -47,16 +47,25 @@ class DetailedRecipe(Recipe):
 
     async def _question(self, video: AskableVideo, clip_id: str) -> RecipeResult:
         types = self.open_ended.types
-        rows = await ask_together([ask_open_ended(video, one, self.open_ended, self) for one in types])
-        open_ended, choices = await ask_together(
-            [self._verify_open_ended(video, rows), self._ask_choices(video, rows, clip_id)]
+        chains = [
+            self._ask_type(video, clip_id, one, turn) for one, turn in zip(types, Turn.spread(len(types)), strict=True)
+        ]
+        asked = await ask_together(chains)
+        choices = [choice for _, choice in asked if choice is not None]
+        return RecipeResult((), (*(row for row, _ in asked), *choices))
+
+    async def _ask_type(
+        self, video: AskableVideo, clip_id: str, kind: QuestionType, turn: Turn
+    ) -> tuple[QAPair, QAPair | None]:
+        """Asks for a question of one type and all that follows from it, whatever the other types have come to."""
+        row = await ask_open_ended(video, kind, self.open_ended, self)
+        if row.status is not Status.OK:
+            await turn.take(came_out=False)
+            return row, None
+        verified, choice = await ask_together(
+            [
+                verify_open_ended(video, row, self.verification, self),
+                ask_choice(video, row, clip_id, turn, self.multiple_choice, self.verification, self),
+            ]
         )
-        return RecipeResult((), (*open_ended, *choices))
-
-    async def _verify_open_ended(self, video: AskableVideo, rows: list[QAPair]) -> list[QAPair]:
-        return await ask_together([verify_open_ended(video, row, self.verification, self) for row in rows])
-
-    async def _ask_choices(self, video: AskableVideo, rows: list[QAPair], clip_id: str) -> list[QAPair]:
-        pairs = [row for row in rows if row.status is Status.OK]
-        choices = await ask_options(video, pairs, clip_id, self.multiple_choice, self)
-        return await verify_choices(video, choices, self.multiple_choice, self.verification, self)
+        return verified, choice

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from llava_video.generation import FinishReason
-from recipes.asking import Reply, ask_together, ask_with_retries
+from recipes.asking import Reply, ask_with_retries
 from recipes.config import MultipleChoiceConfig, VerificationConfig
 from recipes.open_ended import add_scores, ask_again, row_from
 from recipes.parsers import LETTERS, clean_option, parse_letter, parse_wrong_answers
@@ -19,30 +21,51 @@ from schemas.records import QAPair, Status
 _NUM_WRONG = len(LETTERS) - 1
 
 
-async def ask_options(
-    video: AskableVideo, pairs: Sequence[QAPair], clip_id: str, config: MultipleChoiceConfig, recipe: Recipe
-) -> list[QAPair]:
-    """One multiple-choice row for each open-ended pair, in their order, with four options where the model gave three.
-
-    The letters wait for the wrong answers to all pairs of the clip: only questions that came out take one, and so the
-    letters of a clip stay in balance.
-    """
-    rows = await ask_together([_ask_wrong_answers(video, pair, config, recipe) for pair in pairs])
-    letters = iter(spread_letters(clip_id, len(rows)))
-    return [_place_answer(row, next(letters)) if row.status is Status.OK else row for row in rows]
-
-
-async def verify_choices(
+async def ask_choice(
     video: AskableVideo,
-    rows: Sequence[QAPair],
+    pair: QAPair,
+    clip_id: str,
+    turn: Turn,
     config: MultipleChoiceConfig,
     verification: VerificationConfig,
     recipe: Recipe,
-) -> list[QAPair]:
-    """Asks the questions that came out with the video and blind, the closing lines in turn; a right letter scores 1."""
-    closings = spread_closings(rows, config.closings)
-    asked = zip(rows, closings, strict=True)
-    return await ask_together([_verify_choice(video, row, closing, verification, recipe) for row, closing in asked])
+) -> QAPair:
+    """The multiple-choice row of an open-ended pair, asked with the video and blind where the model gave three options.
+
+    Letters and closing lines go to the questions of a clip that came out, in turn, so that they stay in balance. So a
+    row waits for the wrong answers to the pairs before it, and for nothing else. A right letter scores 1.
+    """
+    row = await _ask_wrong_answers(video, pair, config, recipe)
+    number = await turn.take(row.status is Status.OK)
+    if row.status is not Status.OK:
+        return row
+    placed = _place_answer(row, spread_letters(clip_id, number + 1)[number])
+    closing = config.closings[number % len(config.closings)]
+    answers = await ask_again(video, format_choice(placed.question, placed.options, closing), verification, recipe)
+    seen_score, blind_score = (
+        float(parse_letter(answer, placed.options) == placed.answer_letter) for answer in answers
+    )
+    return add_scores(placed, answers, (seen_score, blind_score), verification)
+
+
+class Turn:
+    """The place of one question among those of its clip that came out, known once all before it have ended."""
+
+    def __init__(self, before: asyncio.Future[int], after: asyncio.Future[int]) -> None:
+        self._before, self._after = before, after
+
+    @classmethod
+    def spread(cls, number: int) -> list[Turn]:
+        """Makes the turns of so many questions, in order."""
+        numbers: list[asyncio.Future[int]] = [asyncio.get_running_loop().create_future() for _ in range(number + 1)]
+        numbers[0].set_result(0)
+        return [cls(*pair) for pair in pairwise(numbers)]
+
+    async def take(self, came_out: bool) -> int:
+        """Waits for the questions before, returns how many came out, and says whether this one did; called once."""
+        number = await self._before
+        self._after.set_result(number + came_out)
+        return number
 
 
 def format_choice(question: str, options: Sequence[str], closing: str) -> str:
@@ -61,16 +84,6 @@ def spread_letters(clip_id: str, num_questions: int) -> list[str]:
     digests = {one: hashlib.sha256(f"{one}\n{clip_id}".encode("utf-8", "replace")).digest() for one in LETTERS}
     order = sorted(LETTERS, key=digests.__getitem__)
     return [order[number % len(order)] for number in range(num_questions)]
-
-
-def spread_closings(rows: Sequence[QAPair], closings: Sequence[str]) -> list[str]:
-    """The closing line of each row: those that came out take the lines in turn."""
-    num_before = 0
-    spread = []
-    for row in rows:
-        spread.append(closings[num_before % len(closings)])
-        num_before += row.status is Status.OK
-    return spread
 
 
 async def _ask_wrong_answers(video: AskableVideo, pair: QAPair, config: MultipleChoiceConfig, recipe: Recipe) -> QAPair:
@@ -104,13 +117,3 @@ def _place_answer(row: QAPair, letter: str) -> QAPair:
     right, *wrong = row.options
     place = LETTERS.index(letter)
     return replace(row, options=(*wrong[:place], right, *wrong[place:]), answer_letter=letter)
-
-
-async def _verify_choice(
-    video: AskableVideo, row: QAPair, closing: str, config: VerificationConfig, recipe: Recipe
-) -> QAPair:
-    if row.status is not Status.OK:
-        return row
-    answers = await ask_again(video, format_choice(row.question, row.options, closing), config, recipe)
-    seen_score, blind_score = (float(parse_letter(answer, row.options) == row.answer_letter) for answer in answers)
-    return add_scores(row, answers, (seen_score, blind_score), config)

@@ -101,11 +101,7 @@ def test_a_wrong_engine_fails_the_run(tmp_path: Path, monkeypatch) -> None:
 def test_it_needs_no_beam_no_decoder_and_no_parquet(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in ('apache_beam', 'pyarrow', 'av', 'decord', 'fasteners', 'psutil'):\n"
-        "            raise ImportError(f'{name} is not installed (pretended)')\n"
-        "sys.meta_path.insert(0, Refuse())\n"
+        "sys.modules.update(dict.fromkeys(['apache_beam', 'pyarrow', 'av', 'decord', 'fasteners', 'psutil']))\n"
         "from benchmarks.gpu_acceptance import main\n"
         "sys.exit(main(['--device', 'cpu', '--small', '--out', sys.argv[1], '--stages', 'machine']))"
     )

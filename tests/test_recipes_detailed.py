@@ -57,7 +57,7 @@ def test_there_is_one_caption_one_row_a_type_and_one_choice_for_each_pair():
 def test_independent_questions_are_asked_at_the_same_time():
     _, video = annotate()
 
-    assert video.most_at_once >= 6  # four verifications and two requests for wrong answers
+    assert video.most_at_once >= 4  # three types and the caption, then four verifications
 
 
 def test_a_pair_holds_the_models_words_and_where_they_came_from():
@@ -220,3 +220,33 @@ def test_the_shipped_recipe_asks_each_type_for_its_own_pair():
 def test_a_score_that_reaches_the_bar_is_enough(score, verified):
     config = VerificationConfig(PromptConfig("again", "{question}", 5), min_seen_score=0.5)
     assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).verified is verified
+
+
+def test_what_follows_from_a_question_does_not_wait_for_the_slowest_of_the_clip():
+    order = []
+
+    class SlowVideo(FakeVideo):
+        async def ask(self, question, generation):
+            if question.startswith("Ask Count"):
+                for _ in range(200):
+                    await asyncio.sleep(0)
+            answer = await super().ask(question, generation)
+            order.append(question)
+            return answer
+
+    asyncio.run(RECIPE.annotate(SlowVideo(SCRIPT, BLIND), "clip"))
+    slowest = next(number for number, words in enumerate(order) if words.startswith("Ask Count"))
+    early = [words for words in order[:slowest] if "Which colour" in words]
+    assert sorted(words.split()[0] for words in early) == ["Which", "Wrong"]  # verified, and wrong answers asked for
+
+
+def test_letters_and_closing_lines_are_those_of_the_order_of_types_whatever_arrives_first():
+    usual, _ = annotate()
+
+    class Backwards(FakeVideo):
+        async def ask(self, question, generation):
+            for _ in range(100 if "Count" in question or "How many" in question else 0):
+                await asyncio.sleep(0)
+            return await super().ask(question, generation)
+
+    assert asyncio.run(RECIPE.annotate(Backwards(SCRIPT, BLIND), "clip")) == usual

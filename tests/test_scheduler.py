@@ -247,7 +247,7 @@ def test_questions_wait_for_company_while_others_run_but_not_for_ever() -> None:
     starts.append(scheduler.next_questions())
     last = _question(video, 1)
     scheduler.add_question(last)
-    while not starts[-1] == [last] and len(starts) < 40:
+    while starts[-1] != [last] and len(starts) < 40:
         starts.append(scheduler.next_questions())
     assert starts[:3] == [[alone], [], [second, third]]
     assert len(starts) == 3 + 17
