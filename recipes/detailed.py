@@ -36,7 +36,7 @@ class DetailedRecipe(Recipe):
         check_ids(prompt.id for prompt in prompts)
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
-        """Asks for the caption and all question types at once, and for what follows from each as soon as it is there."""
+        """Asks for the caption and all question types at once, and what follows from each as soon as it is answered."""
         # Two chains that never wait for each other: the caption is the longest text of all.
         described, questioned = await ask_together([self._describe(video), self._question(video, clip_id)])
         return RecipeResult(described.captions, questioned.qa_pairs)
