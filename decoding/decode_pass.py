@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, dropwhile, islice
@@ -186,10 +186,10 @@ def _decode_from(
         start = next(packets)
         if not start.is_keyframe:
             yield None
-        yield from _decode_skipping(chain([start], packets), stream, stretch, said)
+        yield from _decode_skipping(chain([start], packets), stream, stretch.wanted, said)
         return
     stream.codec_context.flush_buffers()  # of the stretch before: as after a seek
-    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, stretch, said)
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, stretch.wanted, said)
     # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
     shown = dropwhile(lambda frame: frame is not None and (frame.pts is None or frame.pts < key_pts), frames)
     first = next(shown, None)
@@ -201,20 +201,17 @@ def _decode_from(
 
 
 def _decode_skipping(
-    packets: Iterable[av.Packet], stream: VideoStream, stretch: Stretch, said: list[LogLine]
+    packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int], said: list[LogLine]
 ) -> Iterator[VideoFrame | None]:
-    """Decodes in order; frames that are neither wanted nor referred to by others are left out where FFmpeg can."""
+    """Decodes in order, None at an error; FFmpeg leaves out what is neither wanted nor referred to, where it can."""
     context = stream.codec_context
     can_skip = context.name in _SKIPPABLE_CODECS
     for packet in packets:
         if can_skip:
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in stretch.wanted else "NONREF"
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         said.clear()
         frames = packet.decode()
-        leads = stretch.key_pts is not None and packet.pts is not None and packet.pts < stretch.key_pts
-        if has_error(said) and not leads:
-            yield None
-        yield from frames
+        yield from [None] if has_error(said) else frames
 
 
 def _decode_over_errors(stream: VideoStream, packet: av.Packet | None) -> list[VideoFrame] | None:

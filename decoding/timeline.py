@@ -144,8 +144,8 @@ def _estimate_missing(container: av.container.InputContainer, stream: VideoStrea
     if "avi" in timeline.container.split(","):  # its stated seconds are FFmpeg's guess from the size of the file
         return max(0, stream.frames - num_read)
     stated_s = min((container.duration or 0) / 1e6, _LONGEST_VIDEO_S)
-    # One frame tells no rate: how long it lasts is a guess.
-    rate = num_read / timeline.end_s if num_read > 1 else float(timeline.average_rate or USUAL_RATE)
+    # A fraction of a second tells no rate: how long its last frame lasts is a guess.
+    rate = num_read / timeline.end_s if timeline.end_s >= 1 else float(timeline.average_rate or USUAL_RATE)
     return max(0, round((stated_s - timeline.end_s) * rate))
 
 

@@ -268,8 +268,11 @@ def test_frames_that_the_index_of_an_avi_file_lists_are_missed(tmp_path):
     place = len(content) // 2
     content[place : place + len(content) // 6] = np.random.default_rng(0).bytes(len(content) // 6)
     (tmp_path / "hole.avi").write_bytes(content)
+    with av.open(str(tmp_path / "hole.avi")) as container:
+        num_packets = sum(1 for packet in container.demux(video=0) if packet.size)
     with pytest.raises(UndecodableClip, match="damaged"):
         sample(tmp_path / "hole.avi")
+    assert sample(tmp_path / "hole.avi", min_decoded_share=0.5).decoded_share <= num_packets / 60 < 0.9
 
 
 LATE = {
@@ -310,17 +313,27 @@ def test_frames_before_the_first_key_frame_are_not_sampled_even_if_the_decoder_s
     assert sampled.decoded_share == pytest.approx(36 / 48)
 
 
-@pytest.mark.parametrize(("extra_s", "share"), [(0.04, 1.0), (None, 59 / 60)])
-def test_a_packet_without_a_frame_is_a_loss_only_where_it_leaves_a_gap(video, extra_s, share):
+@needs_shared_media
+def test_a_first_frame_that_is_no_key_frame_is_not_sampled_where_the_decoder_only_warns():
+    sampled = sample(SHARED_MEDIA / "broken" / "firefox-esr__bug556821.ogv", max_frames=200)
+    assert 0.9 < sampled.decoded_share < 1.0
+    assert sampled.frame_indices[0] == 1
+
+
+@pytest.mark.parametrize(("is_bad", "share"), [(False, 1.0), (True, 60 / 61)])
+def test_a_packet_without_a_frame_and_without_a_gap_is_a_loss_only_where_the_decoder_says_so(video, is_bad, share):
+    whole = read_video_timeline(str(video), CONFIG.max_pixels)
+    extra = int(whole.pts[30]) + round(0.04 / whole.tick_s)
+    pts = np.sort(np.append(whole.pts, extra))
+    timeline = replace(whole, pts=pts, times_s=(pts - pts[0]) * whole.tick_s)
+    census = Census(list(enumerate(whole.pts.tolist())), frozenset([extra] if is_bad else []))
+    assert settle(timeline, census, Span(), 0.5).decoded_share == share
+
+
+def test_a_packet_without_a_frame_that_leaves_a_gap_is_a_loss(video):
     timeline = read_video_timeline(str(video), CONFIG.max_pixels)
-    good = list(enumerate(timeline.pts.tolist()))
-    if extra_s:
-        pts = np.sort(np.append(timeline.pts, timeline.pts[30] + round(extra_s / timeline.tick_s)))
-        timeline = replace(timeline, pts=pts, times_s=(pts - pts[0]) * timeline.tick_s)
-    else:
-        del good[30]
-    settled = settle(timeline, Census(good), Span(), 0.5)
-    assert settled.decoded_share == share
+    good = [(ordinal, pts) for ordinal, pts in enumerate(timeline.pts.tolist()) if ordinal != 30]
+    assert settle(timeline, Census(good), Span(), 0.5).decoded_share == 59 / 60
 
 
 @pytest.mark.parametrize("container_options", [{"movflags": "faststart"}, {}])
@@ -475,7 +488,9 @@ def test_a_playlist_posing_as_a_video_opens_neither_a_file_nor_an_address(tmp_pa
 
 def test_a_playlist_that_no_mark_gives_away_is_refused_by_ffmpegs_own_list(tmp_path, video):
     path = tmp_path / "clip.mp4"
-    path.write_text("<!-- a film -->" + DISGUISES["dash"].format(target=video).partition("?>")[2])
+    manifest = DISGUISES["dash"].format(target=video).partition("?>")[2]
+    profiles = 'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" '  # by which FFmpeg knows it
+    path.write_text("<!-- a film -->" + manifest.replace("<MPD ", f"<MPD {profiles}"))
     with pytest.raises(UndecodableClip, match="not a readable video"):
         sample(path)
 
