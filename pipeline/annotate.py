@@ -24,7 +24,7 @@ from pipeline.preflight import check_prompts, prepare_model
 from pipeline.progress import show_progress
 from pipeline.retry_failed import add_failed_units
 from pipeline.run_folder import StartedRun, check_same_run, check_same_versions, overwrite_run, start_run
-from pipeline.runners import RunnerFailed, check_runner, is_in_process, make_options, run_to_end
+from pipeline.runners import RunnerFailed, check_runner, describe_description, is_in_process, make_options, run_to_end
 from pipeline.units import plan_units
 from pipeline.wording import write_count
 from publish.publish_run import OwnUnits, publish
@@ -63,8 +63,8 @@ class Run:
     changed_inputs: str | None = None
 
 
-def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
-    """Plans, runs what is not done yet, and publishes.
+def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun | None:
+    """Plans, runs what is not done yet, and publishes; None where the pipeline was only described, as a template is.
 
     Raises:
         TooManyFailedClipsError: the tables are there, without `_SUCCESS`.
@@ -72,7 +72,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     """
     store = open_output(config.output, config.storage_options)
     check_inputs_apart(run.inputs, Store(config.storage_options, config.reading), store)
-    check_runner(run.runner)
+    check_runner(run.runner, run.beam_flags)
     checkpoint = find_checkpoint(
         config.engine.model, config.engine.revision, config.engine.storage_options, CONFIGURATION
     )
@@ -88,6 +88,8 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun:
     config = _take_set_aside(config, store, record)
     if started.todo:
         counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
+        if counters is None:
+            return None
         record_end(store, replace(record, counters=counters))
         for line in (describe_counters(counters), describe_reuse(counters) if config.earlier else None):
             if line is not None:
@@ -186,13 +188,14 @@ def _reuse_answers(
 
 def _run_units(
     run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun
-) -> dict[str, int]:
-    """Runs the pipeline, with progress shown from a thread, and returns what the workers counted."""
+) -> dict[str, int] | None:
+    """Runs the pipeline, with progress shown from a thread, and returns what the workers counted; None if none ran."""
     import apache_beam as beam
 
     from pipeline.graph import build_graph
 
-    pipeline = beam.Pipeline(options=make_options(run.runner, run.beam_flags))
+    options = make_options(run.runner, run.beam_flags)
+    pipeline = beam.Pipeline(options=options)
     build_graph(pipeline, started.todo, config, columns)
     when_interrupted = (
         f"stopped; what is committed under {config.output} is kept. The same command goes on from there, "
@@ -200,6 +203,13 @@ def _run_units(
     )
     with show_progress(store, started.todo, "loading the model" if is_in_process(run.runner) else ""):
         result = run_to_end(pipeline, run.runner, when_interrupted)
+    described = describe_description(options)
+    if described is not None:
+        _say(
+            f"{described}. The plan is written, nothing is annotated yet; when it has run, `publish --output "
+            f"{config.output}` builds the tables"
+        )
+        return None
     if not is_in_process(run.runner):
         _check_parts_are_here(store, started.todo, run.runner)
     return read_counters(result)

@@ -86,7 +86,9 @@ def run_annotate(command: Command) -> None:
         reuse_from=flags.reuse_from,
         changed_inputs=flags.changed_inputs,
     )
-    _report(annotate(run, config, model), flags.output)
+    published = annotate(run, config, model)
+    if published is not None:
+        _report(published, flags.output)
 
 
 def run_plan(command: Command) -> None:

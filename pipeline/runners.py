@@ -30,7 +30,7 @@ _SECONDS_TO_CANCEL = 10.0
 
 
 class UnknownRunner(ValueError):
-    """No runner of Beam has that name."""
+    """No runner of Beam has that name, or it refuses its flags."""
 
 
 class RunnerFailed(RuntimeError):
@@ -42,20 +42,25 @@ def is_in_process(runner: str) -> bool:
     return runner.lower() in _IN_PROCESS
 
 
-def check_runner(runner: str) -> None:
-    """Checks that Beam knows a runner.
+def check_runner(runner: str, beam_flags: Sequence[str]) -> None:
+    """Checks that Beam knows a runner, and that the runner's flags are complete.
 
     Raises:
-        UnknownRunner: it does not, or cannot import it.
+        UnknownRunner: it does not, cannot import it, or refuses its flags.
     """
+    only_describes = describe_description(make_options(runner, beam_flags))
+    if only_describes is not None and "dataflow" not in runner.lower():
+        raise UnknownRunner(f"--runner {runner}: --dry_run and --template_location are flags of DataflowRunner alone")
     if is_in_process(runner):
         return
+    import apache_beam as beam
     from apache_beam.runners.runner import create_runner
 
     try:
         create_runner(runner)
+        beam.Pipeline(options=make_options(runner, beam_flags))
     except (ValueError, ImportError, AttributeError) as error:
-        raise UnknownRunner(f"--runner {runner}: {error}") from None
+        raise UnknownRunner(f"--runner {runner}: {' '.join(str(error).split())}") from None
 
 
 def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
@@ -71,6 +76,16 @@ def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
         if not any(flag.startswith("--direct_num_workers") for flag in beam_flags):
             direct.direct_num_workers = _BUNDLE_THREADS
     return options
+
+
+def describe_description(options: PipelineOptions) -> str | None:
+    """Returns what Dataflow does where the pipeline is only described and no clip annotated; None where it runs."""
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, TestOptions
+
+    if options.view_as(TestOptions).dry_run:
+        return "--dry_run: the pipeline was built and not submitted"
+    template = options.view_as(GoogleCloudOptions).template_location
+    return f"the template is in {template}" if template else None
 
 
 def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> PipelineResult:

@@ -29,7 +29,10 @@ def check_known_to_runner(parser: argparse.ArgumentParser, unknown: Sequence[str
     """Refuses what Beam does not know, which Beam would drop with a warning; job servers know flags of their own."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    beam_parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    usage = parser.format_usage().partition(" ")[2].strip()
+    beam_parser = argparse.ArgumentParser(
+        parser.prog, usage, add_help=False, conflict_handler="resolve", allow_abbrev=False
+    )
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(beam_parser)
     _, left = beam_parser.parse_known_args(list(unknown))

@@ -18,6 +18,11 @@ from tests.output_fixtures import RUN_RECORD, commit, make_annotation
 from tests.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
 from tests.shards_fixtures import write
 
+_NO_DATAFLOW = (
+    find_spec("google") is None
+    or find_spec("google.cloud") is None
+    or find_spec("google.cloud.dataflow_v1beta3") is None
+)
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -143,3 +148,33 @@ def test_a_gpu_by_a_number_that_is_not_there_is_refused(monkeypatch):
     assert find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="device is 'cuda:2', but PyTorch sees 2 GPUs, cuda:0 to cuda:1"):
         find_device("cuda:2")
+
+
+@pytest.mark.parametrize("flag", ["--dry_run=True", "--template_location=gs://bucket/template"])
+def test_flags_that_only_describe_a_pipeline_are_refused_where_it_would_run_all_the_same(old_run, flag, capsys):
+    assert refused(old_run, flag)
+    assert capsys.readouterr().err == (
+        "framescribe annotate: --runner DirectRunner: --dry_run and --template_location are flags of DataflowRunner "
+        "alone\n"
+    )
+
+
+@pytest.mark.skipif(_NO_DATAFLOW, reason="needs apache-beam[gcp]")
+def test_a_dry_run_of_dataflow_ends_well_and_says_that_nothing_is_annotated(tmp_path, capsys):
+    shard = make_shard(tmp_path / "shards" / "a.tar", 1)
+    flags = ("--runner=DataflowRunner", "--project=my-project", "--region=us-central1", "--no_auth", "--dry_run=True")
+    places = ("--temp_location=gs://bucket/temp", "--staging_location=gs://bucket/staging", "--sdk_location=container")
+    assert main(annotate_arguments(tmp_path, [shard], tmp_path / "out", *flags, *places)) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "--dry_run: the pipeline was built and not submitted. The plan is written, nothing is annotated yet; when it "
+        f"has run, `publish --output {tmp_path}/out` builds the tables"
+    )
+
+
+@pytest.mark.skipif(_NO_DATAFLOW, reason="needs apache-beam[gcp]")
+def test_flags_that_a_runner_refuses_are_one_line(old_run, capsys):
+    assert refused(old_run, "--runner=DataflowRunner", "--project=p", "--region=us-central1")
+    assert re.fullmatch(
+        "framescribe annotate: --runner DataflowRunner: Pipeline has validations errors: .*Invalid Project ID .*\n",
+        capsys.readouterr().err,
+    )
