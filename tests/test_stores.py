@@ -150,7 +150,8 @@ def test_an_object_is_created_once_and_replaced_as_it_was_seen(tmp_path, place):
     assert (store.version("a"), store.version("b")) == (store.list_versions("")["a"], None)
 
 
-def test_where_conditions_are_ignored_a_second_publisher_that_can_be_seen_is_refused():
+def test_where_conditions_are_ignored_a_second_publisher_that_can_be_seen_is_refused(monkeypatch):
+    monkeypatch.setattr("storage.output_store.TURN_PATIENCE_S", 0.2)
     store = open_output("careless://bucket/turns")
     elsewhere = json.dumps({**json.loads(describe_process(time.time())), "host": "elsewhere", "process": 7})
     store.put("_framescribe/locks/turn", elsewhere.encode())
