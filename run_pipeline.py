@@ -41,6 +41,9 @@ def _run(arguments: Sequence[str]) -> int:
     from pipeline.options import parse_command
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # They show traces of each try, with addresses as they are; what came of it is said by us.
+    for client in ("azure", "gcsfs"):
+        logging.getLogger(client).setLevel(logging.CRITICAL)
     # Beam warns of Google's client libraries, at import, even where nothing of Google's is used.
     logging.getLogger().addFilter(lambda record: "apitools" not in str(record.msg))
     command = parse_command(arguments)
