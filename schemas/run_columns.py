@@ -63,7 +63,8 @@ class WorkerRecord:
 
 
 @cache
-def _find_versions() -> dict[str, str]:
+def find_versions() -> Mapping[str, str]:
+    """Returns package to version of everything installed here that has a part in the rows."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -71,11 +72,6 @@ def _find_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def find_versions() -> dict[str, str]:
-    """Returns package to version of everything installed here that has a part in the rows."""
-    return dict(_find_versions())
 
 
 def describe_other_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from llava_video.checkpoint import WHOLE_CHECKPOINT, Checkpoint, find_checkpoint
+from llava_video.errors import CheckpointError
 from tests.run_fixtures import CHECKPOINT
 
 _MEBIBYTE = 1 << 20
@@ -102,3 +103,29 @@ def test_neither_a_signature_nor_a_password_stands_in_a_checkpoints_name():
     SignedFileSystem().pipe_file("signed://bucket/model/config.json", b"{}")
     found = find_checkpoint("signed://user:secret@bucket/model?X-Amz-Signature=abc&expires=1")
     assert found.name == "signed://bucket/model"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"[1]", "holds a list, wanted an object"), (b"{", "is not JSON"), (None, "no config.json")]
+)
+def test_a_configuration_that_is_none_is_named(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=says):
+        Checkpoint("mine", tmp_path, "0").read_json("config.json")
+
+
+def test_a_configuration_is_read_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert Checkpoint("mine", tmp_path, "0").read_json("config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "model", "a/b/c", "~/model"])
+def test_a_name_that_is_neither_folder_nor_address_nor_hub_id_is_refused(name):
+    with pytest.raises(CheckpointError, match="wanted a folder, a URI"):
+        find_checkpoint(name)
+
+
+def test_a_store_without_a_checkpoint_is_named():
+    with pytest.raises(CheckpointError, match="no checkpoint files at 'memory://nothing-here'"):
+        find_checkpoint("memory://nothing-here")

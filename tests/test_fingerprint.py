@@ -206,3 +206,34 @@ def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
     others = {fingerprint(replace(CONFIG, recipe=changed_at(recipe, way))) for way in ways}
     assert len(others - {fingerprint(replace(CONFIG, recipe=recipe))}) == len(ways)
     assert len(ways) >= 6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_failed_share": -0.1}, {"max_failed_share": 1.1}, {"num_decoders": 0}, {"frame_memory_bytes": 0},
+        {"clips_ahead": 0}, {"split_s": 0.5}, {"canary_every": -1},
+    ],
+)  # fmt: skip
+def test_settings_out_of_their_range_are_refused_by_their_name(wrong):
+    with pytest.raises(ValueError, match=r"max_failed_share|num_decoders|frame_memory|clips_ahead|split|canary_every"):
+        replace(CONFIG, **wrong)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"max_failed_share": 0.0}, {"max_failed_share": 0.5}, {"num_decoders": 1}, {"frame_memory_bytes": 1},
+        {"clips_ahead": 1}, {"split_s": 1.0}, {"canary_every": 0},
+    ],
+)  # fmt: skip
+def test_settings_at_the_edge_of_their_range_are_taken(right):
+    assert replace(CONFIG, **right)
+
+
+_LIMITS = ("tokenizer_model_max_length", "max_position_embeddings")
+
+
+def test_the_order_in_which_overrides_are_given_does_not_matter():
+    one, other = (dict.fromkeys(names, 4000) for names in (_LIMITS, reversed(_LIMITS)))
+    assert record(config_overrides=one).fingerprint == record(config_overrides=other).fingerprint

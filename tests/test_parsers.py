@@ -289,3 +289,19 @@ def test_three_wrong_answers_are_read_from_lists_of_any_kind(text):
 )
 def test_no_wrong_answer_is_made_up(text):
     assert parse_wrong_answers(text, "yellow") == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. red 2. blue 3. green 4. grey",  # one more than asked for, in one line
+        "Sure, here they are:\nred\nblue\ngreen",
+        "Sure thing\nred\nblue\ngreen\ngrey",
+    ],
+)
+def test_the_first_three_of_more_lines_or_numbers_are_taken(text):
+    assert parse_wrong_answers(text, "yellow") == ("red", "blue", "green")
+
+
+def test_a_preamble_is_an_answer_where_there_are_only_three_lines():
+    assert parse_wrong_answers("Sure red\nblue\ngreen", "yellow") == ("Sure red", "blue", "green")

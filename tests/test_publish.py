@@ -261,3 +261,12 @@ def test_a_large_table_is_cut_into_evenly_sized_files_however_its_rows_come(tmp_
     assert [path.name for path in files.paths] == [f"clips-0000{n}-of-00003.parquet" for n in range(3)]
     assert [pq.read_metadata(path).num_rows for path in files.paths] == [3, 3, 4]
     assert pq.read_table(tmp_path).equals(rows)
+
+
+def test_however_many_rows_there_are_no_more_files_are_open_than_a_process_may_have():
+    output = memory_output()
+    commit(output, "one", [make_annotation(f"{number:04d}", "one", num_pairs=0) for number in range(600)])
+    starts = index_clips(open_output(output), ["one"], RUN.fingerprint, min_slice_rows=1).slice_starts
+    assert 200 <= len(starts) <= 256
+    assert list(starts) == sorted(set(starts))
+    assert starts[0] == "0000"

@@ -257,3 +257,42 @@ def test_an_extension_header_of_more_than_a_mebibyte_is_no_sound_archive(size, i
     else:
         with pytest.raises(InputError, match="over the limits"):
             members_of(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "records", "unusual"),
+    [
+        (b"0", b"", None),
+        (b"Z", b"", "member of unknown type"),
+        (b"0", b"22 GNU.sparse.major=1\n", "sparse file"),
+        (b"2", b"", "symbolic link"),
+    ],
+)
+def test_a_member_that_is_no_regular_file_is_called_what_it_is(kind, records, unusual):
+    extension = tarfile.TarInfo("pax")
+    extension.type, extension.size = tarfile.XHDTYPE, len(records)
+    before = extension.tobuf(tarfile.GNU_FORMAT) + records.ljust(512, b"\0") if records else b""
+    member = tarfile.TarInfo("a.mp4")
+    member.type = kind
+    content = before + member.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    (found,) = iterate_members(io.BytesIO(content), "x.tar", 0, None)
+    assert (found.name, found.unusual) == ("a.mp4", unusual)
+
+
+def test_a_name_that_ends_with_a_slash_is_a_folder_as_in_archives_before_ustar():
+    content = tarfile.TarInfo("a.mp4/").tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    (found,) = iterate_members(io.BytesIO(content), "x.tar", 0, None)
+    assert found.unusual == "folder"
+
+
+@pytest.mark.parametrize("num_continued", [0, 1, 2])
+def test_the_map_of_a_sparse_file_is_skipped_however_long_it_is(num_continued):
+    header = bytearray(tarfile.TarInfo("a.mp4").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = b"S", num_continued > 0
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    blocks = [bytes(504) + bytes([number < num_continued]) + bytes(7) for number in range(1, num_continued + 1)]
+    content = bytes(header) + b"".join(blocks) + make_tar([("b.mp4", b"1")])
+    sparse, after = iterate_members(io.BytesIO(content), "x.tar", 0, None)
+    assert (sparse.unusual, sparse.data_start) == ("sparse file", 512 * (1 + num_continued))
+    assert after.name == "b.mp4"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +18,12 @@ import pytest
 
 from pipeline.config import ROW_VERSION
 from schemas.part_rows import build_part, read_outcomes, read_workers
-from schemas.run_columns import OtherVersionsError, WorkerRecord, describe_other_versions, find_versions
+from schemas.run_columns import (
+    OtherVersionsError,
+    WorkerRecord,
+    describe_other_versions,
+    find_versions,
+)
 from storage.output_store import open_output
 from storage.run_journal import commit_part, read_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
@@ -105,6 +112,21 @@ def test_a_run_goes_on_under_another_minor_version_where_that_is_allowed(folder)
     done = annotate(folder, "--allow-other-versions")
     assert (done.returncode, (folder / "annotated" / "_SUCCESS").exists()) == (0, True), done.stderr
     assert pq.read_table(folder / "annotated" / "clips")["clip_id"].to_pylist() == [f"clips/{name}" for name in CLIPS]
+
+
+def test_a_package_that_is_not_installed_has_no_version_and_those_after_it_have_one(monkeypatch):
+    def version_of(package: str) -> str:
+        if package in ("framescribe", "decord"):
+            raise PackageNotFoundError
+        return "1.2.3"
+
+    monkeypatch.setattr("schemas.run_columns.version", version_of)
+    find_versions.cache_clear()
+    found = find_versions()
+    find_versions.cache_clear()
+    assert found == dict.fromkeys(found, "1.2.3") | {"python": platform.python_version()}
+    assert {"torch", "transformers", "numpy", "av"} <= found.keys()
+    assert not {"framescribe", "decord"} & found.keys()
 
 
 def test_another_patch_or_build_and_versions_that_nobody_recorded_are_no_other_versions():
