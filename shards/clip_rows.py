@@ -23,7 +23,12 @@ _BESIDE_BOUNDS = frozenset(
         *("frame", "frames", "index", "idx", "clip", "segment", "window", "video", "scene", "shot", "t", "at"),
     )
 )
-_WINDOWS = frozenset({"timestamp", "timestamps", "window", "windows", "segment", "segments", "timespan", "time_range"})
+_WINDOWS = frozenset(
+    (
+        *("timestamp", "timestamps", "times", "window", "windows", "segment", "segments", "interval", "intervals"),
+        *("span", "timespan", "time_span", "time_range"),
+    )
+)
 _CLOCK = re.compile(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 
 

@@ -132,11 +132,12 @@ def _list_columns(store: Store, table: FoundFile) -> list[str]:
     """Returns the columns of a table; of JSON Lines, the keys of the first row."""
     if table.kind is InputKind.PARQUET:
         with closing(open_parquet(store, store.locate(table.uri))) as shard:
-            return list_metadata_columns(shard.schema, ())
+            return [str(name) for name in shard.schema.names]
     return [*next(_iterate_values(store, table), {})]
 
 
 def _join(folder: str, named: object) -> str | None:
+    named = named.get("path") if isinstance(named, Mapping) else named
     if not isinstance(named, str) or not named.strip() or "\0" in named:
         return None
     return join_uri(folder, named.strip()) if "://" not in named else named.strip()
@@ -147,7 +148,8 @@ def _iterate_values(store: Store, table: FoundFile, columns: list[str] | None = 
     location = store.locate(table.uri)
     if table.kind is InputKind.PARQUET:
         with closing(open_parquet(store, location)) as shard:
-            columns = columns or list_metadata_columns(shard.schema, ())
+            without = () if columns is None else {*shard.schema.names} - {*columns}
+            columns = list_metadata_columns(shard.schema, without)
             for _, values in iterate_rows(shard, columns, 0, shard.num_rows, _ROWS_AT_ONCE):
                 yield values
         return

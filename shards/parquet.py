@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,17 @@ from typing import cast
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
 from shards.clip_ids import clean_id, window_suffix
 from shards.clip_rows import check_chosen_columns, check_window_columns, own_columns_of, parse_clip_id, parse_window
-from shards.errors import InputError, VideoUnreadable
+from shards.errors import InputError, NoVideos, VideoUnreadable
 from shards.indexed_clip import IndexedClip, check_unit
-from shards.parquet_columns import find_video_column, is_text, list_metadata_columns, list_path_columns
-from shards.parquet_rows import ParquetShard, iterate_rows, list_row_groups, open_parquet, pair_rows
+from shards.parquet_columns import (
+    addresses_not_read,
+    find_video_column,
+    is_media,
+    is_text,
+    list_metadata_columns,
+    list_path_columns,
+)
+from shards.parquet_rows import ParquetShard, RowGroup, iterate_rows, list_row_groups, open_parquet, pair_rows
 from shards.sidecars import dump_metadata, shorten_numbers
 from shards.store import Location, Store
 from shards.videos import FetchedOnce, check_size, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
@@ -24,6 +31,8 @@ from storage.redaction import strip_credentials
 _VIDEOS_AT_ONCE = 8  # decoded from their pages in memory, beside the one that is handed on
 _IDS_AT_ONCE = 4096
 _LOOKED_AT = 4096
+# Rows of addresses are small; of larger ones not even the first is read to see whether they hold bytes.
+_SMALL_ROW_BYTES, _LOOKED_INTO = 64 << 10, 16
 
 
 def index_parquet(store: Store, location: Location, shard_id: str, named: bool = True) -> Iterator[IndexedClip]:
@@ -42,9 +51,11 @@ def index_parquet(store: Store, location: Location, shard_id: str, named: bool =
     """
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name, only_bytes=not named)
+        names_videos = _names_videos(shard, column, groups := list_row_groups(shard))
+        if names_videos and not named:
+            raise NoVideos(addresses_not_read(shard.name, column))
         check_window_columns(shard.schema.names, shard.name, store.config)
         check_chosen_columns(shard.schema.names, shard.name, store.config, enough=2)
-        groups = list_row_groups(shard)
         if not shard.num_rows:
             raise InputError(f"{shard.name} has no rows")
         content = _content_of(store, location, column)
@@ -53,7 +64,7 @@ def index_parquet(store: Store, location: Location, shard_id: str, named: bool =
         for number, (clip_id, group) in enumerate(pair_rows(ids, group_of_row, shard.name)):
             where = f"{shard.name}: row {number}"
             yield IndexedClip(clip_id, where, f"{content} {clip_id}", group.row_bytes, group.start, group.stop)
-        if is_text(shard.schema.field(column).type):
+        if names_videos:
             check_some_found(store.for_rows(location.uri), shard.name, [*_sample_uris(store, location, _LOOKED_AT)])
 
 
@@ -80,6 +91,15 @@ def _list_videos(shard: ParquetShard, column: str, unit: WorkUnit) -> list[str]:
         return []
     rows = iterate_rows(shard, [column], unit.start, unit.stop, _IDS_AT_ONCE)
     return [str(values[column]) for _, values in rows if values[column] is not None]
+
+
+def _names_videos(shard: ParquetShard, column: str, groups: Sequence[RowGroup]) -> bool:
+    """Returns whether a column holds addresses: texts, or Hugging Face's structs without bytes in the first rows."""
+    kind = shard.schema.field(column).type
+    if is_text(kind) or not is_media(kind) or not groups or groups[0].row_bytes > _SMALL_ROW_BYTES:
+        return is_text(kind)
+    rows = iterate_rows(shard, [f"{column}.bytes"], 0, min(_LOOKED_INTO, groups[0].stop), _LOOKED_INTO)
+    return all(_split_cell(values[column])[0] is None for _, values in rows)
 
 
 def _content_of(store: Store, location: Location, column: str, planned: str = "") -> str:

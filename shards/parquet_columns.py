@@ -36,7 +36,7 @@ def find_video_column(schema: pa.Schema, named: str | None, shard: str, only_byt
     """
     if named is not None:
         return _check_named(schema, named, shard, only_bytes)
-    holding_bytes = [field.name for field in schema if _is_bytes(field.type) or _is_media(field.type)]
+    holding_bytes = [field.name for field in schema if _is_bytes(field.type) or is_media(field.type)]
     texts = [field.name for field in schema if is_text(field.type)]
     usual = _first_usual(holding_bytes)
     if usual is not None:
@@ -46,16 +46,21 @@ def find_video_column(schema: pa.Schema, named: str | None, shard: str, only_byt
         return others[0]
     usual = None if others else _first_usual(texts)
     if usual is not None and only_bytes:
-        raise NoVideos(f"{shard}: the addresses in its column {usual!r} are read only where --input names the file")
+        raise NoVideos(addresses_not_read(shard, usual))
     if usual is None:
         error = InputError if others else NoVideos
         raise error(f"{shard}: which column holds the videos? Name it with --video-column; seen: {_show(schema)}")
     return usual
 
 
+def addresses_not_read(shard: str, column: str) -> str:
+    """Says why the rows of a shard that was only found in a folder are no clips."""
+    return f"{shard}: the addresses in its column {column!r} are read only where --input names the file"
+
+
 def _check_named(schema: pa.Schema, named: str, shard: str, only_bytes: bool) -> str:
     kind = schema.field(named).type if schema.names.count(named) == 1 else pa.null()
-    if _is_bytes(kind) or _is_media(kind) or (is_text(kind) and not only_bytes):
+    if _is_bytes(kind) or is_media(kind) or (is_text(kind) and not only_bytes):
         return named
     error = NoVideos if only_bytes else InputError
     raise error(f"{shard}: no column {named!r} of bytes, texts or {{bytes, path}}; seen: {_show(schema)}")
@@ -78,7 +83,7 @@ def list_metadata_columns(schema: pa.Schema, without: Collection[str]) -> list[s
 
 def list_path_columns(schema: pa.Schema, column: str) -> list[str]:
     """Returns what to read for the addresses in a column of videos, without the bytes beside them."""
-    return [f"{column}.path"] if _is_media(schema.field(column).type) else [column]
+    return [f"{column}.path"] if is_media(schema.field(column).type) else [column]
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -86,6 +91,12 @@ def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_media(kind: pa.DataType) -> bool:
+    """Hugging Face's Video feature: a struct of `bytes` and `path`."""
+    names = {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+    return {"bytes", "path"} <= names
 
 
 def _paths_without_bytes(field: pa.Field) -> list[str]:
@@ -109,12 +120,6 @@ def _is_bytes(kind: pa.DataType) -> bool:
         types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
         or types.is_binary_view(kind)
     )  # fmt: skip
-
-
-def _is_media(kind: pa.DataType) -> bool:
-    """Hugging Face's Video feature: a struct of `bytes` and `path`."""
-    names = {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
-    return {"bytes", "path"} <= names
 
 
 def _show(schema: pa.Schema) -> str:

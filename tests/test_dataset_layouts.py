@@ -55,6 +55,8 @@ def folder(tmp_path):
         {"startTime": 3.0, "endTime": 5.0},
         {"begin_sec": 3},
         {"timestamp": [[0, 3]]},
+        {"segment": [0.5, 3]},
+        {"start time": 3, "end time": 5},
         {"clip_start": "00:00:03.000", "clip_end": "00:00:05.000"},
     ],
 )
@@ -272,6 +274,22 @@ def test_a_table_of_paths_beside_its_videos_names_them_once_and_as_an_input_of_i
     assert ids_of(read_all(plan_units([str(folder)]))) == ["set/a", "set/b", "set/c"]
     assert ids_of(read_all(plan_units([str(folder / "m.parquet")]))) == ["set/m/000000", "set/m/000001"]
     assert ids_of(read_all(plan_units([str(folder / "*.parquet")]))) == ["set/m/000000", "set/m/000001"]
+
+
+def test_hugging_faces_structs_that_hold_paths_alone_are_addresses_too(folder, caplog):
+    rows = Dataset.from_dict({"video": ["a.mp4", "b.mp4"], "label": ["cat", "dog"]}).cast_column("video", Video())
+    pq.write_table(rows.data.table, folder / "m.parquet")
+    assert pq.read_schema(folder / "m.parquet").field("video").type == Video().pa_type
+    clips = read_all(plan_units([str(folder)]))
+    assert ids_of(clips) == ["set/a", "set/b", "set/c"]
+    assert metadata_of(clips) == [{"label": "cat"}, {"label": "dog"}, {}]
+    named = read_all(plan_units([str(folder / "m.parquet")]))
+    assert [clip.video for clip in named] == [folder / "a.mp4", folder / "b.mp4"]
+    write(folder.parent / "elsewhere" / "m.parquet", (folder / "m.parquet").read_bytes())
+    with pytest.raises(NoInputFound, match="the addresses in its column 'video' are read only where --input names"):
+        plan_units([str(folder.parent / "elsewhere")])
+    with pytest.raises(InputError, match="none of 2 videos that were looked for is there"):
+        plan_units([str(folder.parent / "elsewhere" / "m.parquet")])
 
 
 def test_a_table_with_several_rows_for_a_video_is_left_out_and_named(folder, caplog):
