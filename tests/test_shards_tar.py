@@ -279,6 +279,17 @@ def test_a_member_that_is_no_regular_file_is_called_what_it_is(kind, records, un
     assert (found.name, found.unusual) == ("a.mp4", unusual)
 
 
+def test_a_link_has_no_content_whatever_size_its_header_gives():
+    link = tarfile.TarInfo("a.mp4")
+    link.type, link.linkname, link.size = tarfile.SYMTYPE, "b.mp4", 7
+    header = bytearray(link.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"00000000007\0"
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    members = iterate_members(io.BytesIO(bytes(header) + make_tar([("b.mp4", b"1")])), "x.tar", 0, None)
+    assert [(member.name, member.size) for member in members] == [("a.mp4", 0), ("b.mp4", 1)]
+
+
 def test_a_name_that_ends_with_a_slash_is_a_folder_as_in_archives_before_ustar():
     content = tarfile.TarInfo("a.mp4/").tobuf(tarfile.GNU_FORMAT) + bytes(1024)
     (found,) = iterate_members(io.BytesIO(content), "x.tar", 0, None)
