@@ -64,7 +64,7 @@ def find_changed_inputs(store: OutputStore, units: Sequence[WorkUnit]) -> Change
     changes: dict[str, str] = {}
     for unit in units:
         pairs = zip(planned.get(unit.unit_id, ()), list_sources(unit), strict=False)
-        changed = {now.uri: f"{now.uri} ({then.version} -> {now.version})" for then, now in pairs if _differ(then, now)}
+        changed = {now.uri: _describe_change(then, now) for then, now in pairs if _differ(then, now)}
         unit_ids += [unit.unit_id] if changed else []
         changes |= changed
     return ChangedInputs(tuple(unit_ids), tuple(changes.values()))
@@ -103,7 +103,13 @@ def check_no_second_ids(store: OutputStore, units: Sequence[WorkUnit]) -> None:
 
 
 def _differ(then: Source, now: Source) -> bool:
-    return bool(then.uri == now.uri and then.version and now.version and then.version != now.version)
+    # Wherever they lie: a unit has the same id after its inputs were copied to another place.
+    return bool(then.version and now.version and then.version != now.version)
+
+
+def _describe_change(then: Source, now: Source) -> str:
+    place = "" if then.uri == now.uri else f"{then.uri} "
+    return f"{now.uri} ({place}{then.version} -> {now.version})"
 
 
 def _list_replaced(store: OutputStore, units: Sequence[WorkUnit], fingerprint: str) -> Iterator[tuple[str, str]]:

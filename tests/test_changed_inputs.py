@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -202,6 +203,21 @@ def test_another_label_in_a_table_beside_finished_videos_is_a_changed_input(tmp_
     assert "0.mp4 (mtime" in capsys.readouterr().err
     assert run(tmp_path, [videos], "--changed-inputs", "redo") == 0
     assert '{"label": "dog"}' in {row["metadata"] for row in read_tables(tmp_path / "out")["clips"]}
+
+
+def test_a_folder_that_was_copied_elsewhere_is_a_changed_input_and_one_that_was_moved_is_not(tmp_path, videos, capsys):
+    run(tmp_path, [videos])
+    moved = tmp_path / "elsewhere" / "videos"
+    moved.parent.mkdir()
+    videos.rename(moved)
+    assert run(tmp_path, [moved]) == 0
+    copied = tmp_path / "copied" / "videos"
+    shutil.copytree(moved, copied, copy_function=shutil.copy)
+    for path in copied.iterdir():
+        touch(path)
+    assert run(tmp_path, [copied]) == 1
+    assert f"{copied}/0.mp4 ({moved}/0.mp4 mtime " in capsys.readouterr().err
+    assert run(tmp_path, [copied], "--changed-inputs", "keep") == 0
 
 
 def test_an_input_named_by_another_folder_than_before_is_not_annotated_twice(tmp_path, capsys):
