@@ -307,3 +307,8 @@ def test_the_map_of_a_sparse_file_is_skipped_however_long_it_is(num_continued):
     sparse, after = iterate_members(io.BytesIO(content), "x.tar", 0, None)
     assert (sparse.unusual, sparse.data_start) == ("sparse file", 512 * (1 + num_continued))
     assert after.name == "b.mp4"
+
+
+def test_a_name_that_fills_its_field_ends_there():
+    name = f"{'n' * 96}.mp4"
+    assert members_of(make_tar([(name, b"0")], tar_format=tarfile.USTAR_FORMAT)) == [name]
