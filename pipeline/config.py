@@ -35,7 +35,7 @@ class RunConfig:
         retry_failed: units that are done again ask the model about their failed clips only.
         num_decoders: decoder processes a worker; None takes one a core.
         frame_memory_bytes: frames a worker holds between decoding and encoding.
-        clips_ahead: clips a bundle thread has under way in each of decoding and annotation.
+        clips_ahead: clips that a worker has in the model at once, and each of its threads in decoding at the most.
         canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
         earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.earlier_run`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
@@ -54,7 +54,7 @@ class RunConfig:
     retry_failed: bool = False
     num_decoders: int | None = None
     frame_memory_bytes: int = 4 << 30
-    clips_ahead: int = 16
+    clips_ahead: int = 48
     canary_every: int = 500
     earlier: EarlierRun | None = None
     allow_other_versions: bool = False

@@ -270,7 +270,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="clips of a worker between two checks that a known clip is still answered as at the start; 0 never (500)",
     )
     group.add_argument(
-        "--clips-ahead", type=parse_positive_int, default=16, metavar="N", help="clips a bundle thread (16)"
+        "--clips-ahead", type=parse_positive_int, default=48, metavar="N", help="clips in the model per worker (48)"
     )
 
 

@@ -28,7 +28,7 @@ from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Sa
 from transforms import engine_registry
 from transforms.annotate_clips import AnnotateClips, ModelChanged
 from transforms.engine_video import EngineVideo, WrongVideo, choose_segment_frames
-from transforms.frame_budget import get_frame_budget
+from transforms.frame_budget import get_clip_budget, get_frame_budget
 from transforms.gpu_slots import SlotTaken, claim_slot
 
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
@@ -106,6 +106,32 @@ def test_bundle_threads_share_one_engine_which_sees_each_clip_once(loads: list[E
     assert len(loads) == 1
     assert (engine.stats.encoded_clips, engine.stats.prefilled_prefixes) == (8, 8)
     assert get_frame_budget(MEMORY).held_bytes == 0
+
+
+def test_all_bundle_threads_together_have_so_many_clips_in_the_model(
+    loads: list[EngineConfig], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, open_now, most = [_clip(number) for number in range(12)], [], [0]
+    _hold_budget(clips)
+    original_open, original_close = EngineVideo.open.__func__, EngineVideo.close
+
+    def open_video(cls: type[EngineVideo], *arguments: object) -> EngineVideo:
+        open_now.append(1)
+        most[0] = max(most[0], len(open_now))
+        return original_open(cls, *arguments)
+
+    def close_video(self: EngineVideo) -> None:
+        open_now.pop()
+        original_close(self)
+
+    monkeypatch.setattr(EngineVideo, "open", classmethod(open_video))
+    monkeypatch.setattr(EngineVideo, "close", close_video)
+
+    def check(outcomes: list) -> None:
+        assert sorted(outcome.ref.clip_id for outcome in outcomes) == sorted(clip.ref.clip_id for clip in clips)
+
+    _run(clips, AnnotateClips(CONFIG, recipe, None, MEMORY, clips_ahead=3), check)
+    assert (most, open_now, get_clip_budget(3).held_bytes) == ([3], [], 0)
 
 
 def test_failed_clips_and_unit_ends_pass_through(loads: list[EngineConfig], recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from transforms.earlier_answers import EarlierAnswers, EarlierRun
 from transforms.engine_metrics import EngineMetrics
 from transforms.engine_registry import RunningEngine, get_engine
 from transforms.engine_video import EngineVideo, WrongVideo
-from transforms.frame_budget import FrameBudget, get_frame_budget
+from transforms.frame_budget import FrameBudget, get_clip_budget, get_frame_budget
 from transforms.lookahead import LookAheadDoFn
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         recipe: Recipe,
         model_revision: str | None = None,
         frame_memory_bytes: int = 4 << 30,
-        clips_ahead: int = 16,
+        clips_ahead: int = 48,
         canary_every: int = 0,
         earlier: EarlierRun | None = None,
     ) -> None:
@@ -53,7 +53,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         Args:
             model_revision: what the checkpoint's revision must be in the worker; None accepts any.
             frame_memory_bytes: the size of the budget that `SampleFrames` took the frames' memory from.
-            clips_ahead: clips that a bundle thread has under way here.
+            clips_ahead: clips that a worker has under way here, whatever the number of its bundle threads.
             canary_every: clips of a worker from one check with clips of known content to the next; 0 never checks.
             earlier: a run of the same model and frames; what it asked already is not asked again.
         """
@@ -100,6 +100,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         super().setup()
         self._running: RunningEngine = get_engine(self._engine_config)
         self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
+        self._clips: FrameBudget = get_clip_budget(self._max_ahead)
         self._metrics = EngineMetrics(self._running.engine)
         self._answers = None if self._earlier is None else EarlierAnswers(self._earlier)
         found = self._running.engine.checkpoint.revision
@@ -113,16 +114,27 @@ class AnnotateClipsFn(LookAheadDoFn):
         """Whether it is a sampled clip."""
         return isinstance(element, SampledClip)
 
-    def submit(self, element: SampledClip) -> Future[tuple[_Outcome, ClipMemory]]:
-        """Starts the recipe over a clip; its share of the frame budget is given back once, whatever happens."""
+    def submit(self, element: SampledClip) -> Future[tuple[_Outcome, ClipMemory]] | None:
+        """Starts the recipe over a clip, or returns None while the worker has as many under way as it may.
+
+        The clip's share of the frame budget is given back once, whatever happens.
+        """
+        if not self._clips.try_acquire(1):
+            return None
         release = _once(lambda: self._budget.release(element.frames.nbytes))
         with ExitStack() as on_error:
+            on_error.callback(self._clips.release, 1)
             on_error.callback(release)
             memory = ClipMemory({} if self._answers is None else self._answers.find(element))
+            future = self._running.run(self._annotate(element, release, memory))
             on_error.pop_all()
-        future = self._running.run(self._annotate(element, release, memory))
         future.add_done_callback(lambda _: release())
+        future.add_done_callback(lambda _: self._clips.release(1))
         return future
+
+    def wait_for_room(self, element: SampledClip) -> None:  # noqa: ARG002  # every clip is one
+        """Blocks until a clip of another thread has its answers."""
+        self._clips.wait_for_room(1)
 
     async def _annotate(
         self, clip: SampledClip, release: Callable[[], None], memory: ClipMemory

@@ -57,3 +57,12 @@ def get_frame_budget(limit_bytes: int) -> FrameBudget:
     """Returns this process's budget of a size, made when first asked for and shared by all its bundle threads."""
     with _budgets_lock:
         return _budgets.setdefault(limit_bytes, FrameBudget(limit_bytes))
+
+
+_clip_budgets: dict[int, FrameBudget] = {}
+
+
+def get_clip_budget(num_clips: int) -> FrameBudget:
+    """Returns this process's budget of clips that may be in the engine at once, counted by ones, for all threads."""
+    with _budgets_lock:
+        return _clip_budgets.setdefault(num_clips, FrameBudget(num_clips))

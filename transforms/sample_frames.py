@@ -28,7 +28,7 @@ class SampleFrames(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         config: SamplingConfig,
         num_children: int | None = None,
         frame_memory_bytes: int = 4 << 30,
-        clips_ahead: int = 16,
+        clips_ahead: int = 48,
     ) -> None:
         """Composes the step.
 
