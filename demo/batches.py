@@ -115,7 +115,7 @@ def ask_about(scenes: list[Scene], mix: Mix, rng: np.random.Generator, with_segm
             *(_wrong(scene, rng) for _ in range(mix.wrong)),
         ],
         lambda scene: [_typed(scene, rng) for _ in range(mix.typed)],
-        lambda scene: [questions.ask_segment(scene, random_history(rng))] if with_segments else [],
+        lambda scene: [questions.ask_segment(scene, questions.random_history(rng))] if with_segments else [],
     ]
     asked = ([ask(scene) for scene in scenes] for ask in blocks)
     return [rows for rows in asked if rows[0]]
@@ -150,12 +150,6 @@ def _typed(scene: Scene, rng: np.random.Generator) -> Asked:
     )
     names = seeing if rng.random() < 0.8 else [name for name, _ in questions.prompts().types]
     return questions.ask_typed(scene, str(rng.choice(names)))
-
-
-def random_history(rng: np.random.Generator) -> list[str]:
-    """Draws none to three earlier captions, or a summary and a caption."""
-    captions = [answers.caption(random_scene(rng)) for _ in range(int(rng.integers(0, 4)))]
-    return [answers.retell(captions[:2]), captions[2]] if len(captions) == 3 and rng.random() < 0.5 else captions
 
 
 def ask_text_only(

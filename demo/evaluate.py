@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from demo import answers, questions
-from demo.batches import random_history
 from demo.questions import Asked
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import Scene, play_backwards, random_scene
@@ -92,7 +91,7 @@ def draw_questions(scene: Scene, rng: np.random.Generator) -> Iterator[Asked]:
         yield questions.ask_choice(questions.pick(rng, pairs), rng)
     for _ in range(WRONG_ANSWERS):
         yield questions.ask_wrong_answers(questions.pick(rng, pairs))
-    yield questions.ask_segment(scene, random_history(rng))
+    yield questions.ask_segment(scene, questions.random_history(rng))
 
 
 def draw_text_questions(scene: Scene, rng: np.random.Generator) -> Iterator[Asked]:

@@ -130,3 +130,9 @@ def _either(rng: np.random.Generator) -> str:
 def pick(rng: np.random.Generator, pairs: list[answers.Pair]) -> answers.Pair:
     """Draws one of the pairs."""
     return pairs[int(rng.integers(len(pairs)))]
+
+
+def random_history(rng: np.random.Generator) -> list[str]:
+    """Draws none to three earlier captions, or a summary and a caption."""
+    captions = [answers.caption(random_scene(rng)) for _ in range(int(rng.integers(0, 4)))]
+    return [answers.retell(captions[:2]), captions[2]] if len(captions) == 3 and rng.random() < 0.5 else captions

@@ -17,7 +17,7 @@ NAMESPACE = "engine"
 # Totals only: a level such as `kv_prefix_bytes` goes up and down.
 _TOTALS = tuple(field.name for field in fields(EngineStats) if not field.name.startswith("kv_"))
 _reported: dict[tuple[int, str], float] = {}
-_lock = threading.Lock()
+_metrics_lock = threading.Lock()
 
 
 class EngineMetrics:
@@ -32,7 +32,7 @@ class EngineMetrics:
 
     def count(self) -> None:
         """Adds what is new; called on the bundle thread."""
-        with _lock:
+        with _metrics_lock:
             for name, counter in self._counters.items():
                 total, key = getattr(self._engine.stats, name), (id(self._engine), name)
                 scale = 1000 if name.endswith("_s") else 1
