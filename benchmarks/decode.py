@@ -28,8 +28,8 @@ import numpy as np
 import psutil
 
 from benchmarks.model_card import cpu_seconds_of_model_card
-from decoding.config import SamplingConfig
-from decoding.pool import DecoderPool
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.pool import DecoderPool
 from schemas.records import Clip, ClipRef, SampledClip
 
 _PACKAGES = ("av", "decord", "pillow", "numpy")

@@ -19,8 +19,8 @@ from benchmarks.engine import make_engine
 from benchmarks.geometry import DEMO_TOKENIZER, SIZES
 from benchmarks.machine import describe_machine
 from benchmarks.videos import write_videos
-from decoding.config import SamplingConfig
-from decoding.pool import DecoderPool
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.pool import DecoderPool
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.engine_config import EngineConfig
 from pipeline.annotate import Run, annotate

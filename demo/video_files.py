@@ -8,8 +8,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from decoding.indices import spread_indices
 from demo.world import FPS, FRAME_PX, Scene, draw_frames
+from framescribe.decoding.sampling import spread_indices
 
 
 def encode_scene(scene: Scene, crf: int = 20, preset: str = "veryfast") -> bytes:

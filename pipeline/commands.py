@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.engine_config import EngineConfig
 from llava_video.errors import CheckpointError, EngineBroken

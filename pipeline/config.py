@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig
 from llava_video.checkpoint import Checkpoint
 from llava_video.engine_config import EngineConfig
 from llava_video.model_config import ModelConfig

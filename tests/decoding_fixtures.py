@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from decoding.containers import open_container
+from framescribe.decoding.demux import open_container
 
 SHARED_MEDIA = Path(__file__).parent.parent.parent / "shared" / "media"
 needs_shared_media = pytest.mark.skipif(not SHARED_MEDIA.is_dir(), reason="../shared/media is not there")

@@ -6,10 +6,10 @@ import ctypes
 import os
 import time
 
-from decoding.config import SamplingConfig
-from decoding.sample import sample_video
-from decoding.sampled import SampledFrames
-from decoding.timeline import Span
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.sample import sample_video
+from framescribe.decoding.sampling import SampledFrames
+from framescribe.decoding.timeline import Span
 
 SEGFAULT, HANG, SPIN, EAT_MEMORY, RAISE, FLOOD_LOG, TELL_ENVIRONMENT = (1000.0 + i for i in range(7))
 

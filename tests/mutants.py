@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).parent.parent
 # Module to the arguments of pytest that select its tests: seconds, not minutes.
 PROMISES: dict[str, str] = {
-    "decoding/indices.py": "tests/test_sampling_indices.py",
+    "framescribe/decoding/sampling.py": "tests/test_sampling_indices.py",
     "llava_video/attention.py": "tests/test_attention.py",
     "llava_video/checkpoint.py": "tests/test_checkpoint.py",
     "llava_video/choosing.py": "tests/test_choosing.py",

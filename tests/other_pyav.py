@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import av
 
-from decoding.sample import sample_video
+from framescribe.decoding.sample import sample_video
 
 __all__ = ["sample_video"]
 

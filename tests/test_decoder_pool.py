@@ -14,9 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
-from decoding.config import SamplingConfig
-from decoding.errors import UndecodableClip
-from decoding.pool import DecoderPool, get_decoder_pool
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.pool import DecoderPool, get_decoder_pool
 from schemas.digest import digest_frames
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage
 from tests import faulty_decoders as faults
@@ -164,8 +163,8 @@ def test_a_decoder_process_dies_with_its_parent_even_in_the_middle_of_a_hang(vid
 _PARENT_OF_A_HANG = """
 import time, psutil
 from pathlib import Path
-from decoding.config import SamplingConfig
-from decoding.pool import DecoderPool
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.pool import DecoderPool
 from schemas.records import Clip, ClipRef
 from tests.faulty_decoders import SPIN
 pool = DecoderPool(1, SamplingConfig(), ("--sample-with", "tests.faulty_decoders:sample_or_fail"))
@@ -179,7 +178,7 @@ time.sleep(60)
 
 
 def test_a_process_is_replaced_after_its_number_of_clips(monkeypatch, video):
-    monkeypatch.setattr("decoding.seat._CLIPS_A_CHILD", 2)
+    monkeypatch.setattr("framescribe.decoding.pool._CLIPS_A_CHILD", 2)
     known = children_of_this_process()
     pool = DecoderPool(1, CONFIG)
     pool.submit(clip_of(video)).result()
@@ -193,7 +192,7 @@ def test_a_process_is_replaced_after_its_number_of_clips(monkeypatch, video):
 def test_without_memory_files_bytes_go_through_a_temporary_file_that_is_gone_afterwards(
     pool, video, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("decoding.shared_memory.HAS_MEMORY_FILES", False)
+    monkeypatch.setattr("framescribe.decoding.child_process.HAS_MEMORY_FILES", False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     by_file = pool.submit(clip_of(video.read_bytes())).result()
     assert by_file.sampling == pool.submit(clip_of(video)).result().sampling
@@ -242,7 +241,7 @@ def test_the_same_configuration_gives_the_same_pool_in_every_thread():
 
 
 def test_a_decoder_process_that_cannot_start_stops_the_run_with_its_last_words(video):
-    pool = DecoderPool(1, CONFIG, ("--sample-with", "decoding.sample:no_such_function"))
+    pool = DecoderPool(1, CONFIG, ("--sample-with", "framescribe.decoding.sample:no_such_function"))
     with pytest.raises(RuntimeError, match="a decoder process does not start: .*no_such_function"):
         pool.submit(clip_of(video)).result()
     pool.close()

@@ -17,15 +17,13 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from decoding.config import SamplingConfig
-from decoding.damaged import settle
-from decoding.decode_pass import Census
-from decoding.errors import UndecodableClip
-from decoding.pool import DecoderPool
-from decoding.pyav_decoder import read_video_timeline
-from decoding.sample import sample_video
-from decoding.sampled import SampledFrames
-from decoding.timeline import Span
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.damage import settle
+from framescribe.decoding.decode import Census, read_video_timeline
+from framescribe.decoding.pool import DecoderPool
+from framescribe.decoding.sample import sample_video
+from framescribe.decoding.sampling import SampledFrames
+from framescribe.decoding.timeline import Span
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip
 from tests.decoding_fixtures import (
     SHARED_MEDIA,

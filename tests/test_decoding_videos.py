@@ -13,11 +13,10 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from decoding.config import SamplingConfig
-from decoding.errors import UndecodableClip
-from decoding.sample import probe_duration_s, sample_video
-from decoding.sampled import SampledFrames
-from decoding.timeline import Span
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.sample import probe_duration_s, sample_video
+from framescribe.decoding.sampling import SampledFrames
+from framescribe.decoding.timeline import Span
 from tests.decoding_fixtures import (
     SHARED_MEDIA,
     decode_plainly,

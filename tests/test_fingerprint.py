@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig
 from llava_video.checkpoint import CONFIGURATION, find_checkpoint
 from llava_video.engine_config import EngineConfig
 from llava_video.model_config import read_model_config

@@ -9,7 +9,7 @@ import pytest
 from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 
-from decoding.errors import UndecodableClip
+from framescribe.decoding.config import UndecodableClip
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip, UnitEnd
 from shards.errors import InputError, ShardChanged

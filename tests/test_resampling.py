@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from decoding.resampling import AS_STORED, BicubicResampler, Orientation
+from framescribe.decoding.resize import AS_STORED, BicubicResampler, Orientation
 
 # Larger and smaller than the square, in simple ratios to it (many sums are exact halves), a pixel, and ribbons.
 SIZES = [

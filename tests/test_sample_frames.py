@@ -10,8 +10,8 @@ import pytest
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from decoding.config import SamplingConfig
-from decoding.pool import get_decoder_pool
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.pool import get_decoder_pool
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from tests.decoding_fixtures import make_video, read_number
 from transforms.frame_budget import FrameBudget, get_frame_budget

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoding.config import SamplingConfig
-from decoding.errors import UndecodableClip
-from decoding.indices import choose_as_model_card, choose_frames, rate_indices, spread_indices
-from decoding.sample import sample_video
-from decoding.timeline import Span
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.sample import sample_video
+from framescribe.decoding.sampling import choose_as_model_card, choose_frames, rate_indices, spread_indices
+from framescribe.decoding.timeline import Span
 from tests.decoding_fixtures import SHARED_MEDIA
 
 GOLDEN_VIDEOS = SHARED_MEDIA.parent / "golden" / "videos"

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from decoding.stretches import Stretch, plan_stretches
-from decoding.timeline import Timeline
+from framescribe.decoding.sampling import Stretch, plan_stretches
+from framescribe.decoding.timeline import Timeline
 
 
 def timeline_with_keys_at(*key_indices: int) -> Timeline:

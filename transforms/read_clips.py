@@ -10,9 +10,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from decoding.config import SamplingConfig
-from decoding.errors import UndecodableClip
-from decoding.pool import get_decoder_pool
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.pool import get_decoder_pool
 from schemas.records import Clip, FailedClip, UnitEnd, WorkUnit
 from shards.config import ReadConfig
 from shards.read_unit import read_unit

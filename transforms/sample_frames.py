@@ -11,8 +11,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from decoding.config import SamplingConfig
-from decoding.pool import DecoderPool, SamplingFuture, get_decoder_pool
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.pool import DecoderPool, SamplingFuture, get_decoder_pool
 from schemas.records import Clip, FailedClip, SampledClip, UnitEnd
 from transforms.frame_budget import FrameBudget, get_frame_budget
 from transforms.lookahead import LookAheadDoFn

@@ -1,10 +1,13 @@
-"""One decode of a video from its start, keeping the pictures of the frames that are wanted."""
+"""One decode of a video from its start, keeping the pictures of the frames that are wanted.
+
+Decodes with PyAV, in order from the start: right on every container and codec FFmpeg knows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, dropwhile, islice
 
 import av.container
@@ -13,11 +16,19 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from decoding.config import SamplingConfig
-from decoding.containers import check_dimensions, open_container, pick_video_stream
-from decoding.ffmpeg_log import LogLine, ffmpeg_log, has_error
-from decoding.pictures import FrameResizer, Pictures, orientation_of, upright_size
-from decoding.stretches import Stretch
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.damage import settle
+from framescribe.decoding.demux import (
+    LogLine,
+    check_dimensions,
+    ffmpeg_log,
+    has_error,
+    open_container,
+    pick_video_stream,
+)
+from framescribe.decoding.resize import FrameResizer, Pictures, orientation_of, upright_size
+from framescribe.decoding.sampling import SampledFrames, Stretch, assemble, choose_from, plan_stretches
+from framescribe.decoding.timeline import Span, Timeline, read_timeline
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
@@ -229,3 +240,47 @@ def _packets_to_first_error(container: av.container.InputContainer, stream: Vide
     with suppress(av.error.FFmpegError):  # the timeline knows the error already
         yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
     yield None
+
+
+def read_video_timeline(path: str, max_pixels: int) -> Timeline:
+    """Returns when each frame of the video is shown, see `read_timeline`."""
+    said: list[LogLine] = []
+    with open_container(path, said) as container:
+        return read_timeline(container, pick_video_stream(container, path, max_pixels), path, said)
+
+
+def decode_with_pyav(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames:
+    """Samples the frames of a span of a video.
+
+    Raises:
+        UndecodableClip: too few of its frames decode, or there are none.
+    """
+    sampled = _decode_announced(path, timeline, span, config) if timeline.is_sound else None
+    return sampled or _decode_counted(path, timeline, span, config)
+
+
+def _decode_announced(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames | None:
+    """Decodes the frames the timeline announces; None when the file does not keep to it."""
+    low, choice = choose_from(timeline, span, config)
+    frame_indices = tuple(low + i for i in choice.indices)
+    stretches = plan_stretches(timeline, frame_indices)
+    whole = Stretch(None, {int(timeline.pts[index]): index for index in frame_indices})
+    pictures = decode_announced(path, stretches, config)
+    if pictures is None and stretches != [whole]:  # the file may lie about its key frames alone
+        pictures = decode_announced(path, [whole], config)
+    return None if pictures is None else assemble(choice, frame_indices, pictures, 1.0)
+
+
+def _decode_counted(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames:
+    """Decodes every frame, keeps to those that really come, and judges their share."""
+    low, expected = choose_from(timeline, span, config)
+    # Where every frame comes, as in a sound AVI file, this first pass finds the right ones already.
+    census, pictures = decode_all(path, {low + i for i in expected.indices}, config)
+    settled = settle(timeline, census, span, config.min_decoded_share)
+    low, choice = choose_from(settled.timeline, span, config)
+    ordinal_of = {settled.indices[low + i]: int(settled.timeline.pts[low + i]) for i in choice.indices}
+    if not pictures.by_key.keys() >= set(ordinal_of.values()):
+        _, pictures = decode_all(path, set(ordinal_of.values()), config)
+    by_index = {index: pictures.by_key[ordinal] for index, ordinal in ordinal_of.items()}
+    frame_indices = tuple(settled.indices[low + i] for i in choice.indices)
+    return assemble(choice, frame_indices, replace(pictures, by_key=by_index), settled.decoded_share)

@@ -1,4 +1,4 @@
-"""The decoder process: takes one clip after another and can be killed at any moment. Run by `decoding.pool` alone."""
+"""The decoder process: takes one clip after another and can be killed at any moment. Run by `framescribe.decoding.pool` alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from decoding import sample
-from decoding.config import SamplingConfig
-from decoding.errors import UndecodableClip
-from decoding.sampled import SampledFrames
-from decoding.shared_memory import path_of, write_frames
-from decoding.timeline import Span
-from decoding.wire import ConnectionClosed, Json, receive_message, send_message
+from framescribe.decoding import sample
+from framescribe.decoding.child_process import (
+    ConnectionClosed,
+    Json,
+    path_of,
+    receive_message,
+    send_message,
+    write_frames,
+)
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.sampling import SampledFrames
+from framescribe.decoding.timeline import Span
 from schemas.digest import digest_frames
 
 SampleVideo = Callable[[str, Span, SamplingConfig], tuple[SampledFrames, str]]
@@ -32,11 +37,13 @@ _PR_SET_PDEATHSIG = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves requests until the parent closes the connection."""
-    parser = argparse.ArgumentParser(prog="python -m decoding.child", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m framescribe.decoding.child", description=__doc__)
     parser.add_argument("--connection", type=int, required=True, help="descriptor of the socket to the parent")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     parser.add_argument("--memory-limit-bytes", type=int, required=True)
-    parser.add_argument("--sample-with", default="decoding.sample:sample_video", help="module:function; tests use it")
+    parser.add_argument(
+        "--sample-with", default="framescribe.decoding.sample:sample_video", help="module:function; tests use it"
+    )
     options = parser.parse_args(arguments)
     _die_with_parent(options.parent)
     _limit_resources(options.memory_limit_bytes)

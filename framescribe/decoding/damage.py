@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from decoding.decode_pass import Census
-from decoding.errors import UndecodableClip
-from decoding.timeline import USUAL_RATE, Span, Timeline, usual_gap_s
+from framescribe.decoding.config import UndecodableClip
+from framescribe.decoding.decode import Census
+from framescribe.decoding.timeline import USUAL_RATE, Span, Timeline, usual_gap_s
 
 _GAP = 1.5  # times the usual distance of two frames: nearer ones leave none out
 

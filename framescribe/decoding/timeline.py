@@ -11,10 +11,8 @@ import av.container
 import numpy as np
 from av.video.stream import VideoStream
 
-from decoding.boxes import ends_early
-from decoding.errors import UndecodableClip
-from decoding.ffmpeg_log import LogLine
-from decoding.packets import VideoPackets, read_packets
+from framescribe.decoding.config import UndecodableClip
+from framescribe.decoding.demux import LogLine, VideoPackets, ends_early, read_packets
 
 # A span beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
 _LONGEST_VIDEO_S = 30 * 86400.0

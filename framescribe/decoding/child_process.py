@@ -1,22 +1,29 @@
-"""The parent's handle on one decoder process: starts it, asks it, watches it, kills it."""
+"""The parent's handle on one decoder process: starts it, asks it, watches it, kills it.
+
+Messages between the pool and a decoder process: one JSON object each, with file descriptors beside it.
+
+Memory that two processes see: encoded videos go to the decoder in it, frames come back in it.
+"""
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
-
-from decoding.wire import ConnectionClosed, Json, receive_message, send_message
 
 _START_DEADLINE_S = 120.0
 _WATCH_INTERVAL_S = 0.1
@@ -114,7 +121,7 @@ class ChildProcess:
         try:
             return subprocess.Popen(
                 [
-                    sys.executable, "-m", "decoding.child", "--connection", str(connection), "--parent",
+                    sys.executable, "-m", "framescribe.decoding.child", "--connection", str(connection), "--parent",
                     str(os.getpid()), "--memory-limit-bytes", str(self._memory_limit_bytes), *extra_arguments,
                 ],
                 pass_fds=(connection,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
@@ -166,3 +173,100 @@ def _scrubbed_environment() -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parent.parent)
     roots = dict.fromkeys([package_root, *(entry for entry in sys.path if os.path.isabs(entry))])
     return kept | {"PYTHONPATH": os.pathsep.join(roots)} | _KEEP_PICTURES_IN_HEAP | _ONE_THREAD
+
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+_LENGTH = struct.Struct("!I")
+_MAX_MESSAGE_BYTES = 16 << 20  # a reply lists a clip's frame indices and times, nothing larger
+_MAX_DESCRIPTORS = 2
+
+
+class ConnectionClosed(Exception):
+    """The other side is gone."""
+
+
+def send_message(connection: socket.socket, message: Mapping[str, Json], descriptors: Sequence[int] = ()) -> None:
+    """Sends one message.
+
+    Raises:
+        ConnectionClosed: the other side is gone.
+    """
+    body = json.dumps(message).encode()
+    try:
+        socket.send_fds(connection, [_LENGTH.pack(len(body))], list(descriptors))
+        connection.sendall(body)
+    except OSError as error:
+        raise ConnectionClosed(str(error)) from error
+
+
+def receive_message(connection: socket.socket) -> tuple[dict[str, Json], list[int]]:
+    """Returns the next message and the file descriptors that came with it, which the caller must close.
+
+    Raises:
+        ConnectionClosed: the other side is gone, or what it sent is no message.
+    """
+    try:
+        head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, _MAX_DESCRIPTORS)
+        head += _receive(connection, _LENGTH.size - len(head)) if head else b""
+        length = _LENGTH.unpack(head)[0] if head else 0
+        if not 0 < length <= _MAX_MESSAGE_BYTES:
+            raise ConnectionClosed(f"a message of {length} bytes")
+        message = json.loads(_receive(connection, length))
+    except (OSError, ValueError) as error:
+        raise ConnectionClosed(str(error)) from error
+    if not isinstance(message, dict):
+        raise ConnectionClosed(f"a message that is no object: {message!r:.80}")
+    return message, descriptors
+
+
+def _receive(connection: socket.socket, num_bytes: int) -> bytes:
+    received = bytearray()
+    while len(received) < num_bytes:
+        piece = connection.recv(num_bytes - len(received))
+        if not piece:
+            raise ConnectionClosed(f"{len(received)} of {num_bytes} bytes came")
+        received += piece
+    return bytes(received)
+
+
+# Linux has memory that is opened like a file; where there is none, encoded videos go through a temporary file.
+HAS_MEMORY_FILES = sys.platform == "linux"
+
+
+def allocate(num_bytes: int) -> int:
+    """Returns a descriptor of `num_bytes` of zeroed memory without a name; the caller closes it."""
+    descriptor = _create()
+    os.ftruncate(descriptor, num_bytes)
+    return descriptor
+
+
+def store(content: bytes) -> int:
+    """Returns a descriptor of memory that holds `content`; the caller closes it."""
+    descriptor = _create()
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    return descriptor
+
+
+def write_frames(descriptor: int, pictures: Iterable[np.ndarray]) -> None:
+    """Lays pictures into the memory one after another: a page first touched through a mapping takes twice the time."""
+    with open(descriptor, "wb", closefd=False) as file:
+        for picture in pictures:
+            file.write(picture.data)
+
+
+def map_frames(descriptor: int, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Returns uint8 [T, H, W, 3] over the start of the memory; the array keeps it alive after the descriptor closes."""
+    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+
+
+def path_of(descriptor: int) -> str:
+    """Returns a path under which this process can open stored memory, each time from its start."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _create() -> int:
+    if HAS_MEMORY_FILES:
+        return os.memfd_create("framescribe", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:  # macOS: a file whose name is gone already
+        return os.dup(file.fileno())

@@ -8,12 +8,11 @@ from importlib.metadata import version
 
 import av
 
-from decoding.config import SamplingConfig
-from decoding.decode_pass import is_mirrored
-from decoding.decord_decoder import decode_with_decord, doubt_about_decord
-from decoding.pyav_decoder import decode_with_pyav, read_video_timeline
-from decoding.sampled import SampledFrames
-from decoding.timeline import Span, Timeline
+from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.decode import decode_with_pyav, is_mirrored, read_video_timeline
+from framescribe.decoding.decord_decoder import decode_with_decord, doubt_about_decord
+from framescribe.decoding.sampling import SampledFrames
+from framescribe.decoding.timeline import Span, Timeline
 
 PYAV = f"pyav {av.__version__}"
 

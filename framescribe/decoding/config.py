@@ -1,4 +1,7 @@
-"""Which frames of a clip the model sees, and what decoding them may cost."""
+"""Which frames of a clip the model sees, and what decoding them may cost.
+
+The one exception for a video that cannot be decoded.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +62,17 @@ class SamplingConfig:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+class UndecodableClip(Exception):
+    """A clip of which no faithful frames can be had.
+
+    Attributes:
+        reason: short and for people, for example `no video stream` or `truncated after 3.2 s`.
+        message: the details: what was seen, what was wanted.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message

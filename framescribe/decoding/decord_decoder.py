@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from decoding.config import SamplingConfig
-from decoding.errors import UndecodableClip
-from decoding.pictures import Pictures, resize_picture
-from decoding.sampled import SampledFrames, assemble, choose_from
-from decoding.timeline import Span, Timeline
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.resize import Pictures, resize_picture
+from framescribe.decoding.sampling import SampledFrames, assemble, choose_from
+from framescribe.decoding.timeline import Span, Timeline
 
 # Where decord 0.6 was seen to give the frames that a plain decode gives. Left out for cause: HEVC (wrong frames after a
 # seek into an open GOP), MPEG-TS (hangs for ever), AVI (now and then another frame, since it states no presentation

@@ -1,0 +1,1 @@
+"""FrameScribe: LLaVA-Video over video data sets."""
