@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.acceptance_setting import Check, Setting, StageResult, at_most
-from llava_video.attention import AttendChunks, ChunkFills, attend_chunks, merge_attention
-from llava_video.attention_kernels import SDPA_BACKENDS, attend_chunks_efficient, attend_chunks_flash, pin_backend
-from llava_video.prefix_pool import PrefixPool
+from framescribe.llava_video.attention.cascade import AttendChunks, ChunkFills, attend_chunks, merge_attention
+from framescribe.llava_video.attention.kernels import (
+    SDPA_BACKENDS,
+    attend_chunks_efficient,
+    attend_chunks_flash,
+    pin_backend,
+)
+from framescribe.llava_video.attention.kv_cache import PrefixPool
 
 _KERNELS: tuple[AttendChunks, ...] = (attend_chunks_flash, attend_chunks_efficient, attend_chunks)
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from benchmarks.geometry import make_weights, write_configuration
 from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import MadeClip, make_workload
-from llava_video.checkpoint import Checkpoint
-from llava_video.engine import Engine
-from llava_video.engine_config import EngineConfig
-from llava_video.model import LlavaVideoModel, load_model
-from llava_video.model_config import read_model_config
-from llava_video.prompts import PromptTokenizer
-from llava_video.stop_rule import read_generation_defaults
-from llava_video.weights import Place
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.engine import Engine
+from framescribe.llava_video.engine.tasks import read_generation_defaults
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.config import read_model_config
+from framescribe.llava_video.model.model import LlavaVideoModel, load_model
+from framescribe.llava_video.model.prompts import PromptTokenizer
+from framescribe.llava_video.model.weights import Place
 
 QUESTIONS = ("Please describe this video in detail.", "How many people are there?", "What happens at the end, and why?")
 _SINK_SCORE = 12.0

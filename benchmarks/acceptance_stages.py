@@ -25,9 +25,9 @@ from benchmarks.acceptance_setting import (
 from benchmarks.engine import run_detailed, run_engine, run_seed_loop
 from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import MadeClip, make_workload
-from llava_video.engine import Engine
-from llava_video.generation import Completion, GenerationConfig
-from llava_video.model_runner import ModelRunner
+from framescribe.llava_video.engine.engine import Engine
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.runner import ModelRunner
 
 _MARGIN, _LEAST_POSITIONS = 0.1, 200
 _ANSWER_S = 300

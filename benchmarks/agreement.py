@@ -11,14 +11,13 @@ from torch import Tensor
 
 from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import MadeClip, Workload
-from llava_video.attention import attend_suffix, merge_attention
-from llava_video.attention_kernels import choose_kernel
-from llava_video.engine import Engine
-from llava_video.kv_cache import SuffixPages
-from llava_video.model_runner import ModelRunner
-from llava_video.pixels import find_unique_frames, resize_frames
-from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
-from llava_video.tasks import VideoTask
+from framescribe.llava_video.attention.cascade import attend_suffix, merge_attention
+from framescribe.llava_video.attention.kernels import choose_kernel
+from framescribe.llava_video.attention.kv_cache import CHUNK_TOKENS, PrefixPool, SuffixPages
+from framescribe.llava_video.engine.engine import Engine
+from framescribe.llava_video.engine.runner import ModelRunner
+from framescribe.llava_video.engine.tasks import VideoTask
+from framescribe.llava_video.model.vision import find_unique_frames, resize_frames
 
 _SCORED_ANSWERS = 3
 

@@ -27,14 +27,14 @@ from benchmarks.machine import describe_machine
 from benchmarks.roofline import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
 from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import Ask, MadeClip, Workload, draw_detailed, make_workload
-from llava_video.checkpoint import Checkpoint
-from llava_video.devices import choose_device, choose_dtype
-from llava_video.engine import Engine
-from llava_video.engine_config import EngineConfig
-from llava_video.generation import Completion, GenerationConfig
-from llava_video.model import load_model
-from llava_video.model_config import read_model_config
-from llava_video.prompts import PromptTokenizer
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.engine import Engine
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.memory import choose_device, choose_dtype
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.config import read_model_config
+from framescribe.llava_video.model.model import load_model
+from framescribe.llava_video.model.prompts import PromptTokenizer
 
 Answers = list[list[int]]
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_video.weights import Place
+from framescribe.llava_video.model.weights import Place
 
 DEMO_TOKENIZER = Path(__file__).parents[1] / "demo" / "checkpoint"
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -110,9 +110,9 @@ def write_checkpoint(size: str, folder: Path, tokenizer: Path = DEMO_TOKENIZER) 
     """Writes a whole random checkpoint in the original layout, in bfloat16."""
     from functools import partial
 
-    from llava_video.checkpoint import Checkpoint
-    from llava_video.model import load_model
-    from llava_video.model_config import read_model_config
+    from framescribe.llava_video.model.checkpoint import Checkpoint
+    from framescribe.llava_video.model.config import read_model_config
+    from framescribe.llava_video.model.model import load_model
 
     write_configuration(size, folder, tokenizer)
     config = read_model_config(Checkpoint(str(folder), folder, ""))

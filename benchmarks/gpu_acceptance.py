@@ -34,7 +34,7 @@ from benchmarks.acceptance_stages import (
     profile_steps,
 )
 from benchmarks.machine import describe_machine
-from llava_video.devices import choose_device
+from framescribe.llava_video.engine.memory import choose_device
 
 # Whatever a stage raises is its verdict, and the next one still runs. MemoryError, ImportError and so on end the run.
 _STAGE_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, TimeoutError)

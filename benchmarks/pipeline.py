@@ -21,8 +21,8 @@ from benchmarks.machine import describe_machine
 from benchmarks.videos import write_videos
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
-from llava_video.checkpoint import CONFIGURATION, find_checkpoint
-from llava_video.engine_config import EngineConfig
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.units import UnitConfig
@@ -76,7 +76,7 @@ async def _annotate(running: RunningEngine, recipe: Recipe, clip: SampledClip) -
 
 def run_pipeline(config: RunConfig, folder: Path, checkpoint: Path) -> float:
     """Returns the seconds that `annotate` takes from planning to published tables."""
-    from llava_video.model_config import read_model_config
+    from framescribe.llava_video.model.config import read_model_config
 
     model = read_model_config(find_checkpoint(str(checkpoint), files=CONFIGURATION))
     started = time.perf_counter()

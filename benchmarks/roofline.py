@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llava_video.model_config import ModelConfig
+from framescribe.llava_video.model.config import ModelConfig
 
 # Measured on an H200: dense bfloat16 products and reading memory. An H100 multiplies as fast and reads at 3.35e12 by
 # its data sheet. Other GPUs: pass your own.

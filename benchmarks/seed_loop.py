@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from llava_video.engine import Engine
-from llava_video.pixels import normalise_pixels, resize_frames
+from framescribe.llava_video.engine.engine import Engine
+from framescribe.llava_video.model.vision import normalise_pixels, resize_frames
 
 
 class SeedLoop:

@@ -26,17 +26,16 @@ import torch
 from benchmarks.geometry import write_configuration
 from benchmarks.roofline import H100_BYTES_PER_S, H200_BYTES_PER_S, ClipWork, count_clip_work
 from benchmarks.workload import Ask, draw_detailed
-from llava_video.attention import attend_chunks
-from llava_video.checkpoint import Checkpoint
-from llava_video.generation import GenerationConfig
-from llava_video.kv_cache import PAGE_TOKENS, SuffixPages
-from llava_video.model_config import read_model_config
-from llava_video.model_runner import row_of
-from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
-from llava_video.prompts import VideoPrefix
-from llava_video.scheduler import Limits, Scheduler
-from llava_video.static_decode import StaticDecoder
-from llava_video.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.attention.cascade import attend_chunks
+from framescribe.llava_video.attention.kv_cache import CHUNK_TOKENS, PAGE_TOKENS, PrefixPool, SuffixPages
+from framescribe.llava_video.attention.static_decode import StaticDecoder
+from framescribe.llava_video.engine.generation import GenerationConfig
+from framescribe.llava_video.engine.runner import row_of
+from framescribe.llava_video.engine.scheduler import Limits, Scheduler
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.config import read_model_config
+from framescribe.llava_video.model.prompts import VideoPrefix
 
 NUM_FRAMES, NUM_PREFIX_TOKENS, NUM_TEXT_TOKENS = 64, 13_654, 14
 _CPU = torch.device("cpu")

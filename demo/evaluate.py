@@ -18,7 +18,7 @@ from demo import answers, questions
 from demo.questions import Asked
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import Scene, play_backwards, random_scene
-from llava_video import Completion, Engine, EngineConfig, GenerationConfig
+from framescribe.llava_video import Completion, Engine, EngineConfig, GenerationConfig
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 MIN_SHARE_RIGHT = 0.95

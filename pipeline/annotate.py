@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llava_video.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
-from llava_video.model_config import ModelConfig
+from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
+from framescribe.llava_video.model.config import ModelConfig
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.counters import describe_counters, describe_reuse, read_counters
 from pipeline.earlier_run import describe_run, find_earlier_run

@@ -9,10 +9,10 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from framescribe.decoding.config import SamplingConfig
-from llava_video.checkpoint import CONFIGURATION, find_checkpoint
-from llava_video.engine_config import EngineConfig
-from llava_video.errors import CheckpointError, EngineBroken
-from llava_video.model_config import ModelConfig, read_model_config
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.errors import CheckpointError, EngineBroken
+from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
+from framescribe.llava_video.model.config import ModelConfig, read_model_config
 from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from framescribe.decoding.config import SamplingConfig
-from llava_video.checkpoint import Checkpoint
-from llava_video.engine_config import EngineConfig
-from llava_video.model_config import ModelConfig
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.config import ModelConfig
 from pipeline.units import UnitConfig
 from recipes.recipe import Recipe
 from schemas.run_columns import RunColumns, find_versions

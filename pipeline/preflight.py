@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from llava_video.checkpoint import Checkpoint, find_checkpoint
-from llava_video.model_config import ModelConfig
-from llava_video.prompts import PromptTokenizer
-from llava_video.weight_files import find_weight_files
+from framescribe.llava_video.model.checkpoint import Checkpoint, find_checkpoint, find_weight_files
+from framescribe.llava_video.model.config import ModelConfig
+from framescribe.llava_video.model.prompts import PromptTokenizer
 from pipeline.config import RunConfig
 from transforms.engine_registry import is_loaded
 
@@ -65,7 +64,7 @@ def prepare_model(config: RunConfig, model: ModelConfig) -> str:
         CannotStart: no such GPU, no flash attention, or too little memory for keys and values.
         CheckpointError: weights are missing, damaged or cut short, or cannot be fetched.
     """
-    from llava_video.devices import choose_dtype, find_device
+    from framescribe.llava_video.engine.memory import choose_dtype, find_device
 
     engine = config.engine
     try:
@@ -96,7 +95,7 @@ def _check_flash_attention(device: torch.device) -> None:
 def _check_memory(
     budget_bytes: int, config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: torch.dtype
 ) -> None:
-    from llava_video.memory import least_kv_bytes
+    from framescribe.llava_video.engine.memory import least_kv_bytes
 
     num_prefix, longest = _count_prefix_tokens(config, checkpoint, model), _longest_answer(config)
     needed = least_kv_bytes(model.language, dtype, num_prefix, longest)

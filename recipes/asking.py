@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llava_video.generation import Completion, FinishReason, GenerationConfig
-from llava_video.loops import has_repeated_sentence
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.loops import has_repeated_sentence
 from recipes.config import PromptConfig
 from recipes.parsers import is_refusal
 from recipes.recipe import Recipe

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from llava_video.generation import FinishReason
+from framescribe.llava_video.engine.generation import FinishReason
 from recipes.asking import Reply, ask_with_retries
 from recipes.config import MultipleChoiceConfig, VerificationConfig
 from recipes.open_ended import add_scores, ask_again, row_from

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from llava_video.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 
 
 class AskableVideo(Protocol):

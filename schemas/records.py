@@ -229,7 +229,7 @@ class KeptCompletion:
 
     Attributes:
         question_digest: 16 bytes over the frames with their times, the words and the limits of generation.
-        token_ids: every generated id, as in `llava_video.generation.Completion`.
+        token_ids: every generated id, as in `framescribe.llava_video.engine.generation.Completion`.
     """
 
     question_digest: bytes

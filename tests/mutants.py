@@ -27,12 +27,12 @@ ROOT = Path(__file__).parent.parent
 # Module to the arguments of pytest that select its tests: seconds, not minutes.
 PROMISES: dict[str, str] = {
     "framescribe/decoding/sampling.py": "tests/test_sampling_indices.py",
-    "llava_video/attention.py": "tests/test_attention.py",
-    "llava_video/checkpoint.py": "tests/test_checkpoint.py",
-    "llava_video/choosing.py": "tests/test_choosing.py",
-    "llava_video/loops.py": "tests/test_loops.py",
-    "llava_video/scheduler.py": "tests/test_scheduler.py",
-    "llava_video/stop_rule.py": "tests/test_choosing.py",
+    "framescribe/llava_video/attention/cascade.py": "tests/test_attention.py",
+    "framescribe/llava_video/model/checkpoint.py": "tests/test_checkpoint.py",
+    "framescribe/llava_video/attention/static_decode.py": "tests/test_choosing.py",
+    "framescribe/llava_video/engine/loops.py": "tests/test_loops.py",
+    "framescribe/llava_video/engine/scheduler.py": "tests/test_scheduler.py",
+    "framescribe/llava_video/engine/tasks.py": "tests/test_choosing.py",
     "pipeline/config.py": "tests/test_fingerprint.py -k 'not gone_on and not refused'",
     "pipeline/run_folder.py": "tests/test_run_folder.py",
     "publish/clip_index.py": "tests/test_publish.py",

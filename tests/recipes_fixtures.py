@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from llava_video.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
 from recipes.video import AskableVideo
 
 Answer = str | Completion

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from demo.video_files import encode_frames
-from llava_video.checkpoint import CONFIGURATION, find_checkpoint
-from llava_video.engine_config import EngineConfig
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from run_pipeline import main
 from schemas.tables import TABLES
 from tests.shards_fixtures import make_tar, write

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llava_video.engine_stats import EngineStats
-from llava_video.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.stats import EngineStats
 from schemas.digest import digest_frames
 
 _WORDS = ("red", "blue", "square", "ring", "moves", "grows", "left", "right", "on", "grey")

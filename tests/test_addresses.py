@@ -8,7 +8,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
-from llava_video.checkpoint import find_checkpoint
+from framescribe.llava_video.model.checkpoint import find_checkpoint
 from pipeline.flag_values import parse_host
 from pipeline.options import parse_command
 from pipeline.units import plan_units

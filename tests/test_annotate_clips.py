@@ -19,9 +19,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 from golden_cases import COMMITTED
 
-from llava_video import Engine, EngineConfig
-from llava_video.errors import CheckpointError
-from llava_video.generation import Completion, GenerationConfig
+from framescribe.llava_video import Engine, EngineConfig
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 from recipes import Recipe, parse_recipe
 from schemas.digest import digest_frames
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Sampling, Stage, UnitEnd
@@ -179,7 +179,7 @@ def test_frames_that_changed_on_the_way_stop_the_run(loads: list[EngineConfig], 
 def test_an_answer_about_another_clip_stops_the_run(
     loads: list[EngineConfig], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_video import engine_thread
+    from framescribe.llava_video.engine import thread as engine_thread
 
     original = engine_thread.EngineThread._complete
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava_video import attention
-from llava_video.attention import (
+from framescribe.llava_video.attention import cascade as attention
+from framescribe.llava_video.attention.cascade import (
     AttendChunks,
     ChunkFills,
     attend_causally,
@@ -17,7 +17,7 @@ from llava_video.attention import (
     attend_with_lse,
     merge_attention,
 )
-from llava_video.prefix_pool import PrefixPool
+from framescribe.llava_video.attention.kv_cache import PrefixPool
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 

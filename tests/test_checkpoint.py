@@ -10,8 +10,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from llava_video.checkpoint import WHOLE_CHECKPOINT, Checkpoint, find_checkpoint
-from llava_video.errors import CheckpointError
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.model.checkpoint import WHOLE_CHECKPOINT, Checkpoint, find_checkpoint
 from tests.run_fixtures import CHECKPOINT
 
 _MEBIBYTE = 1 << 20

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_video.checkpoint import Checkpoint
-from llava_video.choosing import SeenIds
-from llava_video.generation import FinishReason, GenerationConfig
-from llava_video.stop_rule import StopRule, read_generation_defaults
-from llava_video.video_tokens import lay_out_faster_video
+from framescribe.llava_video.attention.static_decode import SeenIds
+from framescribe.llava_video.engine.generation import FinishReason, GenerationConfig
+from framescribe.llava_video.engine.tasks import StopRule, read_generation_defaults
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.vision import lay_out_faster_video
 
 
 def choose(seen: SeenIds, logits: list[float], penalty: float) -> int:

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from llava_video.generation import GenerationConfig
+from framescribe.llava_video.engine.generation import GenerationConfig
 from recipes import RecipeResult, parse_recipe
 from schemas.records import KeptCompletion
 from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML

@@ -23,21 +23,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.geometry import write_configuration
-from llava_video import model_runner
-from llava_video.attention import AttendChunks, attend_chunks
-from llava_video.attention_kernels import attend_chunks_efficient, attend_chunks_flash
-from llava_video.checkpoint import Checkpoint
-from llava_video.cuda_graphs import GraphedDecoder
-from llava_video.generation import GenerationConfig
-from llava_video.kv_cache import SuffixPages
-from llava_video.model import LlavaVideoModel, load_model
-from llava_video.model_config import read_model_config
-from llava_video.model_runner import ModelRunner, row_of
-from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
-from llava_video.prompts import VideoPrefix
-from llava_video.static_decode import sizes_of, view_numbers
-from llava_video.tasks import QuestionTask, VideoTask
-from llava_video.weights import Place
+from framescribe.llava_video.attention.cascade import AttendChunks, attend_chunks
+from framescribe.llava_video.attention.cuda_graphs import GraphedDecoder
+from framescribe.llava_video.attention.kernels import attend_chunks_efficient, attend_chunks_flash
+from framescribe.llava_video.attention.kv_cache import CHUNK_TOKENS, PrefixPool, SuffixPages
+from framescribe.llava_video.attention.static_decode import sizes_of, view_numbers
+from framescribe.llava_video.engine import runner as model_runner
+from framescribe.llava_video.engine.generation import GenerationConfig
+from framescribe.llava_video.engine.runner import ModelRunner, row_of
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.config import read_model_config
+from framescribe.llava_video.model.model import LlavaVideoModel, load_model
+from framescribe.llava_video.model.prompts import VideoPrefix
+from framescribe.llava_video.model.weights import Place
 
 CUDA = torch.device("cuda", 0)
 NUM_FRAMES, NUM_VIDEO_TOKENS = 64, 13_440

@@ -16,7 +16,7 @@ from demo.questions import Asked
 from demo.show import fewest_expected, read_promised_share
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import play_backwards, random_scene
-from llava_video import Engine, EngineConfig, GenerationConfig
+from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
 
 ROOT = Path(__file__).parent.parent
 MAX_BYTES = 6_000_000

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_video import Engine, EngineConfig, FinishReason, GenerationConfig, model_runner
-from llava_video.errors import ClipTooLarge, EngineClosed, PromptTooLong
-from llava_video.model_runner import ModelRunner
+from framescribe.llava_video import Engine, EngineConfig, FinishReason, GenerationConfig
+from framescribe.llava_video.engine import runner as model_runner
+from framescribe.llava_video.engine.errors import ClipTooLarge, EngineClosed, PromptTooLong
+from framescribe.llava_video.engine.runner import ModelRunner
 from tests.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.seed_loop import SeedLoop
-from llava_video import Engine, EngineConfig, GenerationConfig
+from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
 
 CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
 QUESTIONS = ("Please describe this video in detail.", "How many?\nA. one\nB. two", "What happens at the end?")

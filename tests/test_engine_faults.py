@@ -17,19 +17,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_video import Engine, GenerationConfig, engine_thread
-from llava_video.attention import attend_chunks
-from llava_video.engine_stats import EngineStats
-from llava_video.engine_thread import EngineThread
-from llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
-from llava_video.kv_cache import Prefix, PrefixKV
-from llava_video.memory_faults import is_memory_fault
-from llava_video.model_runner import ModelRunner
-from llava_video.prefix_pool import PrefixPool
-from llava_video.prompts import VideoPrefix
-from llava_video.scheduler import Limits, Scheduler
-from llava_video.stop_rule import StopRule
-from llava_video.tasks import QuestionTask, VideoTask
+from framescribe.llava_video import Engine, GenerationConfig
+from framescribe.llava_video.attention.cascade import attend_chunks
+from framescribe.llava_video.attention.kv_cache import Prefix, PrefixKV, PrefixPool
+from framescribe.llava_video.engine import thread as engine_thread
+from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, EngineClosed
+from framescribe.llava_video.engine.oom_recovery import is_memory_fault
+from framescribe.llava_video.engine.runner import ModelRunner
+from framescribe.llava_video.engine.scheduler import Limits, Scheduler
+from framescribe.llava_video.engine.stats import EngineStats
+from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTask
+from framescribe.llava_video.engine.thread import EngineThread
+from framescribe.llava_video.model.prompts import VideoPrefix
 from tests.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
 
 

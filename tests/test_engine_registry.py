@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llava_video.engine import Engine
-from llava_video.engine_config import EngineConfig
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.engine import Engine
 from tests.run_fixtures import ROOT
 from tests.stub_engine import StubEngine
 from transforms import engine_registry
@@ -63,7 +63,7 @@ def machine(monkeypatch, tmp_path) -> Iterator[TwoGpus]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr("llava_video.memory.name_gpus", lambda: ["first", "second"])
+    monkeypatch.setattr("framescribe.llava_video.engine.memory.name_gpus", lambda: ["first", "second"])
     monkeypatch.setattr(Engine, "load", machine.load)
     monkeypatch.setattr(engine_registry, "_running", {})
     monkeypatch.setattr(engine_registry, "_slots", {})

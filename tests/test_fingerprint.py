@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from framescribe.decoding.config import SamplingConfig
-from llava_video.checkpoint import CONFIGURATION, find_checkpoint
-from llava_video.engine_config import EngineConfig
-from llava_video.model_config import read_model_config
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
+from framescribe.llava_video.model.config import read_model_config
 from pipeline.config import RunConfig, record_run
 from pipeline.units import UnitConfig
 from recipes import load_recipe

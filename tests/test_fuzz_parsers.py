@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llava_video.generation import Completion, FinishReason
-from llava_video.loops import has_repeated_sentence, is_looping
+from framescribe.llava_video.engine.generation import Completion, FinishReason
+from framescribe.llava_video.engine.loops import has_repeated_sentence, is_looping
 from recipes import RecipeError, load_recipe, parse_recipe
 from recipes.parsers import (
     is_none,

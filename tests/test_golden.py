@@ -13,14 +13,13 @@ import pytest
 import torch
 from golden_cases import COMMITTED, SHARED, GoldenCase, find_cases
 
-from llava_video import Engine, EngineConfig, FinishReason, GenerationConfig
-from llava_video.checkpoint import Checkpoint, find_checkpoint
-from llava_video.model import LlavaVideoModel, load_model
-from llava_video.model_config import read_model_config
-from llava_video.pixels import normalise_pixels, resize_frames
-from llava_video.prompts import PromptTokenizer
-from llava_video.video_tokens import pool_patches
-from llava_video.weights import read_weights
+from framescribe.llava_video import Engine, EngineConfig, FinishReason, GenerationConfig
+from framescribe.llava_video.model.checkpoint import Checkpoint, find_checkpoint
+from framescribe.llava_video.model.config import read_model_config
+from framescribe.llava_video.model.model import LlavaVideoModel, load_model
+from framescribe.llava_video.model.prompts import PromptTokenizer
+from framescribe.llava_video.model.vision import normalise_pixels, pool_patches, resize_frames
+from framescribe.llava_video.model.weights import read_weights
 
 TOLERANCE = 1e-5
 CASES = find_cases()

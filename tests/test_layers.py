@@ -30,7 +30,7 @@ TORCH = {"accelerate", "flash_attn", "safetensors.torch", "torch", "transformers
 WITH_MODEL = {"benchmarks", "demo", "llava_video"}
 WITH_BEAM = {"benchmarks", "pipeline", "run_pipeline", "transforms"}
 # What `plan`, `export`, `review` and a bad flag load.
-LIGHT = {"llava_video.generation", "pipeline.options", "publish", "run_pipeline", "schemas.records"}
+LIGHT = {"framescribe.llava_video.engine.generation", "pipeline.options", "publish", "run_pipeline", "schemas.records"}
 MODULES = sorted(source_modules())
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from llava_video.loops import has_repeated_sentence, is_looping
+from framescribe.llava_video.engine.loops import has_repeated_sentence, is_looping
 
 TREE = """The video opens with a wide shot of a quiet park. A man in a grey coat walks a small dog along a path. He
 stops by a bench, looks at his watch and sits down. The dog lies down beside him. After a while a woman with a red

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from llava_video.attention import ChunkFills, attend_chunks, attend_prefix
-from llava_video.attention_kernels import (
+from framescribe.llava_video.attention.cascade import ChunkFills, attend_chunks, attend_prefix
+from framescribe.llava_video.attention.kernels import (
     _agrees_with_plain,
     attend_chunks_flash,
     choose_backend,
     choose_kernel,
     pin_backend,
 )
-from llava_video.prefix_pool import PrefixPool
+from framescribe.llava_video.attention.kv_cache import PrefixPool
 
 CPU = torch.device("cpu")
 

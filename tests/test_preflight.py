@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_video.devices import find_device
+from framescribe.llava_video.engine.memory import find_device
 from run_pipeline import main
 from storage.output_store import open_output
 from storage.run_journal import record_start

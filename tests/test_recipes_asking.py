@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llava_video.generation import FinishReason
+from framescribe.llava_video.engine.generation import FinishReason
 from recipes import parse_recipe
 from schemas.records import Status
 from tests.recipes_fixtures import FakeVideo, completed

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from llava_video.generation import FinishReason
+from framescribe.llava_video.engine.generation import FinishReason
 from recipes import load_recipe, parse_recipe
 from recipes.config import PromptConfig, VerificationConfig
 from recipes.multiple_choice import spread_letters

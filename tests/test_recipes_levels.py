@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from llava_video.generation import FinishReason
+from framescribe.llava_video.engine.generation import FinishReason
 from recipes import RecipeError, parse_recipe
 from recipes.levels import split_segments
 from schemas.records import Status

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_video.errors import ClipTooLarge
+from framescribe.llava_video.engine.errors import ClipTooLarge
 from run_pipeline import main
 from storage.output_store import open_output
 from storage.run_journal import list_done_units

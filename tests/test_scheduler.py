@@ -7,12 +7,12 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from llava_video.generation import GenerationConfig
-from llava_video.kv_cache import PAGE_TOKENS, PrefixKV
-from llava_video.memory_faults import evict_half, recover_prefill
-from llava_video.prompts import VideoPrefix
-from llava_video.scheduler import Limits, Scheduler, num_pages_for
-from llava_video.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.attention.kv_cache import PAGE_TOKENS, PrefixKV
+from framescribe.llava_video.engine.generation import GenerationConfig
+from framescribe.llava_video.engine.oom_recovery import evict_half, recover_prefill
+from framescribe.llava_video.engine.scheduler import Limits, Scheduler, num_pages_for
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.model.prompts import VideoPrefix
 
 PREFIX = PrefixKV([], [])
 

@@ -18,17 +18,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llava_video import Engine, EngineConfig, GenerationConfig, cuda_graphs, memory
-from llava_video.attention import attend_chunks
-from llava_video.choosing import Chosen, SeenIds
-from llava_video.cuda_graphs import GraphedDecoder
-from llava_video.kv_cache import SuffixPages
-from llava_video.language_model import LanguageModel
-from llava_video.model_runner import row_of
-from llava_video.prefix_pool import PrefixPool
-from llava_video.prompts import VideoPrefix
-from llava_video.static_decode import StaticDecoder, StepRow, StepShape, round_up, sizes_of, view_numbers
-from llava_video.tasks import QuestionTask, VideoTask
+from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
+from framescribe.llava_video.attention import cuda_graphs
+from framescribe.llava_video.attention.cascade import attend_chunks
+from framescribe.llava_video.attention.cuda_graphs import GraphedDecoder
+from framescribe.llava_video.attention.kv_cache import PrefixPool, SuffixPages
+from framescribe.llava_video.attention.static_decode import (
+    Chosen,
+    SeenIds,
+    StaticDecoder,
+    StepRow,
+    StepShape,
+    round_up,
+    sizes_of,
+    view_numbers,
+)
+from framescribe.llava_video.engine import memory
+from framescribe.llava_video.engine.runner import row_of
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.model.language_model import LanguageModel
+from framescribe.llava_video.model.prompts import VideoPrefix
 
 CPU = torch.device("cpu")
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", static_decode=False)

@@ -12,8 +12,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from llava_video.engine_config import EngineConfig
-from llava_video.errors import ClipTooLarge, EngineBroken, PromptTooLong
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
 from transforms.clip_memory import ClipMemory, RememberingVideo

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_video.generation import GenerationConfig
+from framescribe.llava_video.engine.generation import GenerationConfig
 from transforms.engine_video import EngineVideo
 
 if TYPE_CHECKING:
-    from llava_video.engine import Engine
+    from framescribe.llava_video.engine.engine import Engine
 
 _PROMPTS = ("Please describe this video in detail.", "How many squares does this video show? Answer with one word.")
 _MAX_NEW_TOKENS = 24  # enough for the descriptions to part; a canary costs as much as a small fraction of one clip

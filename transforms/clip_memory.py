@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass
 
-from llava_video.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
 from schemas.records import KeptCompletion
 from transforms.engine_video import EngineVideo
 

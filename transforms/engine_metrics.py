@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from apache_beam.metrics import Metrics
 
-from llava_video.engine_stats import EngineStats
+from framescribe.llava_video.engine.stats import EngineStats
 
 if TYPE_CHECKING:  # torch comes with the engine, in the worker
-    from llava_video.engine import Engine
+    from framescribe.llava_video.engine.engine import Engine
 
 NAMESPACE = "engine"
 # Totals only: a level such as `kv_prefix_bytes` goes up and down.

@@ -17,13 +17,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llava_video.engine_config import EngineConfig
+from framescribe.llava_video.engine.config import EngineConfig
 from schemas.run_columns import WorkerRecord, find_versions
 from transforms.canary import Canary
 from transforms.gpu_slots import Slot, claim_slot
 
 if TYPE_CHECKING:
-    from llava_video.engine import Engine
+    from framescribe.llava_video.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -108,7 +108,7 @@ def describe_worker() -> WorkerRecord:
 
 def _load(config: EngineConfig) -> RunningEngine:
     # Here and not above: torch takes seconds to import, and planning needs none of it.
-    from llava_video.engine import Engine
+    from framescribe.llava_video.engine.engine import Engine
 
     started = time.monotonic()
     device, slots = _claim_device(config)
@@ -128,8 +128,7 @@ def _has_failed(load: Future[RunningEngine]) -> bool:
 
 def _claim_device(config: EngineConfig) -> tuple[str, dict[str, Slot]]:
     """Returns the device to load on, and the claimed GPUs by their names."""
-    from llava_video.devices import find_device
-    from llava_video.memory import name_gpus
+    from framescribe.llava_video.engine.memory import find_device, name_gpus
 
     device = find_device(config.device)
     if device.type != "cuda":

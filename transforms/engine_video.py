@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_video.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 
 if TYPE_CHECKING:  # torch comes with the engine, in the worker
-    from llava_video.engine import Engine, Video
+    from framescribe.llava_video.engine.engine import Engine, Video
 
 
 class WrongVideo(RuntimeError):

@@ -12,7 +12,7 @@ from pathlib import Path
 # Only to have them: a forked process finds them imported.
 import apache_beam.runners.portability.fn_api_runner.fn_runner  # noqa: F401
 
-import llava_video.engine  # noqa: F401
+import framescribe.llava_video.engine.engine  # noqa: F401
 import pipeline.commands
 import pipeline.graph  # noqa: F401
 from run_pipeline import main

@@ -10,16 +10,20 @@ print(video.ask("Please describe this video in detail.", GenerationConfig(max_ne
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from llava_video.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
 
 if TYPE_CHECKING:
-    from llava_video.engine import Engine, Video
-    from llava_video.engine_config import EngineConfig
+    from framescribe.llava_video.engine.config import EngineConfig
+    from framescribe.llava_video.engine.engine import Engine, Video
 
 __all__ = ["Completion", "Engine", "EngineConfig", "FinishReason", "GenerationConfig", "Video"]
 
 # Torch is imported with the engine only, so that `plan` and `publish` start at once.
-_LAZY = {"Engine": "llava_video.engine", "Video": "llava_video.engine", "EngineConfig": "llava_video.engine_config"}
+_LAZY = {
+    "Engine": "framescribe.llava_video.engine.engine",
+    "Video": "framescribe.llava_video.engine.engine",
+    "EngineConfig": "framescribe.llava_video.engine.config",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from llava_video.checkpoint import Checkpoint
-from llava_video.errors import CheckpointError
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.model.checkpoint import Checkpoint
 
 _SYSTEM = "You are a helpful assistant."
 _BEFORE_TIME = {"seed": "", "demo": "\n", "training": "\n"}

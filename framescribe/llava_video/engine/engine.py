@@ -15,23 +15,27 @@ from types import TracebackType
 
 import numpy as np
 
-from llava_video.checkpoint import Checkpoint, find_checkpoint
-from llava_video.devices import choose_device, choose_dtype, name_device
-from llava_video.engine_config import EngineConfig
-from llava_video.engine_stats import EngineStats
-from llava_video.engine_thread import EngineThread
-from llava_video.errors import EngineClosed, PromptTooLong
-from llava_video.generation import Completion, GenerationConfig
-from llava_video.memory import choose_layer_devices, plan_memory
-from llava_video.model import LlavaVideoModel, check_faster_video, load_model
-from llava_video.model_config import read_model_config
-from llava_video.model_runner import ModelRunner
-from llava_video.pixels import find_unique_frames, resize_frames
-from llava_video.prompts import PromptTokenizer, VideoPrefix
-from llava_video.scheduler import Scheduler
-from llava_video.stop_rule import StopRule, read_generation_defaults
-from llava_video.tasks import QuestionTask, VideoTask
-from llava_video.weights import read_weights
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.errors import EngineClosed, PromptTooLong
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.memory import (
+    choose_device,
+    choose_dtype,
+    choose_layer_devices,
+    name_device,
+    plan_memory,
+)
+from framescribe.llava_video.engine.runner import ModelRunner
+from framescribe.llava_video.engine.scheduler import Scheduler
+from framescribe.llava_video.engine.stats import EngineStats
+from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTask, read_generation_defaults
+from framescribe.llava_video.engine.thread import EngineThread
+from framescribe.llava_video.model.checkpoint import Checkpoint, find_checkpoint
+from framescribe.llava_video.model.config import read_model_config
+from framescribe.llava_video.model.model import LlavaVideoModel, check_faster_video, load_model
+from framescribe.llava_video.model.prompts import PromptTokenizer, VideoPrefix
+from framescribe.llava_video.model.vision import find_unique_frames, resize_frames
+from framescribe.llava_video.model.weights import read_weights
 from schemas.digest import digest_frames
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from llava_video.checkpoint import Checkpoint
-from llava_video.errors import CheckpointError
-from llava_video.language_model import LanguageModel
-from llava_video.model_config import POOL_STRIDE, LanguageConfig, ModelConfig, TowerConfig
-from llava_video.pixels import normalise_pixels
-from llava_video.video_tokens import lay_out_faster_video, lay_out_video, pool_patches
-from llava_video.weights import ReadWeights, has_tensor
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.config import POOL_STRIDE, LanguageConfig, ModelConfig, TowerConfig
+from framescribe.llava_video.model.language_model import LanguageModel
+from framescribe.llava_video.model.vision import lay_out_faster_video, lay_out_video, normalise_pixels, pool_patches
+from framescribe.llava_video.model.weights import ReadWeights, has_tensor
 
 _TOWER = "model.vision_tower.vision_tower.vision_model."
 _PROJECTOR = "model.mm_projector."

@@ -1,4 +1,7 @@
-"""Which devices the model lies on, and how much of their memory keys and values may take."""
+"""Which devices the model lies on, and how much of their memory keys and values may take.
+
+Which device and number format the model takes.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from llava_video.attention_kernels import choose_kernel
-from llava_video.engine_config import EngineConfig
-from llava_video.kv_cache import PAGE_TOKENS, SuffixPages, bytes_per_token
-from llava_video.model import LlavaVideoModel
-from llava_video.model_config import LanguageConfig
-from llava_video.prefix_pool import CHUNK_TOKENS, PrefixPool
-from llava_video.scheduler import Limits
+from framescribe.llava_video.attention.kernels import choose_kernel
+from framescribe.llava_video.attention.kv_cache import (
+    CHUNK_TOKENS,
+    PAGE_TOKENS,
+    PrefixPool,
+    SuffixPages,
+    bytes_per_token,
+)
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.scheduler import Limits
+from framescribe.llava_video.model.config import LanguageConfig
+from framescribe.llava_video.model.model import LlavaVideoModel
 
 # Left free on a GPU: a 14k-token prefill of the 7B needs about 3 GB, a tower batch of 64 frames 2 GB, CUDA graphs 2 GB.
 _ACTIVATION_BYTES = 12 << 30
@@ -98,3 +106,52 @@ def _free_bytes(devices: Sequence[torch.device]) -> int:
     distinct = set(devices)
     least = min(torch.cuda.mem_get_info(device)[0] for device in distinct)
     return max(least - _ACTIVATION_BYTES, least // 4) * len(distinct)
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device that was asked for, a GPU by its number; `auto` is a GPU where there is one.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    device = find_device(name)
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+def find_device(name: str) -> torch.device:
+    """Returns the device without touching it: a GPU that was asked for without a number may still be any of them.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise ValueError(f"device is {name!r}, wanted auto, cpu, cuda, or the number of a GPU as in cuda:1")
+    if device.type == "cpu":
+        return device
+    num_gpus = torch.cuda.device_count()
+    if not num_gpus:
+        raise ValueError(f"device is {name!r}, but PyTorch {torch.__version__} sees no GPU; use device 'cpu'")
+    if device.index is not None and device.index >= num_gpus:
+        raise ValueError(f"device is {name!r}, but PyTorch sees {num_gpus} GPUs, cuda:0 to cuda:{num_gpus - 1}")
+    return device
+
+
+def name_device(device: torch.device) -> str:
+    """Returns a name of the kind of device, the same in every process of the machine."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).name)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

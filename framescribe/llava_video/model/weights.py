@@ -8,9 +8,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from llava_video.checkpoint import Checkpoint
-from llava_video.errors import CheckpointError
-from llava_video.weight_files import find_weight_files
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.model.checkpoint import Checkpoint, find_weight_files
 
 Place = Callable[[str, Tensor], Tensor]
 """Moves and casts one tensor, by its name on disk, to where and what it shall be."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava_video.checkpoint import Checkpoint
-from llava_video.errors import CheckpointError
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.model.checkpoint import Checkpoint
 
 POOL_MODES = ("average", "max", "bilinear")
 NEWLINE_POSITIONS = ("grid", "frame", "one_token", "no_token")

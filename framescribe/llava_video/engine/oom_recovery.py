@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from llava_video.scheduler import Scheduler
-from llava_video.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.engine.scheduler import Scheduler
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ class GenerationConfig:
     Attributes:
         max_new_tokens: the most tokens that are generated.
         repetition_penalty: over generated tokens only; None takes the checkpoint's own value, 1.0 switches it off.
-        stop_loops: end a completion that repeats itself (see `llava_video.loops`).
+        stop_loops: end a completion that repeats itself (see `framescribe.llava_video.engine.loops`).
     """
 
     max_new_tokens: int = 4096

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llava_video.attention import AttendChunks, ChunkFills, attend_chunks
+from framescribe.llava_video.attention.cascade import AttendChunks, ChunkFills, attend_chunks
 
 _log = logging.getLogger(__name__)
 

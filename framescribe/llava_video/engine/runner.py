@@ -9,17 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_video.attention import ChunkFills, attend_causally, attend_pages, attend_suffix, merge_attention
-from llava_video.attention_kernels import choose_backend, pin_backend
-from llava_video.choosing import Chosen, SeenIds
-from llava_video.cuda_graphs import GraphedDecoder
-from llava_video.generation import TokenScore
-from llava_video.kv_cache import PAGE_TOKENS, Prefix, PrefixKV, SuffixPages, slot_of
-from llava_video.language_model import Attend
-from llava_video.model import LlavaVideoModel
-from llava_video.prefix_pool import PooledPrefix, PrefixPool
-from llava_video.static_decode import StaticDecoder, StepRow
-from llava_video.tasks import QuestionTask, VideoTask, spans_by_video
+from framescribe.llava_video.attention.cascade import (
+    ChunkFills,
+    attend_causally,
+    attend_pages,
+    attend_suffix,
+    merge_attention,
+)
+from framescribe.llava_video.attention.cuda_graphs import GraphedDecoder
+from framescribe.llava_video.attention.kernels import choose_backend, pin_backend
+from framescribe.llava_video.attention.kv_cache import (
+    PAGE_TOKENS,
+    PooledPrefix,
+    Prefix,
+    PrefixKV,
+    PrefixPool,
+    SuffixPages,
+    slot_of,
+)
+from framescribe.llava_video.attention.static_decode import Chosen, SeenIds, StaticDecoder, StepRow
+from framescribe.llava_video.engine.generation import TokenScore
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask, spans_by_video
+from framescribe.llava_video.model.language_model import Attend
+from framescribe.llava_video.model.model import LlavaVideoModel
 
 # Kernels are chosen, and some planned, for each length anew; on a GPU prefixes come in few lengths.
 _PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}

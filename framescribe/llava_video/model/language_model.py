@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from llava_video.model_config import LanguageConfig
+from framescribe.llava_video.model.config import LanguageConfig
 
 # Attention of one layer: its index, queries [N, H, E], keys and values [N, K, E] of the new tokens; returns [N, H, E],
 # in the model's dtype or in float32. None ends the run, where nothing but keys and values was wanted.

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from llava_video.kv_cache import PAGE_TOKENS
-from llava_video.tasks import QuestionTask, VideoTask
+from framescribe.llava_video.attention.kv_cache import PAGE_TOKENS
+from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
 
 _MOST_HELD = 16
 """Steps that questions wait for company, a quarter of a second on a GPU."""

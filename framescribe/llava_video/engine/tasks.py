@@ -1,4 +1,7 @@
-"""What the engine has to do: videos to prefill and questions to answer."""
+"""What the engine has to do: videos to prefill and questions to answer.
+
+When an answer ends, and what the checkpoint says about generation.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from itertools import groupby
 
 import numpy as np
 
-from llava_video.generation import Completion, GenerationConfig, TokenScore
-from llava_video.kv_cache import Prefix
-from llava_video.prompts import VideoPrefix
+from framescribe.llava_video.attention.kv_cache import Prefix
+from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, TokenScore
+from framescribe.llava_video.engine.loops import is_looping
+from framescribe.llava_video.model.checkpoint import Checkpoint
+from framescribe.llava_video.model.prompts import VideoPrefix
 
 
 @dataclass(slots=True, eq=False)
@@ -107,3 +113,42 @@ def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) ->
         spans.append((pairs[0][0].video, start, stop))
         start = stop
     return spans
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """The parts of `generation_config.json` that greedy decoding obeys."""
+
+    eos_token_ids: frozenset[int]
+    repetition_penalty: float
+
+
+def read_generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
+    """Reads the ids that end an answer and the repetition penalty.
+
+    Raises:
+        CheckpointError: no end-of-sequence id is given.
+    """
+    content = checkpoint.read_json("generation_config.json")
+    eos = content.get("eos_token_id", checkpoint.read_json("config.json").get("eos_token_id"))
+    if eos is None:
+        raise CheckpointError(f"{checkpoint.name}: neither generation_config.json nor config.json has eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos]
+    return GenerationDefaults(frozenset(map(int, ids)), float(content.get("repetition_penalty", 1.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """Decides after each token whether an answer is complete."""
+
+    eos_token_ids: frozenset[int]
+
+    def finish_reason(self, question: QuestionTask) -> FinishReason | None:
+        """Returns why the answer ends with its last token, or None if it goes on."""
+        if question.generated[-1] in self.eos_token_ids:
+            return FinishReason.STOP
+        if len(question.generated) >= question.generation.max_new_tokens:
+            return FinishReason.LENGTH
+        if question.generation.stop_loops and is_looping(question.generated):
+            return FinishReason.LOOPED
+        return None

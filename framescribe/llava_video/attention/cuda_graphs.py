@@ -13,9 +13,15 @@ from typing import Any
 
 import torch
 
-from llava_video.choosing import Chosen
-from llava_video.kv_cache import PrefixKV
-from llava_video.static_decode import StaticDecoder, StepRow, StepShape, sizes_of, view_numbers
+from framescribe.llava_video.attention.kv_cache import PrefixKV
+from framescribe.llava_video.attention.static_decode import (
+    Chosen,
+    StaticDecoder,
+    StepRow,
+    StepShape,
+    sizes_of,
+    view_numbers,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -5,6 +5,8 @@ rounded up to a shape, all numbers it depends on lie in one buffer, and nothing 
 
 Letters: N rows, C clips, M rows of one clip, X chunks of the pool, J chunks of one clip, B pages of one row; T tokens
 of a chunk, K key-value heads, G query heads that share one, E head width.
+
+Greedy choice of the next id of every row, after the repetition penalty.
 """
 
 from __future__ import annotations
@@ -13,17 +15,29 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from itertools import accumulate, groupby, pairwise
 from math import prod
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llava_video.attention import ChunkFills, attend_pages, fold_groups, merge_attention, merge_chunks, unfold_groups
-from llava_video.choosing import Chosen, SeenIds
-from llava_video.kv_cache import PAGE_TOKENS, PrefixKV, SuffixPages, slot_of
-from llava_video.language_model import LanguageModel
-from llava_video.prefix_pool import PooledPrefix, PrefixPool
+from framescribe.llava_video.attention.cascade import (
+    ChunkFills,
+    attend_pages,
+    fold_groups,
+    merge_attention,
+    merge_chunks,
+    unfold_groups,
+)
+from framescribe.llava_video.attention.kv_cache import (
+    PAGE_TOKENS,
+    PooledPrefix,
+    PrefixKV,
+    PrefixPool,
+    SuffixPages,
+    slot_of,
+)
+from framescribe.llava_video.model.language_model import LanguageModel
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -215,3 +229,56 @@ def _spans_of_clips(rows: Sequence[StepRow]) -> list[tuple[PooledPrefix, int, in
             spans.append((prefixes[0], start, start + len(prefixes)))
         start += len(prefixes)
     return spans
+
+
+class Chosen(NamedTuple):
+    """What each of R rows goes on with.
+
+    Attributes:
+        ids: int64 [R].
+        scores: float32 [R, 3], where ids were forced: the log-probability of the id, the likeliest id, and its
+            log-probability, all before the repetition penalty; else None.
+    """
+
+    ids: Tensor
+    scores: Tensor | None
+
+
+class SeenIds:
+    """Which ids each row of the batch has generated, bool [rows + 1, V]; the last row is spare."""
+
+    def __init__(self, max_rows: int, num_ids: int, device: torch.device) -> None:
+        self.spare_row = max_rows
+        self._seen = torch.zeros(max_rows + 1, num_ids, dtype=torch.bool, device=device)
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Clears rows that begin a new answer."""
+        self._seen[list(rows)] = False
+
+    def choose(self, logits: Tensor, rows: Tensor, penalties: Tensor | None, forced: Tensor | None = None) -> Chosen:
+        """Picks the likeliest id of each row, or the forced one, and remembers it.
+
+        Args:
+            logits: float32 [R, V].
+            rows: int64 [R].
+            penalties: float32 [R], repetition penalties over generated ids (arXiv 1909.05858); None: none.
+            forced: int64 [R], -1 where a row is free to choose; None: all are, and nothing is scored.
+        """
+        free = logits
+        if penalties is not None:
+            factors = penalties[:, None]
+            penalised = torch.where(logits < 0, logits * factors, logits / factors)
+            logits = torch.where(self._seen[rows], penalised, logits)
+        chosen, scores = logits.argmax(dim=-1), None
+        if forced is not None:
+            chosen = torch.where(forced < 0, chosen, forced)
+            scores = _score(free, chosen)
+        self._seen.index_put_((rows, chosen), self._true)
+        return Chosen(chosen, scores)
+
+
+def _score(logits: Tensor, chosen: Tensor) -> Tensor:
+    logprobs = logits.log_softmax(dim=-1)
+    best, likeliest = logprobs.max(dim=-1)
+    return torch.stack([logprobs.gather(1, chosen[:, None])[:, 0], likeliest.float(), best], dim=1)
