@@ -23,10 +23,10 @@ from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
+from framescribe.recipes import Recipe, parse_recipe
 from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.units import UnitConfig
-from recipes import Recipe, parse_recipe
 from schemas.records import Clip, ClipRef, SampledClip
 from transforms.engine_registry import RunningEngine, get_engine, use_engine
 from transforms.engine_video import EngineVideo

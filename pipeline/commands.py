@@ -13,6 +13,7 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import CheckpointError, EngineBroken
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
+from framescribe.recipes import Recipe, RecipeError, load_recipe
 from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command
@@ -23,7 +24,6 @@ from pipeline.wording import write_count, write_size
 from pipeline.worker_errors import WorkerStopped
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
-from recipes import Recipe, RecipeError, load_recipe
 from schemas.run_columns import OtherVersionsError
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable

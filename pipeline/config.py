@@ -12,8 +12,8 @@ from framescribe.decoding.config import SamplingConfig
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import ModelConfig
+from framescribe.recipes.recipe import Recipe
 from pipeline.units import UnitConfig
-from recipes.recipe import Recipe
 from schemas.run_columns import RunColumns, find_versions
 from shards.config import ReadConfig
 from shards.windows import check_split_s

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
-from recipes.video import AskableVideo
+from framescribe.recipes.recipe import AskableVideo
 
 Answer = str | Completion
 

@@ -22,7 +22,7 @@ from golden_cases import COMMITTED
 from framescribe.llava_video import Engine, EngineConfig
 from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
-from recipes import Recipe, parse_recipe
+from framescribe.recipes import Recipe, parse_recipe
 from schemas.digest import digest_frames
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Sampling, Stage, UnitEnd
 from transforms import engine_registry

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from framescribe.llava_video.engine.generation import GenerationConfig
-from recipes import RecipeResult, parse_recipe
+from framescribe.recipes import RecipeResult, parse_recipe
 from schemas.records import KeptCompletion
 from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
 from tests.talking_engine import TalkingEngine

@@ -17,9 +17,9 @@ from framescribe.decoding.config import SamplingConfig
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import read_model_config
+from framescribe.recipes import load_recipe
 from pipeline.config import RunConfig, record_run
 from pipeline.units import UnitConfig
-from recipes import load_recipe
 from run_pipeline import main
 from shards.config import ReadConfig
 from storage.run_journal import RunRecord

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from framescribe.llava_video.engine.generation import Completion, FinishReason
 from framescribe.llava_video.engine.loops import has_repeated_sentence, is_looping
-from recipes import RecipeError, load_recipe, parse_recipe
-from recipes.parsers import (
+from framescribe.recipes import RecipeError, load_recipe, parse_recipe
+from framescribe.recipes.answer_text import normalise_answer, score_agreement
+from framescribe.recipes.answers import (
     is_none,
     is_refusal,
     is_unspecified,
@@ -25,7 +26,6 @@ from recipes.parsers import (
     parse_wrong_answers,
     read_pair_status,
 )
-from recipes.scoring import normalise_answer, score_agreement
 from schemas.records import Status
 from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML, FakeVideo
 

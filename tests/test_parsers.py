@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.parsers import (
+from framescribe.recipes.answers import (
     is_none,
     is_refusal,
     is_unspecified,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from framescribe.llava_video.engine.generation import FinishReason
-from recipes import parse_recipe
+from framescribe.recipes import parse_recipe
 from schemas.records import Status
 from tests.recipes_fixtures import FakeVideo, completed
 

@@ -10,7 +10,7 @@ import pytest
 
 from demo import answers, questions
 from demo.world import random_scene
-from recipes import load_recipe
+from framescribe.recipes import load_recipe
 from schemas.records import Status
 from tests.recipes_fixtures import FakeVideo
 

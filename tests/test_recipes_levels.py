@@ -8,8 +8,8 @@ import itertools
 import pytest
 
 from framescribe.llava_video.engine.generation import FinishReason
-from recipes import RecipeError, parse_recipe
-from recipes.levels import split_segments
+from framescribe.recipes import RecipeError, parse_recipe
+from framescribe.recipes.levels import split_segments
 from schemas.records import Status
 from tests.recipes_fixtures import LEVELS_YAML, FakeVideo, completed
 

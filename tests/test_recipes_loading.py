@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import recipes
-from recipes import SHIPPED, RecipeError, load_recipe, parse_recipe
+from framescribe import recipes
+from framescribe.recipes import SHIPPED, RecipeError, load_recipe, parse_recipe
 from schemas.records import Status
 from tests.recipes_fixtures import DETAILED_YAML, FakeVideo
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.scoring import normalise_answer, score_agreement, token_f1
+from framescribe.recipes.answer_text import normalise_answer, score_agreement, token_f1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from apache_beam.metrics import Metrics
 
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, PromptTooLong
-from recipes.recipe import Recipe
+from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
 from transforms.clip_memory import ClipMemory, RememberingVideo
 from transforms.earlier_answers import EarlierAnswers, EarlierRun

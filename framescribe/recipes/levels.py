@@ -20,12 +20,10 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from recipes.asking import ask_with_retries, caption_from
-from recipes.config import PromptConfig
-from recipes.prompts import check_placeholders, fill_prompt
-from recipes.recipe import Recipe, RecipeResult, check_ids
-from recipes.video import AskableVideo
-from recipes.wording import squeeze
+from framescribe.recipes.answer_text import squeeze
+from framescribe.recipes.ask import ask_with_retries, caption_from
+from framescribe.recipes.config import PromptConfig, check_placeholders, fill_prompt
+from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult, check_ids
 from schemas.records import Caption, Status
 
 

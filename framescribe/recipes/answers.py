@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from recipes.pairs import ParsedPair, parse_qa_pair
-from recipes.scoring import normalise_answer
-from recipes.wording import (
+from framescribe.recipes.answer_text import (
     ends_in_none,
     has_content,
     is_none,
     is_refusal,
     is_unspecified,
+    normalise_answer,
     says_none,
     strip_marks,
 )
+from framescribe.recipes.qa_pairs import ParsedPair, parse_qa_pair
 from schemas.records import Status
 
 __all__ = [

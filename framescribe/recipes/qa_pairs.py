@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from recipes.wording import has_content, is_none, squeeze, strip_marks
+from framescribe.recipes.answer_text import has_content, is_none, squeeze, strip_marks
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.config import (
+from framescribe.recipes.config import (
     MultipleChoiceConfig,
     OpenEndedConfig,
     PromptConfig,
@@ -14,11 +14,11 @@ from recipes.config import (
     RetryConfig,
     VerificationConfig,
 )
-from recipes.detailed import DetailedRecipe
-from recipes.levels import LevelsRecipe
-from recipes.recipe import DEFAULT_RETRY_ON, RETRYABLE, Recipe
-from recipes.section import RecipeError, Section, parse_yaml
-from recipes.seed import SeedRecipe
+from framescribe.recipes.detailed import DetailedRecipe
+from framescribe.recipes.levels import LevelsRecipe
+from framescribe.recipes.model_card import SeedRecipe
+from framescribe.recipes.recipe import DEFAULT_RETRY_ON, RETRYABLE, Recipe
+from framescribe.recipes.yaml_reader import RecipeError, Section, parse_yaml
 from schemas.records import Status
 
 SHIPPED = ("seed", "detailed", "levels")

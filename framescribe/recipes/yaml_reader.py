@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from recipes.prompts import WrongPlaceholder
+from framescribe.recipes.config import WrongPlaceholder
 
 _NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})([eE][-+]?\d{1,3})?")
 _MAX_NESTING_ADVICE = "recipes are three levels deep; copy a shipped one and change its values"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from recipes.asking import Reply, ask_together, ask_with_retries
-from recipes.config import OpenEndedConfig, QuestionType, VerificationConfig
-from recipes.parsers import ParsedPair, parse_qa_pair, read_pair_status
-from recipes.prompts import fill_prompt
-from recipes.recipe import Recipe
-from recipes.scoring import score_agreement
-from recipes.video import AskableVideo
+from framescribe.recipes.answer_text import score_agreement
+from framescribe.recipes.answers import ParsedPair, parse_qa_pair, read_pair_status
+from framescribe.recipes.ask import Reply, ask_together, ask_with_retries
+from framescribe.recipes.config import OpenEndedConfig, QuestionType, VerificationConfig, fill_prompt
+from framescribe.recipes.recipe import AskableVideo, Recipe
 from schemas.records import QAPair, Status
 
 

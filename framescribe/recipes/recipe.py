@@ -1,15 +1,19 @@
-"""What every recipe is: settings read from YAML, and a flow of questions over one video."""
+"""What every recipe is: settings read from YAML, and a flow of questions over one video.
+
+What a recipe needs of a video: it can be asked, with its frames or without, and cut into segments.
+"""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from recipes.config import RetryConfig
-from recipes.video import AskableVideo
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.recipes.config import RetryConfig
 from schemas.records import Caption, QAPair, Status
 
 RETRYABLE = (Status.LOOPED, Status.EMPTY, Status.LENGTH, Status.REFUSED)
@@ -67,3 +71,29 @@ def check_ids(prompt_ids: Iterable[str]) -> None:
     doubled = sorted({one for one in ids if ids.count(one) > 1})
     if doubled:
         raise ValueError(f"prompt ids must differ within a recipe, got {', '.join(doubled)} twice")
+
+
+class AskableVideo(Protocol):
+    """A video that is encoded once and asked many questions, any number of them at the same time."""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds the video lasts; times of segments count from its start."""
+        ...
+
+    async def ask(self, question: str, generation: GenerationConfig) -> Completion:
+        """Answers a question from the frames of the video."""
+        ...
+
+    async def ask_text(self, question: str, generation: GenerationConfig) -> Completion:
+        """Answers a question without the video: a text-only prompt with the same system message."""
+        ...
+
+    def segment(self, start_s: float, end_s: float) -> AbstractAsyncContextManager[AskableVideo]:
+        """Opens a part of the video as a video of its own, closed when the context is left.
+
+        Its frames are those with `start_s <= time < end_s`, and the last frames of the video for a segment that ends
+        with it; where no frame was sampled inside, the one nearest to the middle of the segment, so that there is
+        always one.
+        """
+        ...

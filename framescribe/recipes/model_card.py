@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.asking import ask_with_retries, caption_from
-from recipes.config import PromptConfig
-from recipes.prompts import check_placeholders
-from recipes.recipe import Recipe, RecipeResult
-from recipes.video import AskableVideo
+from framescribe.recipes.ask import ask_with_retries, caption_from
+from framescribe.recipes.config import PromptConfig, check_placeholders
+from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

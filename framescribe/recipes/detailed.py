@@ -9,13 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from recipes.asking import ask_together, ask_with_retries, caption_from
-from recipes.config import MultipleChoiceConfig, OpenEndedConfig, PromptConfig, QuestionType, VerificationConfig
-from recipes.multiple_choice import Turn, ask_choice
-from recipes.open_ended import ask_open_ended, verify_open_ended
-from recipes.prompts import check_placeholders
-from recipes.recipe import Recipe, RecipeResult, check_ids
-from recipes.video import AskableVideo
+from framescribe.recipes.ask import ask_together, ask_with_retries, caption_from
+from framescribe.recipes.config import (
+    MultipleChoiceConfig,
+    OpenEndedConfig,
+    PromptConfig,
+    QuestionType,
+    VerificationConfig,
+    check_placeholders,
+)
+from framescribe.recipes.multiple_choice import Turn, ask_choice
+from framescribe.recipes.open_ended import ask_open_ended, verify_open_ended
+from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult, check_ids
 from schemas.records import QAPair, Status
 
 
