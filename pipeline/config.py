@@ -13,10 +13,10 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import ModelConfig
 from framescribe.recipes.recipe import Recipe
+from framescribe.shards.reading import check_split_s
 from pipeline.units import UnitConfig
 from schemas.run_columns import RunColumns, find_versions
 from shards.config import ReadConfig
-from shards.windows import check_split_s
 from storage.run_journal import RunRecord
 from transforms.earlier_answers import EarlierRun
 

@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from framescribe.shards.clip_index import IndexedClip
+from framescribe.shards.kinds import compression_of
+from framescribe.shards.listing import FoundFile, find_inputs
+from framescribe.shards.manifests import index_manifest
+from framescribe.shards.naming import NamedShard, hash_id, make_unit_id, name_shards
+from framescribe.shards.parquet import index_parquet
+from framescribe.shards.tar import index_tar
+from framescribe.shards.videos import JoinedTables, add_metadata, index_files, join_tables
 from schemas.records import InputKind, WorkUnit
-from shards.clip_ids import hash_id, make_unit_id
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound, NoVideos
-from shards.files import JoinedTables, add_metadata, index_files, join_tables
-from shards.indexed_clip import IndexedClip
-from shards.kinds import compression_of
-from shards.listing import FoundFile, find_inputs
-from shards.manifests import index_manifest
-from shards.naming import NamedShard, name_shards
-from shards.parquet import index_parquet
 from shards.store import Store
-from shards.tar import index_tar
 from shards.unprintable import clean_text
 from storage.redaction import strip_credentials
 

@@ -42,7 +42,7 @@ PROMISES: dict[str, str] = {
     "framescribe/recipes/answer_text.py": "tests/test_parsers.py tests/test_recipes_detailed.py",
     "schemas/part_rows.py": "tests/test_tables.py tests/test_versions.py -k 'tables or kept or once_each'",
     "schemas/run_columns.py": "tests/test_versions.py -k 'patch or several or once_each or nothing or installed'",
-    "shards/tar_headers.py": "tests/test_shards_tar.py tests/test_fuzz_inputs.py -k 'tar'",
+    "framescribe/shards/tar_stream.py": "tests/test_shards_tar.py tests/test_fuzz_inputs.py -k 'tar'",
     "storage/local_files.py": "tests/test_storage.py",
     "storage/retries.py": "tests/test_storage.py",
     "storage/run_journal.py": "tests/test_run_folder.py tests/test_publish.py tests/test_storage.py",

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from framescribe.llava_video.model.checkpoint import find_checkpoint
+from framescribe.shards.reading import read_unit
 from pipeline.flag_values import parse_host
 from pipeline.options import parse_command
 from pipeline.units import plan_units
@@ -16,7 +17,6 @@ from run_pipeline import main
 from schemas.records import Clip
 from shards.config import ReadConfig
 from shards.errors import StoreUnavailable
-from shards.read_unit import read_unit
 from storage.addresses import AddressError, open_file_system, select_options
 from storage.redaction import redact, secrets_in, secrets_of, strip_credentials
 from tests.run_fixtures import annotate_arguments, read_tables, start_run, tiny_clip

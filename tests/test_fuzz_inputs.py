@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from framescribe.shards.naming import clean_id
+from framescribe.shards.rows import dump_metadata, merge_sidecars
+from framescribe.shards.tar_stream import iterate_members
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip
-from shards.clip_ids import clean_id
 from shards.config import ReadConfig
 from shards.errors import InputError, NoInputFound
-from shards.sidecars import dump_metadata, merge_sidecars
-from shards.tar_headers import iterate_members
 from tests.shards_fixtures import FlakyFileSystem, make_tar, read_all
 
 LIMITS = ReadConfig(max_video_bytes=10_000, max_sidecar_bytes=2_000, backoff_s=0.0, max_attempts=1)

@@ -9,9 +9,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from framescribe.shards.kinds import COMPRESSED_TAR_EXTENSIONS, MANIFEST_EXTENSIONS
 from pipeline.units import UnitConfig, plan_units
 from shards.errors import InputError, NoInputFound
-from shards.kinds import COMPRESSED_TAR_EXTENSIONS, MANIFEST_EXTENSIONS
 from tests.shards_fixtures import ids_of, make_tar, read_all, write
 
 

@@ -8,11 +8,11 @@ import tarfile
 
 import pytest
 
+from framescribe.shards.tar_stream import iterate_members
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip, Stage
 from shards.config import ReadConfig
 from shards.errors import InputError, ShardChanged
-from shards.tar_headers import iterate_members
 from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 

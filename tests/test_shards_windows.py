@@ -7,12 +7,12 @@ import sys
 import pandas as pd
 import pytest
 
+from framescribe.shards.naming import clean_id
+from framescribe.shards.reading import split_clip
+from framescribe.shards.videos import FetchedOnce
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, ClipRef
-from shards.clip_ids import clean_id
 from shards.errors import InputError, VideoUnreadable
-from shards.videos import FetchedOnce
-from shards.windows import split_clip
 from tests.shards_fixtures import FlakyFileSystem, read_all
 
 
@@ -111,7 +111,7 @@ def test_a_video_is_let_go_of_with_its_last_row_and_one_that_is_gone_is_asked_fo
 
 
 def test_videos_that_are_too_much_to_keep_are_fetched_again(monkeypatch):
-    monkeypatch.setattr("shards.videos._MAX_KEPT_BYTES", 5)
+    monkeypatch.setattr("framescribe.shards.videos._MAX_KEPT_BYTES", 5)
     asked: list[str] = []
 
     def fetch(uri: str) -> bytes:

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from framescribe.shards.listing import find_inputs
 from pipeline.run_folder import start_run
 from publish.publish_run import publish
 from schemas.tables import TABLES
-from shards.listing import find_inputs
 from shards.store import Store
 from storage.exclusion import describe_process
 from storage.output_store import open_output

@@ -12,10 +12,9 @@ from apache_beam.metrics import Metrics
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.pool import get_decoder_pool
+from framescribe.shards.reading import check_split_s, read_unit, split_clip
 from schemas.records import Clip, FailedClip, UnitEnd, WorkUnit
 from shards.config import ReadConfig
-from shards.read_unit import read_unit
-from shards.windows import check_split_s, split_clip
 
 _NAMESPACE = "framescribe"
 DurationProbe = Callable[[bytes | Path], float]
@@ -36,7 +35,7 @@ class PoolProbe:
 class ReadClips(beam.DoFn):
     """Yields a `Clip` or `FailedClip` for each clip of a `WorkUnit`, one by one, and then one `UnitEnd`.
 
-    A shard that cannot be read raises (see `shards.read_unit`): its unit has no end then, so it is never committed.
+    A shard that cannot be read raises (see `framescribe.shards.reading`): its unit has no end then, so it is never committed.
 
     Args:
         storage_options: for fsspec, needed in the worker.

@@ -1,13 +1,50 @@
-"""Cuts long videos into windows, each a clip of its own."""
+"""Reads the clips of a work unit, whatever its shard is.
+
+Cuts long videos into windows, each a clip of its own.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
-from schemas.records import Clip
-from shards.clip_ids import window_suffix
+from framescribe.shards.manifests import read_manifest
+from framescribe.shards.naming import window_suffix
+from framescribe.shards.parquet import read_parquet
+from framescribe.shards.tar import read_tar
+from framescribe.shards.videos import read_files
+from schemas.records import Clip, FailedClip, InputKind, WorkUnit
+from shards.config import ReadConfig
 from shards.errors import InputError
+from shards.store import Store
+
+_READERS = {
+    InputKind.TAR: read_tar,
+    InputKind.PARQUET: read_parquet,
+    InputKind.FILES: read_files,
+    InputKind.MANIFEST: read_manifest,
+}
+
+
+def read_unit(
+    unit: WorkUnit,
+    storage_options: Mapping[str, Any] | None = None,  # Any: fsspec takes what each store defines
+    config: ReadConfig | None = None,
+) -> Iterator[Clip | FailedClip]:
+    """Yields the clips of a unit one by one, in the shard's order: `unit.stop - unit.start` of them.
+
+    A video that is missing, empty, too large or not a regular file is a `FailedClip`. Local files are given as paths,
+    everything else as bytes.
+
+    Raises:
+        ShardChanged: the shard holds something else than was planned.
+        InputError: the shard is damaged.
+        StoreUnavailable, StoreRefused, FileNotFoundError: the shard itself cannot be had, after all attempts.
+    """
+    return _READERS[unit.kind](Store(storage_options or {}, config or ReadConfig()), unit)
+
 
 _MAX_WINDOWS = 20_000  # a file that says it is years long is lying; decoding it says so
 MIN_WINDOW_S = 1.0  # a shorter window holds nothing worth a caption of its own

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from framescribe.shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
 from schemas.records import InputKind
 from shards.errors import InputError, NoInputFound
-from shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
 from shards.store import Location, Store, version_of
 from shards.unprintable import clean_text
 from storage.addresses import protocol_of

@@ -10,9 +10,9 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from framescribe.shards.videos import fetch_video, find_web_host
 from shards.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
 from shards.store import Store
-from shards.videos import fetch_video, find_web_host
 from storage.addresses import ROW_PROTOCOLS, origin_of, protocol_of
 
 # A host of more rows than this is no link that died but the store of the shard: the run stops until it is back.

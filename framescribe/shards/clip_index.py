@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from framescribe.shards.naming import make_unit_id
 from schemas.records import WorkUnit
-from shards.clip_ids import make_unit_id
 from shards.errors import ShardChanged
 from storage.redaction import strip_credentials
 
