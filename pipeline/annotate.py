@@ -10,6 +10,16 @@ from dataclasses import dataclass, replace
 
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig
+from framescribe.storage.access import Store
+from framescribe.storage.journal import (
+    RunRecord,
+    list_done_units,
+    list_set_aside,
+    record_end,
+    remove_set_aside,
+    set_part_aside,
+)
+from framescribe.storage.output import PARTS_FOLDER, SET_ASIDE_FOLDER, SUCCESS_FILE, OutputStore, open_output
 from pipeline.config import RunConfig, record_run, run_columns
 from pipeline.counters import describe_counters, describe_reuse, read_counters
 from pipeline.earlier_run import describe_run, find_earlier_run
@@ -31,17 +41,6 @@ from publish.publish_run import OwnUnits, publish
 from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
-from shards.store import Store
-from storage.layout import PARTS_FOLDER, SET_ASIDE_FOLDER, SUCCESS_FILE
-from storage.output_store import OutputStore, open_output
-from storage.run_journal import (
-    RunRecord,
-    list_done_units,
-    list_set_aside,
-    record_end,
-    remove_set_aside,
-    set_part_aside,
-)
 from transforms.earlier_answers import EarlierRun
 from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
 

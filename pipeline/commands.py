@@ -14,6 +14,12 @@ from framescribe.llava_video.engine.errors import CheckpointError, EngineBroken
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
 from framescribe.recipes import Recipe, RecipeError, load_recipe
+from framescribe.storage.addresses import AddressError, origins_of, select_options
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
+from framescribe.storage.journal import DamagedRunError, OtherRunError
+from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
+from framescribe.storage.retries import RetryPolicy, StoreError, retry_passing_errors
 from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.options import Command
@@ -25,12 +31,6 @@ from pipeline.worker_errors import WorkerStopped
 from publish.publish_run import publish
 from publish.published_run import PublishedRun
 from schemas.run_columns import OtherVersionsError
-from shards.config import ReadConfig
-from shards.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
-from storage.addresses import AddressError, origins_of, select_options
-from storage.redaction import secrets_in, secrets_of, strip_credentials
-from storage.retries import RetryPolicy, StoreError, retry_passing_errors
-from storage.run_journal import DamagedRunError, OtherRunError
 from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
 
 USER_ERRORS = (

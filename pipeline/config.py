@@ -14,10 +14,10 @@ from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import ModelConfig
 from framescribe.recipes.recipe import Recipe
 from framescribe.shards.reading import check_split_s
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.journal import RunRecord
 from pipeline.units import UnitConfig
 from schemas.run_columns import RunColumns, find_versions
-from shards.config import ReadConfig
-from storage.run_journal import RunRecord
 from transforms.earlier_answers import EarlierRun
 
 # Raised by hand when the program's own rules change what is written for the same settings.

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from framescribe.storage.addresses import StorageOptions
+from framescribe.storage.journal import OtherRunError, RunRecord, list_done_units, read_run
+from framescribe.storage.output import OutputStore, open_output
 from pipeline.run_folder import describe_difference
 from schemas.records import WorkUnit
-from storage.addresses import StorageOptions
-from storage.output_store import OutputStore, open_output
-from storage.run_journal import OtherRunError, RunRecord, list_done_units, read_run
 from transforms.earlier_answers import EarlierRun
 
 

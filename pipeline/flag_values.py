@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from storage.addresses import parse_trusted_host
+from framescribe.storage.addresses import parse_trusted_host
 
 
 def parse_place(text: str) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from framescribe.storage.access import Store
+from framescribe.storage.errors import InputError, StoreRefused
+from framescribe.storage.journal import OtherRunError, Source, list_done_units, list_sources, read_plan
+from framescribe.storage.output import OutputStore
+from framescribe.storage.parts import read_parts
+from framescribe.storage.redaction import clean_text, strip_credentials
 from pipeline.wording import write_count
-from publish.parts import read_parts
 from schemas.records import InputKind, WorkUnit
-from shards.errors import InputError, StoreRefused
-from shards.store import Store
-from shards.unprintable import clean_text
-from storage.output_store import OutputStore
-from storage.redaction import strip_credentials
-from storage.run_journal import OtherRunError, Source, list_done_units, list_sources, read_plan
 
 # Of these the column `source` names what the plan names; rows of manifests and Parquet may name any video.
 _KINDS = (InputKind.FILES, InputKind.TAR)

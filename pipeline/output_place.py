@@ -12,12 +12,11 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from framescribe.storage.access import Store
+from framescribe.storage.errors import InputError
+from framescribe.storage.output import JOURNAL_FOLDER, PLAN_FOLDER, OutputStore
+from framescribe.storage.redaction import strip_credentials
 from schemas.tables import TABLES
-from shards.errors import InputError
-from shards.store import Store
-from storage.layout import JOURNAL_FOLDER, PLAN_FOLDER
-from storage.output_store import OutputStore
-from storage.redaction import strip_credentials
 
 _MAGIC = re.compile(r"[*?\[]")
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from framescribe.storage.journal import list_done_units
+from framescribe.storage.output import OutputStore
+from framescribe.storage.retries import StoreError
 from pipeline.wording import write_count
 from schemas.records import WorkUnit
-from storage.output_store import OutputStore
-from storage.retries import StoreError
-from storage.run_journal import list_done_units
 from transforms.engine_registry import loaded_engines
 
 _SECONDS_BETWEEN_REFRESHES = 0.5

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
+from framescribe.storage.journal import list_done_units
+from framescribe.storage.output import SUCCESS_FILE, OutputStore
+from framescribe.storage.parts import read_parts
 from pipeline.run_folder import StartedRun
-from publish.parts import read_parts
 from schemas.part_rows import FAILED
 from schemas.records import WorkUnit
-from storage.layout import SUCCESS_FILE
-from storage.output_store import OutputStore
-from storage.run_journal import list_done_units
 
 
 def add_failed_units(

@@ -7,13 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from publish.table_files import is_table_file
-from schemas.records import WorkUnit
-from schemas.run_columns import OtherVersionsError, describe_other_versions
-from schemas.tables import TABLES
-from storage.layout import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, SUCCESS_FILE
-from storage.output_store import OutputStore
-from storage.run_journal import (
+from framescribe.storage.journal import (
     OtherRunError,
     RunRecord,
     add_to_plan,
@@ -24,6 +18,11 @@ from storage.run_journal import (
     record_start,
     remove_set_aside,
 )
+from framescribe.storage.output import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, SUCCESS_FILE, OutputStore
+from publish.table_files import is_table_file
+from schemas.records import WorkUnit
+from schemas.run_columns import OtherVersionsError, describe_other_versions
+from schemas.tables import TABLES
 
 _SHOWN_CHARACTERS = 80
 _NOT_SET = "(not set)"

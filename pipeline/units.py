@@ -20,12 +20,11 @@ from framescribe.shards.naming import NamedShard, hash_id, make_unit_id, name_sh
 from framescribe.shards.parquet import index_parquet
 from framescribe.shards.tar import index_tar
 from framescribe.shards.videos import JoinedTables, add_metadata, index_files, join_tables
+from framescribe.storage.access import Store
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, NoInputFound, NoVideos
+from framescribe.storage.redaction import clean_text, strip_credentials
 from schemas.records import InputKind, WorkUnit
-from shards.config import ReadConfig
-from shards.errors import InputError, NoInputFound, NoVideos
-from shards.store import Store
-from shards.unprintable import clean_text
-from storage.redaction import strip_credentials
 
 _log = logging.getLogger(__name__)
 _NUM_THREADS = 16  # headers of shards in a store: the time goes into waiting

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from publish.parts import read_parts
-from storage.output_store import OutputStore
-from storage.run_journal import DamagedRunError
+from framescribe.storage.journal import DamagedRunError
+from framescribe.storage.output import OutputStore
+from framescribe.storage.parts import read_parts
 
 # Rows of all tables together, of some 2 kB each in memory: 100 MB a slice. Each slice is one open file while
 # the parts are dealt out, so beyond 12 million rows there are no more slices but larger ones.

@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from framescribe.storage.journal import RunRecord
 from publish.markdown import escape, fence, render_table, shorten
 from publish.published_run import PublishedRun
 from publish.table_counts import TableCounts
 from schemas.tables import TABLE_DESCRIPTIONS, TABLES, describe_tables
-from storage.run_journal import RunRecord
 
 # What the user writes below this line outlives the next publish: the licence above all.
 OWN_TEXT_MARK = "<!-- Everything below this line is yours: publishing again keeps it. -->"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 
+from framescribe.storage.journal import RunRecord, commit_part
+from framescribe.storage.output import open_output
 from schemas.part_rows import build_part
 from schemas.records import (
     Caption,
@@ -19,8 +21,6 @@ from schemas.records import (
     WorkUnit,
 )
 from schemas.run_columns import RunColumns
-from storage.output_store import open_output
-from storage.run_journal import RunRecord, commit_part
 
 RUN = RunColumns(
     recipe="detailed",

@@ -11,8 +11,8 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 from framescribe.shards.reading import read_unit
+from framescribe.storage.config import ReadConfig
 from schemas.records import Clip, FailedClip, WorkUnit
-from shards.config import ReadConfig
 
 # Rows may name others of these hosts than a user's rows might: web servers of this machine, stores that are made up.
 LISTED = ("127.0.0.1", "flaky://v", "memory://elsewhere")

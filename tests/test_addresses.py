@@ -10,15 +10,15 @@ import pytest
 
 from framescribe.llava_video.model.checkpoint import find_checkpoint
 from framescribe.shards.reading import read_unit
+from framescribe.storage.addresses import AddressError, open_file_system, select_options
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import StoreUnavailable
+from framescribe.storage.redaction import redact, secrets_in, secrets_of, strip_credentials
 from pipeline.flag_values import parse_host
 from pipeline.options import parse_command
 from pipeline.units import plan_units
 from run_pipeline import main
 from schemas.records import Clip
-from shards.config import ReadConfig
-from shards.errors import StoreUnavailable
-from storage.addresses import AddressError, open_file_system, select_options
-from storage.redaction import redact, secrets_in, secrets_of, strip_credentials
 from tests.run_fixtures import annotate_arguments, read_tables, start_run, tiny_clip
 from tests.shards_fixtures import FlakyFileSystem, write
 from tests.web_fixtures import (
@@ -256,7 +256,7 @@ def test_a_listed_host_gets_the_credentials_but_not_across_a_redirect(tmp_path, 
 
 def test_a_host_that_is_reached_but_not_trusted_gets_no_credentials(tmp_path, server, monkeypatch):
     """As a public one: its address is taken for public here."""
-    monkeypatch.setattr("storage.web_client._is_public", lambda address: True)
+    monkeypatch.setattr("framescribe.storage.web_client._is_public", lambda address: True)
     server.answers["/a.mp4"] = give(b"video")
     options = {"http": {**WITH_TOKEN["http"], "headers": {**WITH_TOKEN["http"]["headers"], "User-Agent": "curator/1"}}}
     assert outcomes(read_rows(tmp_path, [f"{server.url}/a.mp4"], STRICT, options)) == [b"video"]
@@ -266,7 +266,7 @@ def test_a_host_that_is_reached_but_not_trusted_gets_no_credentials(tmp_path, se
 
 @pytest.mark.parametrize("way", ["client_kwargs", "plain"])
 def test_session_wide_credentials_stay_with_trusted_hosts_too(tmp_path, server, monkeypatch, way):
-    monkeypatch.setattr("storage.web_client._is_public", lambda address: True)
+    monkeypatch.setattr("framescribe.storage.web_client._is_public", lambda address: True)
     server.answers["/a.mp4"] = give(b"video")
     options = WITH_TOKEN["http"] if way == "plain" else {"client_kwargs": WITH_TOKEN["http"]}
     assert outcomes(read_rows(tmp_path, [f"{server.url}/a.mp4"], STRICT, options)) == [b"video"]
@@ -370,7 +370,7 @@ def test_an_address_that_never_works_fails_its_rows_while_others_of_its_host_ans
 
 
 def test_an_address_that_is_silent_fails_its_rows_long_before_a_slow_one_would(tmp_path, server, monkeypatch):
-    monkeypatch.setattr("storage.web_client.TIMEOUT", aiohttp.ClientTimeout(sock_read=0.3))
+    monkeypatch.setattr("framescribe.storage.web_client.TIMEOUT", aiohttp.ClientTimeout(sock_read=0.3))
     server.answers |= {"/bad.mp4": keep_waiting(1.0), "/a.mp4": give_slowly(b"video" * 20, pieces=30)}
     rows = [f"{server.url}/bad.mp4", f"{server.url}/a.mp4"]
     config = replace(trusting(server.host), max_attempts=1)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from storage.output_store import open_output
-from storage.run_journal import list_done_units
+from framescribe.storage.journal import list_done_units
+from framescribe.storage.output import open_output
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
 from tests.stub_engine import BlindEngine, ConfusedEngine, StubEngine, SwappingEngine
 from transforms.canary import Canary, CanaryAnswer, CanaryFailed, check_same_answers

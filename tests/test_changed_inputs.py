@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.storage.access import Store, version_of
+from framescribe.storage.errors import ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from run_pipeline import main
-from shards.errors import ShardChanged
-from shards.store import Store, version_of
 from tests.run_fixtures import (
     annotate_arguments,
     annotate_with,

@@ -11,10 +11,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from framescribe.storage.journal import list_done_units, read_part
+from framescribe.storage.output import open_output
 from schemas.part_rows import read_outcomes
 from schemas.records import CommittedPart, UnitEnd
-from storage.output_store import open_output
-from storage.run_journal import list_done_units, read_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
 from transforms.commit_parts import CommitParts
 from transforms.pending_unit import (

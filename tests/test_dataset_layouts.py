@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Value, Video, load_dataset
 
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, NoInputFound
 from pipeline.units import UnitConfig, plan_units
-from shards.config import ReadConfig
-from shards.errors import InputError, NoInputFound
 from tests.run_fixtures import ROOT
 from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, write
 

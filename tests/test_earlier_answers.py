@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from framescribe.storage.journal import DamagedRunError, commit_part
+from framescribe.storage.output import open_output, part_name
 from schemas.part_rows import build_part
 from schemas.records import KeptCompletion, SampledClip
-from storage.layout import part_name
-from storage.output_store import open_output
-from storage.run_journal import DamagedRunError, commit_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from transforms import engine_registry
 from transforms.earlier_answers import EarlierAnswers, EarlierRun, OtherDtypeError, check_same_dtype

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from framescribe.storage.output import open_output
+from framescribe.storage.retries import StoreError
 from schemas.tables import TABLES
-from storage.output_store import open_output
-from storage.retries import StoreError
 from tests.run_fixtures import (
     annotate_arguments,
     annotate_with,
@@ -161,7 +161,7 @@ def test_a_full_disk_stops_the_run_with_what_to_do_and_the_next_start_finishes_i
 ):
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("storage.local_files.os.fsync", Broken(lambda descriptor: None, full))
+        patched.setattr("framescribe.storage.local_files.os.fsync", Broken(lambda descriptor: None, full))
         stop(tmp_path, shards)
     assert "no room left" in capsys.readouterr().err
     assert find_hidden(tmp_path / "out") == []

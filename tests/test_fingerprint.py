@@ -18,11 +18,11 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import read_model_config
 from framescribe.recipes import load_recipe
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.journal import RunRecord
 from pipeline.config import RunConfig, record_run
 from pipeline.units import UnitConfig
 from run_pipeline import main
-from shards.config import ReadConfig
-from storage.run_journal import RunRecord
 from tests.run_fixtures import (
     CHECKPOINT,
     annotate_arguments,

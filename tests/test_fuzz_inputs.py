@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from framescribe.shards.naming import clean_id
 from framescribe.shards.rows import dump_metadata, merge_sidecars
 from framescribe.shards.tar_stream import iterate_members
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, NoInputFound
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip
-from shards.config import ReadConfig
-from shards.errors import InputError, NoInputFound
 from tests.shards_fixtures import FlakyFileSystem, make_tar, read_all
 
 LIMITS = ReadConfig(max_video_bytes=10_000, max_sidecar_bytes=2_000, backoff_s=0.0, max_attempts=1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.output_store import open_output
-from storage.run_journal import add_to_plan, record_start
+from framescribe.storage.journal import add_to_plan, record_start
+from framescribe.storage.output import open_output
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 from tests.run_fixtures import ROOT, annotate_arguments, find_hidden, make_shard
 from tests.shards_fixtures import write

@@ -6,8 +6,8 @@ from functools import partialmethod
 
 import pytest
 
+from framescribe.storage.config import ReadConfig
 from run_pipeline import main
-from shards.config import ReadConfig
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, read_tables
 from tests.shards_fixtures import FlakyFileSystem, write
 from tests.stub_engine import StubEngine

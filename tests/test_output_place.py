@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from framescribe.storage.access import Store
+from framescribe.storage.errors import InputError
+from framescribe.storage.output import open_output
 from pipeline.output_place import check_inputs_apart
 from run_pipeline import main
-from shards.errors import InputError
-from shards.store import Store
-from storage.output_store import open_output
 from tests.run_fixtures import annotate_arguments
 from tests.shards_fixtures import write
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from framescribe.llava_video.engine.memory import find_device
+from framescribe.storage.journal import record_start
+from framescribe.storage.output import open_output
 from run_pipeline import main
-from storage.output_store import open_output
-from storage.run_journal import record_start
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation
 from tests.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
 from tests.shards_fixtures import write

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from framescribe.storage.output import OutputStore, part_name
+from framescribe.storage.retries import RetryPolicy
 from pipeline.progress import ProgressBar, show_progress
 from schemas.records import InputKind, WorkUnit
-from storage.layout import part_name
-from storage.output_store import OutputStore
-from storage.retries import RetryPolicy
 
 
 def _unit(number: int) -> WorkUnit:

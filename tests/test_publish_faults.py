@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from framescribe.storage.output import open_output
 from pipeline.run_folder import start_run
 from publish.publish_run import publish
-from storage.output_store import open_output
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 
 PUBLISH_AND_DIE = """

@@ -10,9 +10,9 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 
 from framescribe.decoding.config import UndecodableClip
+from framescribe.storage.errors import InputError, ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip, UnitEnd
-from shards.errors import InputError, ShardChanged
 from tests.shards_fixtures import QUICK, make_tar, webdataset_members, write
 from transforms.read_clips import ReadClips
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from framescribe.storage.output import OutputStore, open_output
+from framescribe.storage.retries import store_errors
 from schemas.tables import TABLES
-from storage.output_store import OutputStore, open_output
-from storage.retries import store_errors
 from tests.faults.warm import fork_run
 from tests.run_fixtures import annotate_arguments, make_shard, read_tables
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from framescribe.llava_video.engine.errors import ClipTooLarge
+from framescribe.storage.journal import list_done_units
+from framescribe.storage.output import open_output
 from run_pipeline import main
-from storage.output_store import open_output
-from storage.run_journal import list_done_units
 from tests.run_fixtures import (
     annotate_arguments,
     annotate_with,

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from framescribe.shards.kinds import COMPRESSED_TAR_EXTENSIONS, MANIFEST_EXTENSIONS
+from framescribe.storage.errors import InputError, NoInputFound
 from pipeline.units import UnitConfig, plan_units
-from shards.errors import InputError, NoInputFound
 from tests.shards_fixtures import ids_of, make_tar, read_all, write
 
 

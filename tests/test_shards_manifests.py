@@ -8,10 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, ShardChanged, StoreRefused
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip
-from shards.config import ReadConfig
-from shards.errors import InputError, ShardChanged, StoreRefused
 from tests.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
 
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip
-from shards.config import ReadConfig
-from shards.errors import InputError, ShardChanged
 from tests.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
 
 

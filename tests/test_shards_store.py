@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.storage.access import Store
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, ShardChanged, StoreRefused, StoreUnavailable
+from framescribe.storage.redaction import redact, strip_credentials
 from pipeline.units import UnitConfig, plan_units
-from shards.config import ReadConfig
-from shards.errors import InputError, ShardChanged, StoreRefused, StoreUnavailable
-from shards.store import Store
-from storage.redaction import redact, strip_credentials
 from tests.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 CLOSED_PORT = "http://127.0.0.1:9"

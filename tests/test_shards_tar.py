@@ -9,10 +9,10 @@ import tarfile
 import pytest
 
 from framescribe.shards.tar_stream import iterate_members
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip, Stage
-from shards.config import ReadConfig
-from shards.errors import InputError, ShardChanged
 from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 

@@ -10,9 +10,9 @@ import pytest
 from framescribe.shards.naming import clean_id
 from framescribe.shards.reading import split_clip
 from framescribe.shards.videos import FetchedOnce
+from framescribe.storage.errors import InputError, VideoUnreadable
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, ClipRef
-from shards.errors import InputError, VideoUnreadable
 from tests.shards_fixtures import FlakyFileSystem, read_all
 
 

@@ -17,23 +17,23 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.local_files import remove_leftovers, scratch_folder
-from storage.output_store import OutputStore, open_output
-from storage.retries import RetryPolicy, StoreError, may_pass, retry_passing_errors
-from storage.run_journal import list_done_units, read_part
+from framescribe.storage.journal import list_done_units, read_part
+from framescribe.storage.local_files import remove_leftovers, scratch_folder
+from framescribe.storage.output import OutputStore, open_output
+from framescribe.storage.retries import RetryPolicy, StoreError, may_pass, retry_passing_errors
 from tests.output_fixtures import memory_output
 
 PATIENT = RetryPolicy(max_tries=4, sleep=lambda delay_s: None)
 NO_ROOM = """
 import resource, sys
-from storage.output_store import open_output
+from framescribe.storage.output import open_output
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 open_output(sys.argv[1]).put("table/a", b"x" * 2000)
 """
 ENDLESS_WRITER = """
 import itertools, sys
-from storage.output_store import open_output
-from storage.run_journal import commit_part
+from framescribe.storage.output import open_output
+from framescribe.storage.journal import commit_part
 from schemas.part_rows import build_part
 from tests.output_fixtures import RUN, make_annotation
 store, part = open_output(sys.argv[1]), build_part("one", [make_annotation("a")], RUN)

@@ -12,13 +12,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from framescribe.shards.listing import find_inputs
+from framescribe.storage.access import Store
+from framescribe.storage.exclusion import describe_process
+from framescribe.storage.output import open_output
+from framescribe.storage.retries import StoreError
 from pipeline.run_folder import start_run
 from publish.publish_run import publish
 from schemas.tables import TABLES
-from shards.store import Store
-from storage.exclusion import describe_process
-from storage.output_store import open_output
-from storage.retries import StoreError
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip
 from tests.stub_engine import StubEngine
@@ -151,7 +151,7 @@ def test_an_object_is_created_once_and_replaced_as_it_was_seen(tmp_path, place):
 
 
 def test_where_conditions_are_ignored_a_second_publisher_that_can_be_seen_is_refused(monkeypatch):
-    monkeypatch.setattr("storage.output_store.TURN_PATIENCE_S", 0.2)
+    monkeypatch.setattr("framescribe.storage.output.TURN_PATIENCE_S", 0.2)
     store = open_output("careless://bucket/turns")
     elsewhere = json.dumps({**json.loads(describe_process(time.time())), "host": "elsewhere", "process": 7})
     store.put("_framescribe/locks/turn", elsewhere.encode())

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from framescribe.storage.journal import OtherRunError, commit_part, record_end, record_start
+from framescribe.storage.output import open_output
+from framescribe.storage.retries import StoreError
 from publish.publish_run import publish
 from schemas.part_rows import build_part
-from storage.output_store import open_output
-from storage.retries import StoreError
-from storage.run_journal import OtherRunError, commit_part, record_end, record_start
 from tests.faults.moments import Moment, OnSight
 from tests.faults.warm import fork_run
 from tests.output_fixtures import RUN, RUN_RECORD, commit, make_annotation, make_failed, make_units
@@ -29,7 +29,7 @@ IN_ITS_PUBLISH = OnSight("_framescribe/.framescribe-scratch-*")
 FIRST_PART = OnSight("_framescribe/parts/*.parquet")
 HOLD_TURN = """
 import sys, time
-from storage.output_store import open_output
+from framescribe.storage.output import open_output
 with open_output(sys.argv[1]).turn():
     print("held", flush=True)
     time.sleep(60)
@@ -209,7 +209,7 @@ def test_a_unit_that_has_its_part_passes_no_more(tmp_path):
 
 
 def test_a_turn_that_a_process_does_not_end_is_refused_with_its_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.output_store.TURN_PATIENCE_S", 0.3)
+    monkeypatch.setattr("framescribe.storage.output.TURN_PATIENCE_S", 0.3)
     holder = subprocess.Popen([sys.executable, "-c", HOLD_TURN, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(StoreError, match=f"process {holder.pid} on .* does not come to an end"):

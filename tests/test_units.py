@@ -7,9 +7,9 @@ import re
 
 import pytest
 
+from framescribe.storage.errors import InputError
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import InputKind
-from shards.errors import InputError
 from tests.shards_fixtures import ids_of, make_tar, read_all, webdataset_members, write
 
 

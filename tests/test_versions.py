@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.storage.journal import commit_part, read_part
+from framescribe.storage.output import open_output
 from pipeline.config import ROW_VERSION
 from schemas.part_rows import build_part, read_outcomes, read_workers
 from schemas.run_columns import (
@@ -24,8 +26,6 @@ from schemas.run_columns import (
     describe_other_versions,
     find_versions,
 )
-from storage.output_store import open_output
-from storage.run_journal import commit_part, read_part
 from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from tests.run_fixtures import ROOT
 from transforms.commit_parts import CommitParts

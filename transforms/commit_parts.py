@@ -9,12 +9,12 @@ from dataclasses import replace
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from framescribe.storage.addresses import StorageOptions
+from framescribe.storage.journal import commit_part, read_fingerprint
+from framescribe.storage.output import OutputStore, open_output
 from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd, WorkUnit
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
-from storage.addresses import StorageOptions
-from storage.output_store import OutputStore, open_output
-from storage.run_journal import commit_part, read_fingerprint
 from transforms.engine_registry import computed_dtype, describe_worker
 from transforms.failure_tally import FailureTally, get_failure_tally
 from transforms.pending_unit import LostClipsError, PendingUnit

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from framescribe.storage.addresses import StorageOptions
+from framescribe.storage.journal import DamagedRunError, read_part
+from framescribe.storage.output import OutputStore, open_output, part_name
 from schemas.part_rows import read_completions
 from schemas.records import KeptCompletion, SampledClip
-from storage.addresses import StorageOptions
-from storage.layout import part_name
-from storage.output_store import OutputStore, open_output
-from storage.run_journal import DamagedRunError, read_part
 from transforms.engine_registry import computed_dtype
 
 # Clips arrive in the order in which they are decoded: the last of a unit after the first of the next.

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import apache_beam as beam
 
+from framescribe.storage.addresses import StorageOptions
+from framescribe.storage.journal import read_part
+from framescribe.storage.output import OutputStore, open_output, part_name
 from schemas.part_rows import read_outcomes
 from schemas.records import Clip, ClipAnnotation, FailedClip, UnitEnd
-from storage.addresses import StorageOptions
-from storage.layout import part_name
-from storage.output_store import OutputStore, open_output
-from storage.run_journal import read_part
 
 
 class KeepAnnotated(beam.DoFn):

@@ -13,8 +13,8 @@ from apache_beam.metrics import Metrics
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.pool import get_decoder_pool
 from framescribe.shards.reading import check_split_s, read_unit, split_clip
+from framescribe.storage.config import ReadConfig
 from schemas.records import Clip, FailedClip, UnitEnd, WorkUnit
-from shards.config import ReadConfig
 
 _NAMESPACE = "framescribe"
 DurationProbe = Callable[[bytes | Path], float]

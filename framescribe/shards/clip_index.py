@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from framescribe.shards.naming import make_unit_id
+from framescribe.storage.errors import ShardChanged
+from framescribe.storage.redaction import strip_credentials
 from schemas.records import WorkUnit
-from shards.errors import ShardChanged
-from storage.redaction import strip_credentials
 
 
 @dataclass(frozen=True, slots=True)

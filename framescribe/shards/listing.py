@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from framescribe.shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
+from framescribe.storage.access import Location, Store, version_of
+from framescribe.storage.addresses import protocol_of
+from framescribe.storage.errors import InputError, NoInputFound
+from framescribe.storage.redaction import clean_text, strip_credentials
 from schemas.records import InputKind
-from shards.errors import InputError, NoInputFound
-from shards.store import Location, Store, version_of
-from shards.unprintable import clean_text
-from storage.addresses import protocol_of
-from storage.redaction import strip_credentials
 
 _log = logging.getLogger(__name__)
 _MAX_SHOWN_SUFFIXES = 8
@@ -35,7 +34,7 @@ class FoundFile:
         root: URI of the folder that its ids are relative to: the part of the `--input` before any wildcard.
         relative: its path below the root, `/` as separator.
         size: bytes, None where the listing does not say.
-        version: what changes with its contents, see `shards.store.version_of`; empty where the listing does not say.
+        version: what changes with its contents, see `framescribe.storage.access.version_of`; empty where the listing does not say.
         named: whether an input names it; a manifest that was only found is no input, but may say things about videos.
     """
 

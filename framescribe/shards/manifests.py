@@ -30,13 +30,13 @@ from framescribe.shards.rows import (
 )
 from framescribe.shards.videos import FetchedOnce, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
 from framescribe.shards.web_hosts import WebHosts
+from framescribe.storage.access import Location, Store
+from framescribe.storage.addresses import protocol_of
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import AddressRefused, InputError, StoreRefused, StoreUnavailable, VideoUnreadable
+from framescribe.storage.ranged_file import ByteStream, open_shard
+from framescribe.storage.redaction import strip_credentials
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
-from shards.config import ReadConfig
-from shards.errors import AddressRefused, InputError, StoreRefused, StoreUnavailable, VideoUnreadable
-from shards.ranged_file import ByteStream, open_shard
-from shards.store import Location, Store
-from storage.addresses import protocol_of
-from storage.redaction import strip_credentials
 
 _PLAN_BLOCK_BYTES = 8 << 20
 _SAMPLE_BLOCKS, _SAMPLE_BLOCK_BYTES = 16, 64 << 10

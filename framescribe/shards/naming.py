@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from framescribe.shards.kinds import split_extension
 from framescribe.shards.listing import FoundFile
+from framescribe.storage.errors import InputError
+from framescribe.storage.redaction import clean_text, strip_credentials
 from schemas.records import InputKind
-from shards.errors import InputError
-from shards.unprintable import clean_text
-from storage.redaction import strip_credentials
 
 
 @dataclass(frozen=True, slots=True)

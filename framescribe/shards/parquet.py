@@ -45,11 +45,11 @@ from framescribe.shards.videos import (
     resolve_uri,
 )
 from framescribe.shards.web_hosts import WebHosts
+from framescribe.storage.access import Location, Store
+from framescribe.storage.errors import InputError, NoVideos, StoreRefused, StoreUnavailable, VideoUnreadable
+from framescribe.storage.ranged_file import open_shard
+from framescribe.storage.redaction import strip_credentials
 from schemas.records import Clip, ClipRef, FailedClip, WorkUnit
-from shards.errors import InputError, NoVideos, StoreRefused, StoreUnavailable, VideoUnreadable
-from shards.ranged_file import open_shard
-from shards.store import Location, Store
-from storage.redaction import strip_credentials
 
 _VIDEOS_AT_ONCE = 8  # decoded from their pages in memory, beside the one that is handed on
 _IDS_AT_ONCE = 4096

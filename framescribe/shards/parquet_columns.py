@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
-from shards.errors import InputError, NoVideos
+from framescribe.storage.errors import InputError, NoVideos
 
 # In the order they are preferred; what WebDataset exports, Hugging Face and people write.
 _USUAL_NAMES = (

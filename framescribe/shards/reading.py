@@ -15,10 +15,10 @@ from framescribe.shards.naming import window_suffix
 from framescribe.shards.parquet import read_parquet
 from framescribe.shards.tar import read_tar
 from framescribe.shards.videos import read_files
+from framescribe.storage.access import Store
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError
 from schemas.records import Clip, FailedClip, InputKind, WorkUnit
-from shards.config import ReadConfig
-from shards.errors import InputError
-from shards.store import Store
 
 _READERS = {
     InputKind.TAR: read_tar,

@@ -16,10 +16,9 @@ from functools import lru_cache
 
 from framescribe.shards.kinds import split_extension
 from framescribe.shards.naming import clean_id, window_suffix
-from shards.config import ReadConfig
-from shards.errors import InputError
-from shards.unprintable import escape_json
-from storage.redaction import strip_credentials
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError
+from framescribe.storage.redaction import escape_json, strip_credentials
 
 _MAX_VIDEO_CHARS = 8192
 _BOUNDS = frozenset({"start", "begin", "end", "stop"})

@@ -15,12 +15,11 @@ from framescribe.shards.naming import clean_id
 from framescribe.shards.rows import dump_metadata, merge_sidecars
 from framescribe.shards.tar_stream import DecompressedStream, TarMember, iterate_members
 from framescribe.shards.videos import check_size
+from framescribe.storage.access import Location, Store
+from framescribe.storage.errors import InputError, NoVideos, VideoUnreadable
+from framescribe.storage.ranged_file import INDEX_BLOCK_BYTES, READ_BLOCK_BYTES, ByteStream, open_shard
+from framescribe.storage.redaction import clean_text, strip_credentials
 from schemas.records import Clip, ClipRef, FailedClip, Stage, WorkUnit
-from shards.errors import InputError, NoVideos, VideoUnreadable
-from shards.ranged_file import INDEX_BLOCK_BYTES, READ_BLOCK_BYTES, ByteStream, open_shard
-from shards.store import Location, Store
-from shards.unprintable import clean_text
-from storage.redaction import strip_credentials
 
 
 def index_tar(store: Store, shard: Location, shard_id: str) -> Iterator[IndexedClip]:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from shards.errors import InputError
-from shards.ranged_file import ByteStream
+from framescribe.storage.errors import InputError
+from framescribe.storage.ranged_file import ByteStream
 
 BLOCK_BYTES = 512
 _ZERO_BLOCK = bytes(BLOCK_BYTES)

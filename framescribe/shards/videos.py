@@ -24,8 +24,9 @@ from framescribe.shards.naming import NamedShard
 from framescribe.shards.parquet import iterate_rows, open_parquet
 from framescribe.shards.parquet_columns import list_metadata_columns
 from framescribe.shards.rows import dump_metadata, looks_like_window, shorten_numbers
-from schemas.records import Clip, ClipRef, FailedClip, InputKind, Stage, WorkUnit
-from shards.errors import (
+from framescribe.storage.access import Store, local_path
+from framescribe.storage.addresses import protocol_of
+from framescribe.storage.errors import (
     AddressRefused,
     CutShort,
     InputError,
@@ -33,10 +34,8 @@ from shards.errors import (
     StoreUnavailable,
     VideoUnreadable,
 )
-from shards.store import Store, local_path
-from shards.unprintable import clean_text
-from storage.addresses import protocol_of
-from storage.redaction import strip_credentials
+from framescribe.storage.redaction import clean_text, strip_credentials
+from schemas.records import Clip, ClipRef, FailedClip, InputKind, Stage, WorkUnit
 
 _log = logging.getLogger(__name__)
 

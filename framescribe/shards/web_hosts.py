@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from framescribe.shards.videos import fetch_video, find_web_host
-from shards.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
-from shards.store import Store
-from storage.addresses import ROW_PROTOCOLS, origin_of, protocol_of
+from framescribe.storage.access import Store
+from framescribe.storage.addresses import ROW_PROTOCOLS, origin_of, protocol_of
+from framescribe.storage.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
 
 # A host of more rows than this is no link that died but the store of the shard: the run stops until it is back.
 _FEW_ROWS = 100

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from typing import Protocol
 
-from shards.errors import CutShort, ShardChanged
-from shards.store import Location, Store, local_path
-from storage.redaction import strip_credentials
+from framescribe.storage.access import Location, Store, local_path
+from framescribe.storage.errors import CutShort, ShardChanged
+from framescribe.storage.redaction import strip_credentials
 
 READ_BLOCK_BYTES = 256 << 20  # a unit of default size is one ranged read; a larger one takes several, one at a time
 INDEX_BLOCK_BYTES = 64 << 10  # reading headers only: a small video's sidecar and the next header come with it

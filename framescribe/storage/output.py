@@ -1,4 +1,7 @@
-"""One OUTPUT folder, on a local disk or in any store that fsspec knows."""
+"""One OUTPUT folder, on a local disk or in any store that fsspec knows.
+
+Where everything lies under OUTPUT; names are relative to it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.addresses import AddressError, StorageOptions, open_file_system
-from storage.exclusion import (
+from framescribe.storage.addresses import AddressError, StorageOptions, open_file_system
+from framescribe.storage.exclusion import (
     ConditionFailed,
     describe_process,
     may_live,
@@ -26,8 +29,7 @@ from storage.exclusion import (
     takes_conditions,
     version_of,
 )
-from storage.layout import JOURNAL_FOLDER, PROBE_PREFIX, REPLACE_FILE, TURN_FILE
-from storage.local_files import (
+from framescribe.storage.local_files import (
     create_file,
     has_locks,
     hold_lock,
@@ -36,8 +38,8 @@ from storage.local_files import (
     scratch_folder,
     write_file,
 )
-from storage.redaction import secrets_in, secrets_of, strip_credentials
-from storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors, stopping_where_full
+from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
+from framescribe.storage.retries import Result, RetryPolicy, StoreError, retry_passing_errors, stopping_where_full
 
 # A turn is a few renames, or requests; one that lasts longer than this is held by a process that is suspended.
 TURN_PATIENCE_S = 60.0
@@ -324,3 +326,34 @@ class OutputStore:
 def _system_scratch_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="framescribe-") as folder:
         yield Path(folder)
+
+
+JOURNAL_FOLDER = "_framescribe"
+RUN_FILE = f"{JOURNAL_FOLDER}/run.json"
+PLAN_FOLDER = f"{JOURNAL_FOLDER}/plan"
+PARTS_FOLDER = f"{JOURNAL_FOLDER}/parts"
+TURN_FILE = f"{JOURNAL_FOLDER}/locks/turn"
+REPLACE_FILE = f"{JOURNAL_FOLDER}/locks/replace"
+PROBE_PREFIX = f"{JOURNAL_FOLDER}/locks/probe-"
+SET_ASIDE_FOLDER = f"{JOURNAL_FOLDER}/set_aside"  # laid out like an output of its own, so that it can be read as one
+CARD_FILE = "README.md"
+SUCCESS_FILE = "_SUCCESS"
+
+_PARQUET = ".parquet"
+
+
+def part_name(unit_id: str) -> str:
+    """Returns the name of a unit's part.
+
+    Raises:
+        ValueError: the unit id would be a path, a hidden file or too long for one.
+    """
+    # 200 leaves room for the temporary name within the 255 bytes of a file name.
+    if "/" in unit_id or "\\" in unit_id or unit_id[:1] in ("", ".") or len(unit_id.encode()) > 200:
+        raise ValueError(f"unit id {unit_id!r} is no file name: it must have 1 to 200 bytes, no slash, no leading dot")
+    return f"{PARTS_FOLDER}/{unit_id}{_PARQUET}"
+
+
+def unit_of_part(file_name: str) -> str | None:
+    """Returns the unit id that a file in the folder of parts belongs to, or None for a foreign file."""
+    return file_name.removesuffix(_PARQUET) if file_name.endswith(_PARQUET) else None

@@ -8,10 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
+from framescribe.storage.journal import DamagedRunError, read_part_and_digest
+from framescribe.storage.output import OutputStore, part_name
 from schemas.tables import PUBLISHED_SCHEMA
-from storage.layout import part_name
-from storage.output_store import OutputStore
-from storage.run_journal import DamagedRunError, read_part_and_digest
 
 # A store answers a small read in some 50 ms, whatever its size: many at once, or 100,000 parts take an hour and more.
 _READERS = 16

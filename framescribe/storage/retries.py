@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
-from storage.redaction import redact
+from framescribe.storage.redaction import redact
 
 Result = TypeVar("Result")
 

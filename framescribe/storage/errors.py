@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards.unprintable import clean_text
+from framescribe.storage.redaction import clean_text
 
 
 def _clean_lines(message: str) -> str:

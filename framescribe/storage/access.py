@@ -19,9 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shards.config import ReadConfig
-from shards.errors import AddressRefused, CutShort, InputError, ShardChanged, StoreRefused, StoreUnavailable
-from storage.addresses import (
+from framescribe.storage.addresses import (
     ADDRESS_ERRORS,
     ROW_PROTOCOLS,
     AddressError,
@@ -34,9 +32,18 @@ from storage.addresses import (
     protocol_of,
     select_options,
 )
-from storage.redaction import secrets_in, secrets_of, strip_credentials
-from storage.retries import describe_error, http_status, may_pass, store_errors
-from storage.web_client import HostRefused
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import (
+    AddressRefused,
+    CutShort,
+    InputError,
+    ShardChanged,
+    StoreRefused,
+    StoreUnavailable,
+)
+from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
+from framescribe.storage.retries import describe_error, http_status, may_pass, store_errors
+from framescribe.storage.web_client import HostRefused
 
 _Result = TypeVar("_Result")
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)

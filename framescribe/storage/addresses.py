@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from storage.redaction import redact, secrets_in, secrets_of, strip_credentials
-from storage.web_client import REQUEST_OPTIONS, WebClient, web_origin
+from framescribe.storage.redaction import redact, secrets_in, secrets_of, strip_credentials
+from framescribe.storage.web_client import REQUEST_OPTIONS, WebClient, web_origin
 
 StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec file system takes
 

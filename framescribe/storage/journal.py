@@ -13,19 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.records import WorkUnit
-from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
-from storage.layout import (
+from framescribe.storage.output import (
     JOURNAL_FOLDER,
     PARTS_FOLDER,
     PLAN_FOLDER,
     RUN_FILE,
     SET_ASIDE_FOLDER,
+    OutputStore,
     part_name,
     unit_of_part,
 )
-from storage.output_store import OutputStore
-from storage.redaction import strip_credentials
+from framescribe.storage.redaction import strip_credentials
+from schemas.records import WorkUnit
+from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 
 Settings = Mapping[str, Any]  # JSON: the settings of other modules, nested as they like
 

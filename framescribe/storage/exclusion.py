@@ -15,7 +15,7 @@ import fsspec
 import psutil
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.retries import http_status, store_errors
+from framescribe.storage.retries import http_status, store_errors
 
 _S3, _GCS, _AZURE = frozenset({"s3", "s3a"}), frozenset({"gs", "gcs"}), frozenset({"abfs", "az", "abfss"})
 _PRECONDITION_FAILED = frozenset({409, 412})
