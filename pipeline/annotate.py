@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig
+from framescribe.publish.publish import OwnUnits, publish
+from framescribe.publish.report import PublishedRun
 from framescribe.storage.access import Store
 from framescribe.storage.journal import (
     RunRecord,
@@ -37,8 +39,6 @@ from pipeline.run_folder import StartedRun, check_same_run, check_same_versions,
 from pipeline.runners import RunnerFailed, check_runner, describe_description, is_in_process, make_options, run_to_end
 from pipeline.units import plan_units
 from pipeline.wording import write_count
-from publish.publish_run import OwnUnits, publish
-from publish.published_run import PublishedRun
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from transforms.earlier_answers import EarlierRun

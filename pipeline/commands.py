@@ -13,6 +13,8 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import CheckpointError, EngineBroken
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
+from framescribe.publish.publish import publish
+from framescribe.publish.report import PublishedRun
 from framescribe.recipes import Recipe, RecipeError, load_recipe
 from framescribe.storage.addresses import AddressError, origins_of, select_options
 from framescribe.storage.config import ReadConfig
@@ -28,8 +30,6 @@ from pipeline.runners import RunnerFailed, UnknownRunner
 from pipeline.units import UnitConfig, plan_units
 from pipeline.wording import write_count, write_size
 from pipeline.worker_errors import WorkerStopped
-from publish.publish_run import publish
-from publish.published_run import PublishedRun
 from schemas.run_columns import OtherVersionsError
 from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
 

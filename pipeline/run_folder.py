@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from framescribe.publish.tables import is_table_file
 from framescribe.storage.journal import (
     OtherRunError,
     RunRecord,
@@ -19,7 +20,6 @@ from framescribe.storage.journal import (
     remove_set_aside,
 )
 from framescribe.storage.output import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, SUCCESS_FILE, OutputStore
-from publish.table_files import is_table_file
 from schemas.records import WorkUnit
 from schemas.run_columns import OtherVersionsError, describe_other_versions
 from schemas.tables import TABLES

@@ -15,15 +15,13 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.publish.publish import publish
+from framescribe.publish.sort import DoubledClipError, index_clips, sort_clips
+from framescribe.publish.tables import TableFiles, flatten_clips
 from framescribe.storage.journal import DamagedRunError
 from framescribe.storage.output import open_output
 from framescribe.storage.parts import read_parts
 from pipeline.run_folder import start_run
-from publish.clip_index import DoubledClipError, index_clips
-from publish.flat_rows import flatten_clips
-from publish.publish_run import publish
-from publish.sorted_clips import sort_clips
-from publish.table_files import TableFiles
 from schemas.part_rows import build_part
 from schemas.records import Status
 from schemas.tables import TABLES

@@ -10,11 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framescribe.publish.card import OWN_TEXT_MARK, escape, fence, plain_text
+from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
 from pipeline.run_folder import start_run
-from publish.dataset_card import OWN_TEXT_MARK
-from publish.markdown import escape, fence, plain_text
-from publish.publish_run import publish
 from schemas.tables import TABLES
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
 

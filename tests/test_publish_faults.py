@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
 from pipeline.run_folder import start_run
-from publish.publish_run import publish
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 
 PUBLISH_AND_DIE = """
@@ -25,12 +25,12 @@ def place_and_die(path, target):
     if len(placed) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 Path.replace = place_and_die
-from publish.publish_run import publish
+from framescribe.publish.publish import publish
 publish(sys.argv[1])
 """
 PUBLISH = """
 import sys
-from publish.publish_run import publish
+from framescribe.publish.publish import publish
 print("started", flush=True)
 publish(sys.argv[1])
 """

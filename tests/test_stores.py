@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from framescribe.publish.publish import publish
 from framescribe.shards.listing import find_inputs
 from framescribe.storage.access import Store
 from framescribe.storage.exclusion import describe_process
 from framescribe.storage.output import open_output
 from framescribe.storage.retries import StoreError
 from pipeline.run_folder import start_run
-from publish.publish_run import publish
 from schemas.tables import TABLES
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip
@@ -174,7 +174,7 @@ def test_a_publisher_that_is_overtaken_in_a_store_publishes_what_is_there_then(m
     store = open_output(output)
     start_run(store, RUN_RECORD, make_units("one"))
     commit(output, "one", [make_annotation("a", "one")])
-    from publish import publish_run
+    from framescribe.publish import publish as publish_run
 
     build, built = publish_run._build_tables, []
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from framescribe.publish.publish import publish
 from framescribe.storage.journal import OtherRunError, commit_part, record_end, record_start
 from framescribe.storage.output import open_output
 from framescribe.storage.retries import StoreError
-from publish.publish_run import publish
 from schemas.part_rows import build_part
 from tests.faults.moments import Moment, OnSight
 from tests.faults.warm import fork_run

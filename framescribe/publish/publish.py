@@ -9,18 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from framescribe.publish.card import write_card
+from framescribe.publish.report import PublishedRun, TableCounts
+from framescribe.publish.sort import index_clips, sort_clips
+from framescribe.publish.tables import TableFiles, flatten_clips, is_table_file
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import DamagedRunError, RunRecord, check_still_ours, list_parts, read_plan, read_run
 from framescribe.storage.output import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE, OutputStore, open_output
 from framescribe.storage.parts import read_parts
 from framescribe.storage.retries import StoreError
-from publish.clip_index import index_clips
-from publish.dataset_card import write_card
-from publish.flat_rows import flatten_clips
-from publish.published_run import PublishedRun
-from publish.sorted_clips import sort_clips
-from publish.table_counts import TableCounts
-from publish.table_files import TableFiles, is_table_file
 from schemas.tables import TABLES
 
 _MAX_TRIES = 8
