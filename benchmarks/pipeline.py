@@ -28,8 +28,8 @@ from pipeline.annotate import Run, annotate
 from pipeline.config import RunConfig
 from pipeline.units import UnitConfig
 from schemas.records import Clip, ClipRef, SampledClip
-from transforms.engine_registry import RunningEngine, get_engine, use_engine
 from transforms.engine_video import EngineVideo
+from transforms.worker import RunningEngine, get_engine, use_engine
 
 _RECIPE = """
 recipe: detailed

@@ -22,27 +22,22 @@ from framescribe.storage.journal import (
     set_part_aside,
 )
 from framescribe.storage.output import PARTS_FOLDER, SET_ASIDE_FOLDER, SUCCESS_FILE, OutputStore, open_output
+from pipeline.checks import check_inputs_apart, check_prompts, describe_run, find_earlier_run, prepare_model
 from pipeline.config import RunConfig, record_run, run_columns
-from pipeline.counters import describe_counters, describe_reuse, read_counters
-from pipeline.earlier_run import describe_run, find_earlier_run
 from pipeline.left_out import (
     check_inputs_unchanged,
     check_no_second_ids,
     check_nothing_left_out,
     find_changed_inputs,
 )
-from pipeline.output_place import check_inputs_apart
-from pipeline.preflight import check_prompts, prepare_model
-from pipeline.progress import show_progress
-from pipeline.retry_failed import add_failed_units
-from pipeline.run_folder import StartedRun, check_same_run, check_same_versions, overwrite_run, start_run
+from pipeline.progress import describe_counters, describe_reuse, read_counters, show_progress, write_count
 from pipeline.runners import RunnerFailed, check_runner, describe_description, is_in_process, make_options, run_to_end
+from pipeline.start import StartedRun, add_failed_units, check_same_run, check_same_versions, overwrite_run, start_run
 from pipeline.units import plan_units
-from pipeline.wording import write_count
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
-from transforms.earlier_answers import EarlierRun
-from transforms.pending_unit import TooManyFailedClipsError, check_failed_share, describe_reasons
+from transforms.answer_reuse import EarlierRun
+from transforms.unit_outcomes import TooManyFailedClipsError, check_failed_share, describe_reasons
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,14 @@ from framescribe.storage.journal import DamagedRunError, OtherRunError
 from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
 from framescribe.storage.retries import RetryPolicy, StoreError, retry_passing_errors
 from pipeline.annotate import Run, annotate
+from pipeline.checks import CannotStart
 from pipeline.config import RunConfig
 from pipeline.options import Command
-from pipeline.preflight import CannotStart
-from pipeline.runners import RunnerFailed, UnknownRunner
+from pipeline.progress import write_count, write_size
+from pipeline.runners import RunnerFailed, UnknownRunner, WorkerStopped
 from pipeline.units import UnitConfig, plan_units
-from pipeline.wording import write_count, write_size
-from pipeline.worker_errors import WorkerStopped
 from schemas.run_columns import OtherVersionsError
-from transforms.pending_unit import TooManyFailedClipsError, describe_reasons
+from transforms.unit_outcomes import TooManyFailedClipsError, describe_reasons
 
 USER_ERRORS = (
     AddressError,

@@ -18,7 +18,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import RunRecord
 from pipeline.units import UnitConfig
 from schemas.run_columns import RunColumns, find_versions
-from transforms.earlier_answers import EarlierRun
+from transforms.answer_reuse import EarlierRun
 
 # Raised by hand when the program's own rules change what is written for the same settings.
 ROW_VERSION = 2
@@ -37,7 +37,7 @@ class RunConfig:
         frame_memory_bytes: frames a worker holds between decoding and encoding.
         clips_ahead: clips that a worker has in the model at once, and each of its threads in decoding at the most.
         canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
-        earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.earlier_run`.
+        earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.checks`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
             transformers, and with workers that have one.
         storage_options: fsspec options for inputs and output; never written anywhere.

@@ -15,8 +15,7 @@ from schemas.records import CommittedPart, WorkUnit
 from schemas.run_columns import RunColumns, find_versions
 from transforms.annotate_clips import AnnotateClips
 from transforms.commit_parts import CommitParts, SkipCommitted
-from transforms.keep_annotated import KeepAnnotated
-from transforms.read_clips import PoolProbe, ReadClips
+from transforms.read_clips import KeepAnnotated, PoolProbe, ReadClips
 from transforms.sample_frames import SampleFrames, num_cores
 
 

@@ -15,7 +15,7 @@ from framescribe.storage.journal import OtherRunError, Source, list_done_units, 
 from framescribe.storage.output import OutputStore
 from framescribe.storage.parts import read_parts
 from framescribe.storage.redaction import clean_text, strip_credentials
-from pipeline.wording import write_count
+from pipeline.progress import write_count
 from schemas.records import InputKind, WorkUnit
 
 # Of these the column `source` names what the plan names; rows of manifests and Parquet may name any video.

@@ -1,21 +1,29 @@
-"""Shows how far a run is: counts committed parts, which is true on every runner and after every restart."""
+"""Shows how far a run is: counts committed parts, which is true on every runner and after every restart.
+
+Reads what the workers counted, and says in one line what limited the run.
+
+How numbers are said in messages.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import OutputStore
 from framescribe.storage.retries import StoreError
-from pipeline.wording import write_count
 from schemas.records import WorkUnit
-from transforms.engine_registry import loaded_engines
+from transforms.worker import loaded_engines
+
+if TYPE_CHECKING:
+    from apache_beam.runners.runner import PipelineResult
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
 # A listing costs a request for each thousand parts: twice a second at first would be most of a short run's requests.
@@ -114,3 +122,50 @@ class ProgressBar:
             file=sys.stderr,
             flush=True,
         )
+
+
+def read_counters(result: PipelineResult) -> dict[str, int]:
+    """Returns every committed counter of ours, `namespace.name` to total; empty where the runner tells none.
+
+    They count what was executed: a bundle that was replayed counts twice. The truth about clips is in the parts.
+    """
+    totals: dict[str, int] = {}
+    for metric in result.metrics().query().get("counters", []):
+        name = f"{metric.key.metric.namespace}.{metric.key.metric.name}"
+        if name.startswith(("engine.", "framescribe.")):
+            totals[name] = totals.get(name, 0) + int(metric.committed or 0)
+    return dict(sorted(totals.items()))
+
+
+def describe_counters(counters: Mapping[str, int]) -> str | None:
+    """Returns the line that tells whether decoding or the model was the limit, or None without counters."""
+    seconds = {name: counters.get(f"engine.{name}_milliseconds", 0) / 1000 for name in _ENGINE_TIMES}
+    if not any(seconds.values()):
+        return None
+    steps, tokens = counters.get("engine.decode_steps", 0), counters.get("engine.generated_tokens", 0)
+    parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    fill = f"{tokens / steps:.1f} answers at once" if steps else "no decoding"
+    return f"engine: {parts}; {counters.get('engine.encoded_clips', 0)} clips seen, {tokens} tokens written, {fill}"
+
+
+def describe_reuse(counters: Mapping[str, int]) -> str | None:
+    """Returns the line that tells how many answers came from an earlier run, or None without counters."""
+    if not counters:
+        return None
+    reused, asked = (counters.get(f"framescribe.answers_{name}", 0) for name in ("reused", "asked"))
+    return f"answers: {reused} taken from the earlier run, {asked} asked"
+
+
+# `waiting` is the engine's thread without work: for frames to be decoded, or for a recipe to ask.
+_ENGINE_TIMES = ("encode", "prefill", "question", "decode", "waiting")
+
+
+def write_count(number: int, noun: str) -> str:
+    """Returns `1 clip`, `0 clips` or `2,000 clips`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def write_size(size_bytes: int) -> str:
+    """Returns a size in the unit of the flags: `0.3 GiB`, or `12.0 MiB` below a tenth of one."""
+    gib = size_bytes / 2**30
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{size_bytes / 2**20:.1f} MiB"

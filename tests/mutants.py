@@ -34,7 +34,7 @@ PROMISES: dict[str, str] = {
     "framescribe/llava_video/engine/scheduler.py": "tests/test_scheduler.py",
     "framescribe/llava_video/engine/tasks.py": "tests/test_choosing.py",
     "pipeline/config.py": "tests/test_fingerprint.py -k 'not gone_on and not refused'",
-    "pipeline/run_folder.py": "tests/test_run_folder.py",
+    "pipeline/start.py": "tests/test_run_folder.py",
     "framescribe/publish/sort.py": "tests/test_publish.py",
     "framescribe/publish/sort.py": "tests/test_publish.py",
     "framescribe/publish/tables.py": "tests/test_publish.py",
@@ -46,9 +46,9 @@ PROMISES: dict[str, str] = {
     "framescribe/storage/local_files.py": "tests/test_storage.py",
     "framescribe/storage/retries.py": "tests/test_storage.py",
     "framescribe/storage/journal.py": "tests/test_run_folder.py tests/test_publish.py tests/test_storage.py",
-    "transforms/frame_budget.py": "tests/test_sample_frames.py",
+    "transforms/worker.py": "tests/test_sample_frames.py",
     "transforms/lookahead.py": "tests/test_lookahead.py",
-    "transforms/pending_unit.py": "tests/test_commit_parts.py",
+    "transforms/unit_outcomes.py": "tests/test_commit_parts.py",
 }
 _WANTED_SHARE = 0.85
 _OWN = "framescribe"

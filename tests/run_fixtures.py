@@ -18,7 +18,7 @@ from run_pipeline import main
 from schemas.tables import TABLES
 from tests.shards_fixtures import make_tar, write
 from tests.stub_engine import StubEngine
-from transforms.engine_registry import use_engine
+from transforms.worker import use_engine
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = str(ROOT / "tests" / "golden" / "checkpoints" / "g9")

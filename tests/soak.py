@@ -21,7 +21,7 @@ import psutil
 from run_pipeline import main as run_framescribe
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
 from tests.stub_engine import StubEngine
-from transforms.engine_registry import loaded_engines
+from transforms.worker import loaded_engines
 
 _CLIPS_A_SHARD = 500
 _SECONDS_BETWEEN_SAMPLES = 0.5

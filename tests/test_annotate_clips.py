@@ -25,11 +25,10 @@ from framescribe.llava_video.engine.generation import Completion, GenerationConf
 from framescribe.recipes import Recipe, parse_recipe
 from schemas.digest import digest_frames
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Sampling, Stage, UnitEnd
-from transforms import engine_registry
+from transforms import worker as engine_registry
 from transforms.annotate_clips import AnnotateClips, ModelChanged
 from transforms.engine_video import EngineVideo, WrongVideo, choose_segment_frames
-from transforms.frame_budget import get_clip_budget, get_frame_budget
-from transforms.gpu_slots import SlotTaken, claim_slot
+from transforms.worker import SlotTaken, claim_slot, get_clip_budget, get_frame_budget
 
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
 MEMORY = 1 << 24
@@ -281,7 +280,7 @@ def test_threads_that_wait_for_a_load_that_fails_do_not_each_load_again(
 def test_a_process_that_ends_in_the_middle_of_an_answer_is_not_aborted() -> None:
     ask = (
         "import time; from llava_video import EngineConfig, GenerationConfig;"
-        f"from transforms.engine_registry import get_engine; engine = get_engine({CONFIG!r}).engine;"
+        f"from transforms.worker import get_engine; engine = get_engine({CONFIG!r}).engine;"
         "asked = [engine.ask('Why?', GenerationConfig(max_new_tokens=400)) for _ in range(8)]; time.sleep(0.3)"
     )
     ended = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True)
@@ -290,7 +289,7 @@ def test_a_process_that_ends_in_the_middle_of_an_answer_is_not_aborted() -> None
 
 def test_a_gpu_in_use_by_another_process_is_an_error_that_names_the_runner_option(tmp_path: Path) -> None:
     claim = (
-        "import sys; from pathlib import Path; from transforms.gpu_slots import claim_slot;"
+        "import sys; from pathlib import Path; from transforms.worker import claim_slot;"
         f"slot = claim_slot(['GPU-1'], Path({str(tmp_path)!r})); print('claimed', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", claim], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

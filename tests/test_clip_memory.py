@@ -12,7 +12,7 @@ from framescribe.recipes import RecipeResult, parse_recipe
 from schemas.records import KeptCompletion
 from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
 from tests.talking_engine import TalkingEngine
-from transforms.clip_memory import ClipMemory, RememberingVideo, digest_question
+from transforms.answer_reuse import ClipMemory, RememberingVideo, digest_question
 from transforms.engine_video import EngineVideo
 
 FRAMES = np.random.default_rng(5).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from pipeline.flag_table import describe_flags
-from pipeline.options import parse_command
+from pipeline.options import describe_flags, parse_command
 from run_pipeline import main
 from tests.run_fixtures import ROOT, annotate_arguments, make_shard, start_run
 from tests.shards_fixtures import write
@@ -64,7 +63,7 @@ def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
 
 
 def test_the_readme_holds_every_flag_as_the_parser_describes_it():
-    assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.flag_table` prints"
+    assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.options` prints"
 
 
 def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):

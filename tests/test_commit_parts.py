@@ -17,7 +17,7 @@ from schemas.part_rows import read_outcomes
 from schemas.records import CommittedPart, UnitEnd
 from tests.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
 from transforms.commit_parts import CommitParts
-from transforms.pending_unit import (
+from transforms.unit_outcomes import (
     LostClipsError,
     PendingUnit,
     TooManyFailedClipsError,

@@ -12,8 +12,8 @@ from framescribe.storage.output import open_output, part_name
 from schemas.part_rows import build_part
 from schemas.records import KeptCompletion, SampledClip
 from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
-from transforms import engine_registry
-from transforms.earlier_answers import EarlierAnswers, EarlierRun, OtherDtypeError, check_same_dtype
+from transforms import worker as engine_registry
+from transforms.answer_reuse import EarlierAnswers, EarlierRun, OtherDtypeError, check_same_dtype
 
 KEPT = (KeptCompletion(b"a" * 16, (1, 2), "stop", 7), KeptCompletion(b"b" * 16, (3,), "length", 8))
 

@@ -14,14 +14,13 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
 from tests.run_fixtures import ROOT
 from tests.stub_engine import StubEngine
-from transforms import engine_registry
-from transforms.engine_registry import get_engine, is_loaded
-from transforms.gpu_slots import SlotTaken
+from transforms import worker as engine_registry
+from transforms.worker import SlotTaken, get_engine, is_loaded
 
 CLAIM = """
 import sys
 from pathlib import Path
-from transforms.gpu_slots import SlotTaken, claim_slot
+from transforms.worker import SlotTaken, claim_slot
 try:
     slot = claim_slot([sys.argv[2]], Path(sys.argv[1]))
 except SlotTaken:

@@ -7,7 +7,7 @@ import pytest
 from framescribe.storage.access import Store
 from framescribe.storage.errors import InputError
 from framescribe.storage.output import open_output
-from pipeline.output_place import check_inputs_apart
+from pipeline.checks import check_inputs_apart
 from run_pipeline import main
 from tests.run_fixtures import annotate_arguments
 from tests.shards_fixtures import write

@@ -21,7 +21,7 @@ from framescribe.publish.tables import TableFiles, flatten_clips
 from framescribe.storage.journal import DamagedRunError
 from framescribe.storage.output import open_output
 from framescribe.storage.parts import read_parts
-from pipeline.run_folder import start_run
+from pipeline.start import start_run
 from schemas.part_rows import build_part
 from schemas.records import Status
 from schemas.tables import TABLES

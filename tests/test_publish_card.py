@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from framescribe.publish.card import OWN_TEXT_MARK, escape, fence, plain_text
 from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
-from pipeline.run_folder import start_run
+from pipeline.start import start_run
 from schemas.tables import TABLES
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
 

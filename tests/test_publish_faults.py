@@ -11,7 +11,7 @@ import pytest
 
 from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
-from pipeline.run_folder import start_run
+from pipeline.start import start_run
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 
 PUBLISH_AND_DIE = """

@@ -10,7 +10,7 @@ import pytest
 from framescribe.publish.publish import publish
 from framescribe.storage.journal import DamagedRunError, PlannedUnit, Source, list_done_units, read_plan, read_run
 from framescribe.storage.output import open_output, part_name
-from pipeline.run_folder import OtherRunError, check_same_run, describe_difference, overwrite_run, start_run
+from pipeline.start import OtherRunError, check_same_run, describe_difference, overwrite_run, start_run
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 
 SHARD = (Source("s3://bucket/shards/000.tar", ""),)

@@ -14,8 +14,8 @@ from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import get_decoder_pool
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from tests.decoding_fixtures import make_video, read_number
-from transforms.frame_budget import FrameBudget, get_frame_budget
 from transforms.sample_frames import SampleFrames, SampleFramesFn
+from transforms.worker import FrameBudget, get_frame_budget
 
 CONFIG = SamplingConfig(max_frames=4, image_size=64)
 

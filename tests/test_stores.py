@@ -17,7 +17,7 @@ from framescribe.storage.access import Store
 from framescribe.storage.exclusion import describe_process
 from framescribe.storage.output import open_output
 from framescribe.storage.retries import StoreError
-from pipeline.run_folder import start_run
+from pipeline.start import start_run
 from schemas.tables import TABLES
 from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip

@@ -16,13 +16,10 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
-from transforms.clip_memory import ClipMemory, RememberingVideo
-from transforms.earlier_answers import EarlierAnswers, EarlierRun
-from transforms.engine_metrics import EngineMetrics
-from transforms.engine_registry import RunningEngine, get_engine
+from transforms.answer_reuse import ClipMemory, EarlierAnswers, EarlierRun, RememberingVideo
 from transforms.engine_video import EngineVideo, WrongVideo
-from transforms.frame_budget import FrameBudget, get_clip_budget, get_frame_budget
 from transforms.lookahead import LookAheadDoFn
+from transforms.worker import EngineMetrics, FrameBudget, RunningEngine, get_clip_budget, get_engine, get_frame_budget
 
 _log = logging.getLogger(__name__)
 # sysexits.h EX_SOFTWARE: the runner starts another process.

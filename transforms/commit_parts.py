@@ -15,9 +15,8 @@ from framescribe.storage.output import OutputStore, open_output
 from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd, WorkUnit
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
-from transforms.engine_registry import computed_dtype, describe_worker
-from transforms.failure_tally import FailureTally, get_failure_tally
-from transforms.pending_unit import LostClipsError, PendingUnit
+from transforms.unit_outcomes import LostClipsError, PendingUnit
+from transforms.worker import FailureTally, computed_dtype, describe_worker, get_failure_tally
 
 _NAMESPACE = "framescribe"
 

@@ -14,8 +14,8 @@ from apache_beam.metrics import Metrics
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool, SamplingFuture, get_decoder_pool
 from schemas.records import Clip, FailedClip, SampledClip, UnitEnd
-from transforms.frame_budget import FrameBudget, get_frame_budget
 from transforms.lookahead import LookAheadDoFn
+from transforms.worker import FrameBudget, get_frame_budget
 
 _NAMESPACE = "framescribe"
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from demo.facts import NUM_BACKGROUNDS, NUM_COLOURS, NUM_SHAPES, SLOT_SIZE, fact_directions, frame_facts
-from demo.optimizer import Optimizers, learning_rate_factor
+from demo.training.facts import NUM_BACKGROUNDS, NUM_COLOURS, NUM_SHAPES, SLOT_SIZE, fact_directions, frame_facts
+from demo.training.optimizer import Optimizers, learning_rate_factor
 from demo.world import draw_frames, random_scene
 
 IMAGE_PX, PATCH_PX = 80, 16

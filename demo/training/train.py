@@ -1,11 +1,11 @@
-"""Trains the demo checkpoint from scratch: `python -m demo.train --out DIR`.
+"""Trains the demo checkpoint from scratch: `python -m demo.training.train --out DIR`.
 
 1. The tower and the projector learn to write the facts of single frames into every patch (perception.pt).
 2. The language model learns to answer from visual tokens as a perfect tower would give them (language.pt).
 3. It goes on with encoded clips as the finished tower sees them (seen_clips.pkl, tuned.pt).
 4. Everything is written as a LLaVA-Video checkpoint in bf16 (checkpoint/).
 
-The language model's stages can run on several processes, as `torchrun --nproc-per-node 3 -m demo.train` starts them.
+The language model's stages can run on several processes, as `torchrun --nproc-per-node 3 -m demo.training.train` starts them.
 Stages 1 and 2 do not need each other and can run at the same time, one core each (`--stage`). A stage whose file
 exists is not run again, but for the language model's, which go on from it.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from demo.checkpoint_files import write_checkpoint
-from demo.language import ideal_clips
-from demo.language_model import LanguageModel
-from demo.language_training import ANSWERING, SEEING, train_language
-from demo.perception import Perception, train_perception
-from demo.seen_clips import keep_clips
-from demo.tokenizer import train_tokenizer
+from demo.training.checkpoint_files import write_checkpoint
+from demo.training.language import ideal_clips
+from demo.training.language_model import LanguageModel
+from demo.training.language_training import ANSWERING, SEEING, train_language
+from demo.training.perception import Perception, train_perception
+from demo.training.seen_clips import keep_clips
+from demo.training.tokenizer import train_tokenizer
 
 STAGES = ("perception", "language", "tuning", "checkpoint")
 TOKENIZER_SEED, PERCEPTION_SEED, LANGUAGE_SEED, CLIPS_SEED, TUNING_SEED = 0, 1, 2, 3, 4

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from demo.batches import IGNORED, Block, Encoder, Mix, ask_about, ask_text_only, lay_out
-from demo.language import DrawClips, Guides, answer_losses, build_prefix, build_short_prefix, text_prefix
-from demo.language_model import LanguageModel
-from demo.optimizer import Optimizers, learning_rate_factor
-from demo.tokenizer import train_tokenizer
+from demo.training.batches import IGNORED, Block, Encoder, Mix, ask_about, ask_text_only, lay_out
+from demo.training.language import DrawClips, Guides, answer_losses, build_prefix, build_short_prefix, text_prefix
+from demo.training.language_model import LanguageModel
+from demo.training.optimizer import Optimizers, learning_rate_factor
+from demo.training.tokenizer import train_tokenizer
 
 # Seeing first: short prompts and short answers, three times as many clips a second. Then everything that recipes send.
 SEEING = Mix(4, short=5, choices=1, wrong=0, typed=0, segment_every=0, text_only_every=8, full_prompts=False)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from demo.batches import random_time_instruction
-from demo.language import SeenClips
-from demo.perception import Perception, pool, to_pixels
+from demo.training.batches import random_time_instruction
+from demo.training.language import SeenClips
+from demo.training.perception import Perception, pool, to_pixels
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import FPS, Scene, random_scene
 

@@ -1,11 +1,16 @@
-"""Starts a run in its OUTPUT folder, or goes on with the one that is there."""
+"""Starts a run in its OUTPUT folder, or goes on with the one that is there.
+
+Adds the units whose parts hold failed clips to what a start has to do.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import pyarrow.compute as pc
 
 from framescribe.publish.tables import is_table_file
 from framescribe.storage.journal import (
@@ -20,6 +25,8 @@ from framescribe.storage.journal import (
     remove_set_aside,
 )
 from framescribe.storage.output import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, SUCCESS_FILE, OutputStore
+from framescribe.storage.parts import read_parts
+from schemas.part_rows import FAILED
 from schemas.records import WorkUnit
 from schemas.run_columns import OtherVersionsError, describe_other_versions
 from schemas.tables import TABLES
@@ -193,3 +200,35 @@ def _flatten_settings(prefix: str, settings: Mapping[str, object]) -> Iterator[t
             yield from _flatten_settings(f"{prefix}{name}.", value)
         else:
             yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
+
+
+def add_failed_units(
+    store: OutputStore, started: StartedRun, units: Sequence[WorkUnit], fingerprint: str
+) -> StartedRun:
+    """Returns a start that also does the units again of which a clip failed.
+
+    Their parts stay in place until they are written again, so nothing is lost when this start is killed.
+
+    Args:
+        units: the plan of this start.
+    """
+    failed = count_failed_clips(store, [unit.unit_id for unit in units], fingerprint)
+    if failed:
+        store.remove(SUCCESS_FILE)  # before work begins: a killed retry must not look finished
+    todo = {unit.unit_id for unit in started.todo} | failed.keys()
+    return replace(
+        started,
+        todo=tuple(unit for unit in units if unit.unit_id in todo),
+        num_failed_clips=sum(failed.values()),
+    )
+
+
+def count_failed_clips(store: OutputStore, unit_ids: Sequence[str], fingerprint: str) -> dict[str, int]:
+    """Returns unit id to failed clips, of the units whose part holds any; a unit without a part has none."""
+    done = sorted({*unit_ids} & {*list_done_units(store)})
+    statuses = (part["status"] for part in read_parts(store, done, fingerprint, ["status"]))
+    counts = {
+        unit_id: pc.sum(pc.equal(status, FAILED), min_count=0).as_py()
+        for unit_id, status in zip(done, statuses, strict=True)
+    }
+    return {unit_id: number for unit_id, number in counts.items() if number}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from demo.batches import (
+from demo.training.batches import (
     IGNORED,
     KNOWN_ANSWERS,
     Block,
@@ -18,8 +18,8 @@ from demo.batches import (
     frame_times,
     random_time_instruction,
 )
-from demo.facts import NUM_FACTS, fact_directions, frame_facts
-from demo.language_model import WIDTH, LanguageModel, Prefix
+from demo.training.facts import NUM_FACTS, fact_directions, frame_facts
+from demo.training.language_model import WIDTH, LanguageModel, Prefix
 from demo.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, random_scene
 
 TOKENS_PER_FRAME = 4

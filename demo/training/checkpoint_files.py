@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from demo.language_model import HEADS, INNER, LAYERS, NORM_EPSILON, ROPE_THETA, WIDTH, LanguageModel
-from demo.perception import IMAGE_PX, PATCH_PX, TOWER_LAYERS, TOWER_WIDTH, Perception, tower_config
-from demo.tokenizer import write_tokenizer
+from demo.training.language_model import HEADS, INNER, LAYERS, NORM_EPSILON, ROPE_THETA, WIDTH, LanguageModel
+from demo.training.perception import IMAGE_PX, PATCH_PX, TOWER_LAYERS, TOWER_WIDTH, Perception, tower_config
+from demo.training.tokenizer import write_tokenizer
 
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 FIXED = {

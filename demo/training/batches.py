@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from demo import answers, questions
 from demo.questions import Asked
-from demo.tokenizer import SYSTEM, TURN_END, time_instruction
+from demo.training.tokenizer import SYSTEM, TURN_END, time_instruction
 from demo.world import FPS, Scene, random_scene
 
 IGNORED = -100
