@@ -12,7 +12,7 @@ import yaml
 from demo import answers
 from demo.world import Scene, random_scene
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parent.parent / "framescribe" / "recipes"
 LETTERS = "ABCD"
 
 

@@ -1,1 +1,1 @@
-"""FrameScribe: LLaVA-Video over video data sets."""
+"""FrameScribe annotates video data sets with LLaVA-Video: detailed captions and question-answer pairs."""

@@ -42,7 +42,8 @@ class PoolProbe:
 class ReadClips(beam.DoFn):
     """Yields a `Clip` or `FailedClip` for each clip of a `WorkUnit`, one by one, and then one `UnitEnd`.
 
-    A shard that cannot be read raises (see `framescribe.shards.reading`): its unit has no end then, so it is never committed.
+    A shard that cannot be read raises (see `framescribe.shards.reading`): its unit has no end then, so it is
+    never committed.
 
     Args:
         storage_options: for fsspec, needed in the worker.

@@ -5,7 +5,8 @@
 3. It goes on with encoded clips as the finished tower sees them (seen_clips.pkl, tuned.pt).
 4. Everything is written as a LLaVA-Video checkpoint in bf16 (checkpoint/).
 
-The language model's stages can run on several processes, as `torchrun --nproc-per-node 3 -m demo.training.train` starts them.
+The language model's stages can run on several processes, as
+`torchrun --nproc-per-node 3 -m demo.training.train` starts them.
 Stages 1 and 2 do not need each other and can run at the same time, one core each (`--stage`). A stage whose file
 exists is not run again, but for the language model's, which go on from it.
 """

@@ -1,4 +1,7 @@
-"""The decoder process: takes one clip after another and can be killed at any moment. Run by `framescribe.decoding.pool` alone."""
+"""The decoder process: takes one clip after another and can be killed at any moment.
+
+Run by `framescribe.decoding.pool` alone.
+"""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class ChildProcess:
 def _scrubbed_environment() -> dict[str, str]:
     # The one place below the command line that reads the environment: to hand as little as possible of it on.
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    package_root = str(Path(__file__).resolve().parent.parent)
+    package_root = str(Path(__file__).resolve().parents[2])
     roots = dict.fromkeys([package_root, *(entry for entry in sys.path if os.path.isabs(entry))])
     return kept | {"PYTHONPATH": os.pathsep.join(roots)} | _KEEP_PICTURES_IN_HEAP | _ONE_THREAD
 

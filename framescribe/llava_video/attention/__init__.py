@@ -1,1 +1,1 @@
-"""TODO."""
+"""Attention over prefixes that many questions share: pages, kernels, captured steps."""

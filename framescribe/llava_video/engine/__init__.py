@@ -1,1 +1,1 @@
-"""TODO."""
+"""Continuous batching over the model: scheduler, thread, memory, generation."""
