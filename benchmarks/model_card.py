@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from schemas.digest import digest_frames
+from framescribe.digests import digest_frames
 
 _SIZE = (384, 384)
 

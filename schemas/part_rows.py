@@ -10,17 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.records import (
-    Caption,
-    ClipAnnotation,
-    ClipRef,
-    FailedClip,
-    KeptCompletion,
-    QAPair,
-    Sampling,
-    Stage,
-    Status,
-)
+from framescribe.decoding.sampling import Sampling
+from framescribe.recipes.annotation import Caption, QAPair, Status
+from schemas.records import ClipAnnotation, ClipRef, FailedClip, KeptCompletion, Stage
 from schemas.run_columns import RunColumns, WorkerRecord
 from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 

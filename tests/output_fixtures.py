@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import uuid
 
+from framescribe.decoding.sampling import Sampling
+from framescribe.recipes.annotation import Caption, QAPair, Status
 from framescribe.storage.journal import RunRecord, commit_part
 from framescribe.storage.output import open_output
 from schemas.part_rows import build_part
-from schemas.records import (
-    Caption,
-    ClipAnnotation,
-    ClipRef,
-    FailedClip,
-    InputKind,
-    QAPair,
-    Sampling,
-    Stage,
-    Status,
-    UnitEnd,
-    WorkUnit,
-)
+from schemas.records import ClipAnnotation, ClipRef, FailedClip, InputKind, Stage, UnitEnd, WorkUnit
 from schemas.run_columns import RunColumns
 
 RUN = RunColumns(

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from framescribe.digests import digest_frames
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
 from framescribe.llava_video.engine.stats import EngineStats
-from schemas.digest import digest_frames
 
 _WORDS = ("red", "blue", "square", "ring", "moves", "grows", "left", "right", "on", "grey")
 

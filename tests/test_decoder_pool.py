@@ -16,7 +16,7 @@ import pytest
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.pool import DecoderPool, get_decoder_pool
-from schemas.digest import digest_frames
+from framescribe.digests import digest_frames
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage
 from tests import faulty_decoders as faults
 from tests.decoding_fixtures import make_video, read_number

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from framescribe.llava_video.engine.generation import Completion, FinishReason
 from framescribe.llava_video.engine.loops import has_repeated_sentence, is_looping
 from framescribe.recipes import RecipeError, load_recipe, parse_recipe
+from framescribe.recipes.annotation import Status
 from framescribe.recipes.answer_text import normalise_answer, score_agreement
 from framescribe.recipes.answers import (
     is_none,
@@ -26,7 +27,6 @@ from framescribe.recipes.answers import (
     parse_wrong_answers,
     read_pair_status,
 )
-from schemas.records import Status
 from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML, FakeVideo
 
 PIECES = [

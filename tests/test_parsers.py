@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from framescribe.recipes.annotation import Status
 from framescribe.recipes.answers import (
     is_none,
     is_refusal,
@@ -13,7 +14,6 @@ from framescribe.recipes.answers import (
     parse_wrong_answers,
     read_pair_status,
 )
-from schemas.records import Status
 
 WHAT, DOG = "What is it?", "A dog."
 

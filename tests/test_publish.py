@@ -18,12 +18,12 @@ import pytest
 from framescribe.publish.publish import publish
 from framescribe.publish.sort import DoubledClipError, index_clips, sort_clips
 from framescribe.publish.tables import TableFiles, flatten_clips
+from framescribe.recipes.annotation import Status
 from framescribe.storage.journal import DamagedRunError
 from framescribe.storage.output import open_output
 from framescribe.storage.parts import read_parts
 from pipeline.start import start_run
 from schemas.part_rows import build_part
-from schemas.records import Status
 from schemas.tables import TABLES
 from tests.output_fixtures import (
     RUN,

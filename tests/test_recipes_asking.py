@@ -8,7 +8,7 @@ import pytest
 
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import parse_recipe
-from schemas.records import Status
+from framescribe.recipes.annotation import Status
 from tests.recipes_fixtures import FakeVideo, completed
 
 SEED_YAML = """\

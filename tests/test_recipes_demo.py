@@ -11,7 +11,7 @@ import pytest
 from demo import answers, questions
 from demo.world import random_scene
 from framescribe.recipes import load_recipe
-from schemas.records import Status
+from framescribe.recipes.annotation import Status
 from tests.recipes_fixtures import FakeVideo
 
 

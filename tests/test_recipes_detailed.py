@@ -10,10 +10,10 @@ import pytest
 
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import load_recipe, parse_recipe
+from framescribe.recipes.annotation import Status
 from framescribe.recipes.config import PromptConfig, VerificationConfig
 from framescribe.recipes.multiple_choice import spread_letters
 from framescribe.recipes.open_ended import add_scores
-from schemas.records import Status
 from tests.output_fixtures import make_pair
 from tests.recipes_fixtures import DETAILED_YAML, FakeVideo, completed
 

@@ -9,8 +9,8 @@ import pytest
 
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import RecipeError, parse_recipe
+from framescribe.recipes.annotation import Status
 from framescribe.recipes.levels import split_segments
-from schemas.records import Status
 from tests.recipes_fixtures import LEVELS_YAML, FakeVideo, completed
 
 

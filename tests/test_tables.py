@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from framescribe.recipes.annotation import Status
 from schemas.part_rows import build_part, read_outcomes
-from schemas.records import ClipRef, KeptCompletion, Status
+from schemas.records import ClipRef, KeptCompletion
 from schemas.run_columns import RunColumns
 from schemas.tables import PART_SCHEMA, TABLES, describe_tables, field_description
 from tests.output_fixtures import RUN, make_annotation, make_caption, make_failed, make_pair, make_ref

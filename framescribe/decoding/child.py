@@ -28,7 +28,7 @@ from framescribe.decoding.child_process import (
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sampling import SampledFrames
 from framescribe.decoding.timeline import Span
-from schemas.digest import digest_frames
+from framescribe.digests import digest_frames
 
 SampleVideo = Callable[[str, Span, SamplingConfig], tuple[SampledFrames, str]]
 # Libraries and thread stacks reserve addresses they never touch; the parent watches what is really resident.

@@ -24,7 +24,8 @@ from typing import Any
 from framescribe.decoding import child_process as shared_memory
 from framescribe.decoding.child_process import ChildFailed, ChildProcess, Json
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from schemas.records import Clip, FailedClip, SampledClip, Sampling, Stage
+from framescribe.decoding.sampling import Sampling
+from schemas.records import Clip, FailedClip, SampledClip, Stage
 
 
 def sample_clip(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip | FailedClip:

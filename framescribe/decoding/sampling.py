@@ -180,3 +180,27 @@ def plan_stretches(timeline: Timeline, indices: Iterable[int]) -> list[Stretch]:
             stretches.append(Stretch(key_pts))
         stretches[-1].wanted[int(timeline.pts[index])] = last = index
     return stretches
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a clip the model saw, and how they were decoded.
+
+    Attributes:
+        frame_indices: [T] index of each sampled frame in presentation order, from the start of the video.
+        timestamps_s: [T] seconds from the first frame of the clip, as the prompt states them.
+        duration_s: seconds the clip lasts, as the prompt states it.
+        frames_digest: SHA-256 (hex) over shape and bytes of the frames, see `framescribe.digests.digest_frames`.
+        decoder: name and version, for example `pyav 18.1.0`; a warning follows after `; ` where there is one.
+        width_px, height_px: size of the decoded frames after rotation, before the resize.
+        decoded_share: decoded frames over expected frames of the clip, 1.0 unless the file is damaged.
+    """
+
+    frame_indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    frames_digest: str
+    decoder: str
+    width_px: int
+    height_px: int
+    decoded_share: float = 1.0

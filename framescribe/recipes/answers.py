@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from framescribe.recipes.annotation import Status
 from framescribe.recipes.answer_text import (
     ends_in_none,
     has_content,
@@ -16,7 +17,6 @@ from framescribe.recipes.answer_text import (
     strip_marks,
 )
 from framescribe.recipes.qa_pairs import ParsedPair, parse_qa_pair
-from schemas.records import Status
 
 __all__ = [
     "LETTERS",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.ask import ask_together, ask_with_retries, caption_from
 from framescribe.recipes.config import (
     MultipleChoiceConfig,
@@ -21,7 +22,6 @@ from framescribe.recipes.config import (
 from framescribe.recipes.multiple_choice import Turn, ask_choice
 from framescribe.recipes.open_ended import ask_open_ended, verify_open_ended
 from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult, check_ids
-from schemas.records import QAPair, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,11 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from framescribe.recipes.annotation import Caption, Status
 from framescribe.recipes.answer_text import squeeze
 from framescribe.recipes.ask import ask_with_retries, caption_from
 from framescribe.recipes.config import PromptConfig, check_placeholders, fill_prompt
 from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult, check_ids
-from schemas.records import Caption, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from framescribe.recipes.annotation import Status
 from framescribe.recipes.config import (
     MultipleChoiceConfig,
     OpenEndedConfig,
@@ -19,7 +20,6 @@ from framescribe.recipes.levels import LevelsRecipe
 from framescribe.recipes.model_card import SeedRecipe
 from framescribe.recipes.recipe import DEFAULT_RETRY_ON, RETRYABLE, Recipe
 from framescribe.recipes.yaml_reader import RecipeError, Section, parse_yaml
-from schemas.records import Status
 
 SHIPPED = ("seed", "detailed", "levels")
 """The recipes that come with FrameScribe, by name."""

@@ -9,12 +9,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 from framescribe.llava_video.engine.generation import FinishReason
+from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.answers import LETTERS, clean_option, parse_letter, parse_wrong_answers
 from framescribe.recipes.ask import Reply, ask_with_retries
 from framescribe.recipes.config import MultipleChoiceConfig, VerificationConfig, fill_prompt
 from framescribe.recipes.open_ended import add_scores, ask_again, row_from
 from framescribe.recipes.recipe import AskableVideo, Recipe
-from schemas.records import QAPair, Status
 
 _NUM_WRONG = len(LETTERS) - 1
 

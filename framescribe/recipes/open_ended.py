@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.answer_text import score_agreement
 from framescribe.recipes.answers import ParsedPair, parse_qa_pair, read_pair_status
 from framescribe.recipes.ask import Reply, ask_together, ask_with_retries
 from framescribe.recipes.config import OpenEndedConfig, QuestionType, VerificationConfig, fill_prompt
 from framescribe.recipes.recipe import AskableVideo, Recipe
-from schemas.records import QAPair, Status
 
 
 async def ask_open_ended(video: AskableVideo, kind: QuestionType, config: OpenEndedConfig, recipe: Recipe) -> QAPair:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.recipes.annotation import Caption, QAPair, Status
 from framescribe.recipes.config import RetryConfig
-from schemas.records import Caption, QAPair, Status
 
 RETRYABLE = (Status.LOOPED, Status.EMPTY, Status.LENGTH, Status.REFUSED)
 DEFAULT_RETRY_ON = (Status.LOOPED, Status.EMPTY)

@@ -15,6 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
+from framescribe.digests import digest_frames
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import EngineClosed, PromptTooLong
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
@@ -36,7 +37,6 @@ from framescribe.llava_video.model.model import LlavaVideoModel, check_faster_vi
 from framescribe.llava_video.model.prompts import PromptTokenizer, VideoPrefix
 from framescribe.llava_video.model.vision import find_unique_frames, resize_frames
 from framescribe.llava_video.model.weights import read_weights
-from schemas.digest import digest_frames
 
 
 class Engine:

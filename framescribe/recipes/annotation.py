@@ -1,0 +1,80 @@
+"""What a recipe makes of the model's answers: captions, QA pairs, and what became of each question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Status(str, Enum):
+    """What became of one question put to the model."""
+
+    OK = "ok"
+    NOT_APPLICABLE = "not_applicable"  # the model answered None: the type does not apply to the clip
+    UNPARSABLE = "unparsable"
+    UNSPECIFIED = "unspecified"  # the answer only says that the video does not show it
+    REFUSED = "refused"
+    EMPTY = "empty"
+    LENGTH = "length"  # cut off by max_new_tokens
+    LOOPED = "looped"  # stopped by the loop detector
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the model says happens in a clip, or in a part of it.
+
+    Attributes:
+        level: `clip` for a caption of the whole clip in one go; `segment`, `summary`, `video` in `levels`.
+        start_s, end_s: seconds from the start of the clip that the caption is about.
+        prompt_id: which prompt of the recipe; `prompt` is its text as asked.
+        attempt: 1 for the first try, 2 and more for the rungs of the recipe's retry ladder.
+    """
+
+    level: str
+    start_s: float
+    end_s: float
+    text: str
+    status: Status
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    prompt_id: str
+    prompt: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QAPair:
+    """One question about a clip and its answer, or the row that says why there is none.
+
+    Attributes:
+        kind: `open_ended` or `multiple_choice`.
+        question_type: one of the 16 question types of LLaVA-Video-178K.
+        question, answer: empty unless `status` is OK (or LENGTH, with what could be parsed).
+        options: multiple choice only: the options without letters, in order.
+        answer_letter: multiple choice only: `A` to `D`.
+        completion: the model's own words that the pair was parsed from.
+        seen_answer, seen_score: the answer when asked again from the frames; agreement with `answer`, 0 to 1.
+        blind_answer, blind_score: the same without the video: high means that the question needs no video.
+        verified: whether `seen_score` reached the recipe's bar; None where the recipe did not ask again.
+    """
+
+    kind: str
+    question_type: str
+    question: str
+    answer: str
+    status: Status
+    completion: str
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    prompt_id: str
+    prompt: str
+    attempt: int = 1
+    options: tuple[str, ...] = ()
+    answer_letter: str | None = None
+    seen_answer: str | None = None
+    seen_score: float | None = None
+    blind_answer: str | None = None
+    blind_score: float | None = None
+    verified: bool | None = None
