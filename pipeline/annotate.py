@@ -37,7 +37,7 @@ from pipeline.units import plan_units
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from transforms.answer_reuse import EarlierRun
-from transforms.unit_outcomes import TooManyFailedClipsError, check_failed_share, describe_reasons
+from transforms.unit_outcomes import TooManyFailedClipsError, check_failed_fraction, describe_reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun | 
                 _say(line)
     _say("building the tables")
     own = OwnUnits(record.fingerprint, frozenset(unit.unit_id for unit in units))
-    published = publish(config.output, config.storage_options, config.max_failed_share, own)
+    published = publish(config.output, config.storage_options, config.max_failed_fraction, own)
     if published.is_complete:
         remove_set_aside(store)
     _check_failures(published, config)
@@ -160,7 +160,7 @@ def _take_set_aside(config: RunConfig, store: OutputStore, record: RunRecord) ->
 
 def _check_failures(published: PublishedRun, config: RunConfig) -> None:
     reasons = published.failure_reasons
-    check_failed_share(published.num_failed, published.num_clips, config.max_failed_share, 1, reasons)
+    check_failed_fraction(published.num_failed, published.num_clips, config.max_failed_fraction, 1, reasons)
     if published.num_failed and not published.num_annotated:
         raise TooManyFailedClipsError(
             f"none of {write_count(published.num_clips, 'clip')} was annotated ({describe_reasons(reasons)}). The "

@@ -68,7 +68,7 @@ def run_annotate(command: Command) -> None:
         reading=_read_config(flags),
         units=UnitConfig(max_clips=flags.unit_clips),
         split_s=flags.split_seconds,
-        max_failed_share=flags.max_failed_share,
+        max_failed_fraction=flags.max_failed_fraction,
         retry_failed=flags.retry_failed,
         num_decoders=flags.decoders,
         frame_memory_bytes=int(flags.frame_memory_gb * 2**30),
@@ -161,7 +161,7 @@ def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
         decoder=flags.decoder,
         image_size=model.tower.image_size,
         deadline_s=flags.decode_deadline,
-        min_decoded_share=flags.min_decoded_share,
+        min_decoded_fraction=flags.min_decoded_fraction,
     )
 
 

@@ -31,7 +31,7 @@ class RunConfig:
     Attributes:
         output: folder or URI that everything is written to.
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
-        max_failed_share: a worker stops once more than this share of its clips failed; the run, at its end.
+        max_failed_fraction: a worker stops once more than this share of its clips failed; the run, at its end.
         retry_failed: units that are done again ask the model about their failed clips only.
         num_decoders: decoder processes a worker; None takes one a core.
         frame_memory_bytes: frames a worker holds between decoding and encoding.
@@ -50,7 +50,7 @@ class RunConfig:
     reading: ReadConfig = field(default_factory=ReadConfig)
     units: UnitConfig = field(default_factory=UnitConfig)
     split_s: float | None = None
-    max_failed_share: float = 1.0
+    max_failed_fraction: float = 1.0
     retry_failed: bool = False
     num_decoders: int | None = None
     frame_memory_bytes: int = 4 << 30
@@ -61,8 +61,8 @@ class RunConfig:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"max_failed_share must lie between 0 and 1, got {self.max_failed_share}")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(f"max_failed_fraction must lie between 0 and 1, got {self.max_failed_fraction}")
         for name in ("num_decoders", "frame_memory_bytes", "clips_ahead"):
             value = getattr(self, name)
             if value is not None and value <= 0:

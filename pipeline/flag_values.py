@@ -33,7 +33,7 @@ def parse_positive_float(text: str) -> float:
     return _checked(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
-def parse_share(text: str) -> float:
+def parse_fraction(text: str) -> float:
     """Parses a number from 0 to 1."""
     return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
 

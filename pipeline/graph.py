@@ -48,7 +48,7 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         probe = PoolProbe(config.num_decoders or num_cores(), config.sampling)
         read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
         versions = None if config.allow_other_versions else find_versions()
-        commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_share, versions)
+        commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_fraction, versions)
         if not config.retry_failed:
             units |= "Skip committed units" >> beam.ParDo(
                 SkipCommitted(config.output, self._columns.fingerprint, config.storage_options)

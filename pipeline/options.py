@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pipeline.flag_values import (
     parse_count,
     parse_device,
+    parse_fraction,
     parse_host,
     parse_place,
     parse_positive_float,
     parse_positive_int,
-    parse_share,
     parse_storage_options,
     parse_window_columns,
 )
@@ -190,8 +190,8 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
     )
     group.add_argument(
-        "--max-failed-share",
-        type=parse_share,
+        "--max-failed-fraction",
+        type=parse_fraction,
         default=1.0,
         metavar="X",
         help="stop once more than this share failed; a run of which every clip failed is never a success (1.0)",
@@ -246,7 +246,11 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--decode-deadline", type=parse_positive_float, default=300.0, metavar="S", help="seconds a clip may take (300)"
     )
     group.add_argument(
-        "--min-decoded-share", type=parse_share, default=0.9, metavar="X", help="least share of a damaged clip (0.9)"
+        "--min-decoded-fraction",
+        type=parse_fraction,
+        default=0.9,
+        metavar="X",
+        help="least share of a damaged clip (0.9)",
     )
 
 

@@ -58,7 +58,7 @@ SAMPLING_COLUMNS = (
     ),
     _column("width_px", _COUNT, "Width of the decoded frames after rotation, before the resize."),
     _column("height_px", _COUNT, "Height of the decoded frames after rotation, before the resize."),
-    _column("decoded_share", _SCORE, "Decoded frames over expected frames: 1.0 unless the file is damaged."),
+    _column("decoded_fraction", _SCORE, "Decoded frames over expected frames: 1.0 unless the file is damaged."),
 )
 
 COUNT_COLUMNS = (

@@ -90,7 +90,7 @@ def make_annotation(clip_id: str, unit_id: str = "unit-0", num_pairs: int = 2) -
         decoder="pyav 18.1.0",
         width_px=640,
         height_px=360,
-        decoded_share=0.93,
+        decoded_fraction=0.93,
     )
     return ClipAnnotation(make_ref(clip_id, unit_id), sampling, (make_caption(),), (make_pair(),) * num_pairs)
 

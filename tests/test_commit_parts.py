@@ -21,7 +21,7 @@ from transforms.unit_outcomes import (
     LostClipsError,
     PendingUnit,
     TooManyFailedClipsError,
-    check_failed_share,
+    check_failed_fraction,
     describe_reasons,
 )
 
@@ -113,16 +113,16 @@ def test_a_bundle_that_failed_leaves_nothing_to_the_next_one(output):
 def test_more_failed_clips_than_allowed_stop_the_run_before_they_are_committed(output):
     failed = [make_failed(f"clip-{number}", "one") for number in range(100)]
     with pytest.raises(TooManyFailedClipsError, match="100 of 100 clips failed"):
-        run_bundle(output, [*failed, UnitEnd("one", 100)], max_failed_share=0.5)
+        run_bundle(output, [*failed, UnitEnd("one", 100)], max_failed_fraction=0.5)
     assert list_done_units(open_output(output)) == []
 
 
 def test_few_clips_are_no_reason_to_stop():
-    check_failed_share(num_failed=3, num_clips=3, max_failed_share=0.1)
+    check_failed_fraction(num_failed=3, num_clips=3, max_failed_fraction=0.1)
 
 
 def test_a_share_that_is_just_allowed_is_no_reason_to_stop():
-    check_failed_share(num_failed=10, num_clips=100, max_failed_share=0.1)
+    check_failed_fraction(num_failed=10, num_clips=100, max_failed_fraction=0.1)
 
 
 def test_the_most_frequent_reasons_come_first_and_no_more_than_five():

@@ -83,8 +83,8 @@ BROKEN = [json.loads(line) for line in MANIFEST.read_text().splitlines()] if MAN
 @pytest.mark.parametrize("entry", [pytest.param(e, id=e["file"]) for e in BROKEN])
 def test_every_broken_file_ends_in_time_as_frames_or_as_a_reason_for_people(pool, entry):
     result = result_of(pool, SHARED_MEDIA / "broken" / entry["file"])
-    outcome = result.reason if isinstance(result, FailedClip) else f"{result.sampling.decoded_share:.2f} decoded"
-    assert outcome.startswith(REASONS) or (isinstance(result, SampledClip) and result.sampling.decoded_share >= 0.9)
+    outcome = result.reason if isinstance(result, FailedClip) else f"{result.sampling.decoded_fraction:.2f} decoded"
+    assert outcome.startswith(REASONS) or (isinstance(result, SampledClip) and result.sampling.decoded_fraction >= 0.9)
 
 
 @needs_shared_media
@@ -132,8 +132,8 @@ def test_a_file_that_never_was_a_video_is_not_taken_for_a_truncated_one(tmp_path
 
 
 def test_a_file_cut_near_its_end_is_sampled_and_its_share_recorded(video, tmp_path):
-    sampled = sample(cut(video, 0.97, tmp_path / "most.mp4"), min_decoded_share=0.8)
-    assert 0.8 <= sampled.decoded_share < 1.0
+    sampled = sample(cut(video, 0.97, tmp_path / "most.mp4"), min_decoded_fraction=0.8)
+    assert 0.8 <= sampled.decoded_fraction < 1.0
     numbers = [read_number(sampled.pictures[i]) for i in sampled.frame_indices]
     assert numbers == list(sampled.frame_indices)
     assert sampled.timestamps_s == pytest.approx([number / 10 for number in numbers])
@@ -141,9 +141,9 @@ def test_a_file_cut_near_its_end_is_sampled_and_its_share_recorded(video, tmp_pa
 
 def test_the_wanted_share_decides_whether_a_cut_file_is_annotated(video, tmp_path):
     half = cut(video, 0.6, tmp_path / "half.mp4")
-    assert sample(half, min_decoded_share=0.2).decoded_share < 0.9
+    assert sample(half, min_decoded_fraction=0.2).decoded_fraction < 0.9
     with pytest.raises(UndecodableClip, match="truncated after"):
-        sample(half, min_decoded_share=0.9)
+        sample(half, min_decoded_fraction=0.9)
 
 
 def test_a_file_without_its_index_says_so(tmp_path):
@@ -168,9 +168,9 @@ def test_frames_predicted_from_a_lost_one_are_never_sampled(video, tmp_path):
     content = bytearray(video.read_bytes())
     content[lost.pos : lost.pos + 8] = b"\xff" * 8
     (tmp_path / "scratched.mp4").write_bytes(content)
-    settings = {"max_frames": 60, "min_decoded_share": 0.5, "decoder": "pyav"}
+    settings = {"max_frames": 60, "min_decoded_fraction": 0.5, "decoder": "pyav"}
     sound, scratched = sample(video, **settings), sample(tmp_path / "scratched.mp4", **settings)
-    assert 0.8 <= scratched.decoded_share < 1.0
+    assert 0.8 <= scratched.decoded_fraction < 1.0
     assert (scratched.frame_indices[0], scratched.frame_indices[-1]) == (0, 59)
     assert [i for i in scratched.frame_indices if not np.array_equal(scratched.pictures[i], sound.pictures[i])] == []
 
@@ -194,9 +194,9 @@ def test_a_frame_of_which_the_decoder_logs_an_error_is_never_sampled(tmp_path, n
     offset, byte = SCRATCHES.get(name, (50, b"\x33"))
     scratched = [scratch(whole, tmp_path / f"{tenth}_{name}", tenth, offset, byte) for tenth in range(10)]
     noticed = [path for path in scratched if logs_an_error(path)]
-    sampled = [sample(path, max_frames=30, min_decoded_share=0.0) for path in noticed]
+    sampled = [sample(path, max_frames=30, min_decoded_fraction=0.0) for path in noticed]
     assert len(noticed) >= 3
-    assert [clip.decoded_share for clip in sampled if clip.decoded_share == 1.0] == []
+    assert [clip.decoded_fraction for clip in sampled if clip.decoded_fraction == 1.0] == []
     assert [i for clip in sampled for i, p in clip.pictures.items() if p.tobytes() not in pictures] == []
 
 
@@ -238,9 +238,9 @@ def test_a_frame_that_lacks_a_slice_is_not_sampled_though_the_decoder_logs_nothi
     content[last + 4] = content[last + 4] & 0xE0 | 12  # filler, which decoders pass over
     path = tmp_path / "lost.mp4"
     path.write_bytes(content)
-    sound, sampled = sample(whole, max_frames=30), sample(path, max_frames=30, min_decoded_share=0.5)
+    sound, sampled = sample(whole, max_frames=30), sample(path, max_frames=30, min_decoded_fraction=0.5)
     assert not logs_an_error(path)
-    assert sampled.decoded_share < 1.0
+    assert sampled.decoded_fraction < 1.0
     assert [i for i in sampled.pictures if not np.array_equal(sampled.pictures[i], sound.pictures[i])] == []
 
 
@@ -255,8 +255,8 @@ def test_a_hole_in_a_matroska_file_is_counted_and_what_borders_on_it_not_sampled
     pictures = {picture.tobytes() for picture in sample(whole, max_frames=60).pictures.values()}
     with pytest.raises(UndecodableClip, match="damaged"):
         sample(path)
-    sampled = sample(path, max_frames=60, min_decoded_share=0.3)
-    assert 0.5 < sampled.decoded_share < 0.9
+    sampled = sample(path, max_frames=60, min_decoded_fraction=0.3)
+    assert 0.5 < sampled.decoded_fraction < 0.9
     assert [i for i, picture in sampled.pictures.items() if picture.tobytes() not in pictures] == []
 
 
@@ -270,7 +270,7 @@ def test_frames_that_the_index_of_an_avi_file_lists_are_missed(tmp_path):
         num_packets = sum(1 for packet in container.demux(video=0) if packet.size)
     with pytest.raises(UndecodableClip, match="damaged"):
         sample(tmp_path / "hole.avi")
-    assert sample(tmp_path / "hole.avi", min_decoded_share=0.5).decoded_share <= num_packets / 60 < 0.9
+    assert sample(tmp_path / "hole.avi", min_decoded_fraction=0.5).decoded_fraction <= num_packets / 60 < 0.9
 
 
 LATE = {
@@ -294,9 +294,9 @@ def test_what_precedes_the_first_key_frame_of_a_file_is_counted_as_lost(tmp_path
     late.write_bytes(content[len(content) // 5 // 188 * 188 :])
     with pytest.raises(UndecodableClip, match="damaged.*begins in the middle of a group of pictures"):
         sample(late)
-    sampled = sample(late, max_frames=60, min_decoded_share=0.5)
+    sampled = sample(late, max_frames=60, min_decoded_fraction=0.5)
     assert [read_number(sampled.pictures[i]) for i in sorted(sampled.pictures)] == list(range(24, 60))
-    assert 0.6 < sampled.decoded_share < 0.8
+    assert 0.6 < sampled.decoded_fraction < 0.8
 
 
 def test_frames_before_the_first_key_frame_are_not_sampled_even_if_the_decoder_shows_something(tmp_path):
@@ -306,15 +306,15 @@ def test_frames_before_the_first_key_frame_are_not_sampled_even_if_the_decoder_s
         for packet in [packet for packet in container.demux(video=0) if packet.size][12:]:
             packet.stream = copied
             late.mux(packet)
-    sampled = sample(tmp_path / "late.avi", max_frames=60, min_decoded_share=0.5)
+    sampled = sample(tmp_path / "late.avi", max_frames=60, min_decoded_fraction=0.5)
     assert [read_number(sampled.pictures[i]) for i in sorted(sampled.pictures)] == list(range(24, 60))
-    assert sampled.decoded_share == pytest.approx(36 / 48)
+    assert sampled.decoded_fraction == pytest.approx(36 / 48)
 
 
 @needs_shared_media
 def test_a_first_frame_that_is_no_key_frame_is_not_sampled_where_the_decoder_only_warns():
     sampled = sample(SHARED_MEDIA / "broken" / "firefox-esr__bug556821.ogv", max_frames=200)
-    assert 0.9 < sampled.decoded_share < 1.0
+    assert 0.9 < sampled.decoded_fraction < 1.0
     assert sampled.frame_indices[0] == 1
 
 
@@ -325,13 +325,13 @@ def test_a_packet_without_a_frame_and_without_a_gap_is_a_loss_only_where_the_dec
     pts = np.sort(np.append(whole.pts, extra))
     timeline = replace(whole, pts=pts, times_s=(pts - pts[0]) * whole.tick_s)
     census = Census(list(enumerate(whole.pts.tolist())), frozenset([extra] if is_bad else []))
-    assert settle(timeline, census, Span(), 0.5).decoded_share == share
+    assert settle(timeline, census, Span(), 0.5).decoded_fraction == share
 
 
 def test_a_packet_without_a_frame_that_leaves_a_gap_is_a_loss(video):
     timeline = read_video_timeline(str(video), CONFIG.max_pixels)
     good = [(ordinal, pts) for ordinal, pts in enumerate(timeline.pts.tolist()) if ordinal != 30]
-    assert settle(timeline, Census(good), Span(), 0.5).decoded_share == 59 / 60
+    assert settle(timeline, Census(good), Span(), 0.5).decoded_fraction == 59 / 60
 
 
 @pytest.mark.parametrize("container_options", [{"movflags": "faststart"}, {}])
@@ -413,7 +413,7 @@ def test_flipped_bytes_end_as_right_frames_or_as_a_failed_clip(pool, video, seed
     # What FFmpeg does not notice, nobody can. What it does is worth a share, or was not needed for these frames.
     assert (
         isinstance(result, FailedClip)
-        or result.sampling.decoded_share < 1.0
+        or result.sampling.decoded_fraction < 1.0
         or not logs_an_error(tmp_path / "flipped.mp4")
     )
 

@@ -81,7 +81,7 @@ def test_frames_and_times_are_those_of_a_plain_decode(tmp_path, name):
     sampled, decoder = sample(path, max_frames=16)
     assert decoder == f"pyav {av.__version__}"
     assert len(sampled.frame_indices) == 16
-    assert sampled.decoded_share == 1.0
+    assert sampled.decoded_fraction == 1.0
     assert_plain_frames(path, sampled)
 
 
@@ -243,7 +243,7 @@ def test_alternate_references_of_vp9_in_packets_of_their_own_are_no_frames(tmp_p
     whole = make_video(tmp_path / "whole.webm", 72, codec="libvpx-vp9", options={"g": "9"})
     path = hide_copies_of_key_frames(whole, tmp_path / "hidden.webm", num_packets)
     sampled, _ = sample(path, max_frames=72)
-    assert sampled.decoded_share == 1.0
+    assert sampled.decoded_fraction == 1.0
     assert sorted(sampled.pictures) == list(range(num_packets * 9 // 10))
     assert_plain_frames(path, sampled)
 
@@ -343,7 +343,7 @@ def test_a_window_is_decoded_from_the_key_frame_before_it_whatever_lies_further_
     content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
     path.write_bytes(content)
     sampled, _ = sample(path, Span(10.0, 11.0), max_frames=10, decoder="pyav")
-    assert sampled.decoded_share == 1.0
+    assert sampled.decoded_fraction == 1.0
     assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(100, 110))
 
 
@@ -366,7 +366,7 @@ def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path):
     path.write_bytes(content)
     sampled, _ = sample(path, max_frames=2)
     assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == [0, 119]
-    assert sampled.decoded_share == 1.0
+    assert sampled.decoded_fraction == 1.0
 
 
 def test_windows_side_by_side_share_no_frame_and_miss_none(tmp_path):

@@ -124,7 +124,7 @@ def test_a_unit_that_was_never_done_is_done_by_a_retry_too(tmp_path, shard):
 
 
 def test_a_run_with_too_many_failures_ends_without_success_and_says_what_failed_most(tmp_path, shard, capsys):
-    status, tables = run(FullEngine("1", "5"), tmp_path, shard, "--max-failed-share", "0.2")
+    status, tables = run(FullEngine("1", "5"), tmp_path, shard, "--max-failed-fraction", "0.2")
     assert status == 1
     assert "2 of 7 clips failed (2 x too large for the device)" in capsys.readouterr().err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
@@ -148,15 +148,17 @@ def test_a_run_of_which_every_clip_but_one_failed_is_a_success_by_default(tmp_pa
 
 
 def test_a_retry_that_mends_a_run_with_too_many_failures_finishes_it(tmp_path, shard):
-    run(FullEngine("1", "5"), tmp_path, shard, "--max-failed-share", "0.2")
-    status, _ = run(FullEngine("nothing"), tmp_path, shard, "--max-failed-share", "0.2", "--retry-failed")
+    run(FullEngine("1", "5"), tmp_path, shard, "--max-failed-fraction", "0.2")
+    status, _ = run(FullEngine("nothing"), tmp_path, shard, "--max-failed-fraction", "0.2", "--retry-failed")
     assert status == 0
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["num_annotated"] == 7
 
 
 def test_a_worker_that_fails_clip_after_clip_stops_long_before_the_end(tmp_path, capsys):
     shard = make_shard(tmp_path / "shards" / "b.tar", 240)
-    arguments = annotate_arguments(tmp_path, [shard], tmp_path / "out", "--max-failed-share", "0.1", "--unit-clips=10")
+    arguments = annotate_arguments(
+        tmp_path, [shard], tmp_path / "out", "--max-failed-fraction", "0.1", "--unit-clips=10"
+    )
     status = annotate_with(
         FullEngine("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"), [*arguments, "--canary-every=0"]
     )

@@ -136,7 +136,7 @@ def test_an_even_spread_holds_the_first_and_the_last_frame(num_frames, max_frame
         ({"fps": float("nan")}, "fps must be a positive number of frames a second, got nan"),
         ({"decoder": "ffmpeg"}, "decoder must be one of auto, decord, pyav, got 'ffmpeg'"),
         ({"time_base": "wall"}, "time_base must be one of pts, seed, got 'wall'"),
-        ({"min_decoded_share": 1.5}, "min_decoded_share must lie between 0 and 1, got 1.5"),
+        ({"min_decoded_fraction": 1.5}, "min_decoded_fraction must lie between 0 and 1, got 1.5"),
         ({"deadline_s": -1.0}, "deadline_s must be positive, got -1.0"),
     ],
 )

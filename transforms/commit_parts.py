@@ -55,7 +55,7 @@ class CommitParts(beam.DoFn):
     refusing raises `StoreError`.
 
     Args:
-        max_failed_share: stop, before committing, once more than this share of this worker process's clips failed.
+        max_failed_fraction: stop, before committing, once more than this share of this worker process's clips failed.
         versions: package to version where the run was started, which this worker's must not differ from in
             their minor version; None takes any.
     """
@@ -65,14 +65,14 @@ class CommitParts(beam.DoFn):
         output: str,
         run: RunColumns,
         storage_options: StorageOptions | None = None,
-        max_failed_share: float = 1.0,
+        max_failed_fraction: float = 1.0,
         versions: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._output = output
         self._run = run
         self._storage_options = storage_options
-        self._max_failed_share = max_failed_share
+        self._max_failed_fraction = max_failed_fraction
         self._versions = versions
         self._run_key = uuid.uuid4().hex  # travels with the step: all its copies in a process count together
         self._num_parts = Metrics.counter(_NAMESPACE, "parts_committed")
@@ -118,7 +118,7 @@ class CommitParts(beam.DoFn):
 
     def _commit(self, unit: PendingUnit) -> CommittedPart:
         num_clips, num_failed = len(unit.outcomes), unit.num_failed
-        self._tally.admit(unit.outcomes.values(), self._max_failed_share)
+        self._tally.admit(unit.outcomes.values(), self._max_failed_fraction)
         # What `auto` came to is only known where the engine runs: here.
         run = replace(self._run, dtype=computed_dtype() or self._run.dtype) if self._run.dtype == "auto" else self._run
         part = build_part(unit.unit_id, unit.outcomes.values(), run, describe_worker())

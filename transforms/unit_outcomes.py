@@ -16,7 +16,7 @@ class LostClipsError(RuntimeError):
 
 
 class TooManyFailedClipsError(RuntimeError):
-    """More clips failed than `--max-failed-share` allows, or all of a run."""
+    """More clips failed than `--max-failed-fraction` allows, or all of a run."""
 
 
 @dataclass(slots=True)
@@ -72,10 +72,10 @@ class PendingUnit:
         self.outcomes[clip_id] = outcome
 
 
-def check_failed_share(
+def check_failed_fraction(
     num_failed: int,
     num_clips: int,
-    max_failed_share: float,
+    max_failed_fraction: float,
     min_clips: int = 100,
     reasons: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
@@ -85,10 +85,10 @@ def check_failed_share(
         min_clips: nothing is judged on fewer clips: two bad ones among the first three say little.
         reasons: reason to failed clips, for the message.
     """
-    if num_clips >= min_clips and num_failed > max_failed_share * num_clips:
+    if num_clips >= min_clips and num_failed > max_failed_fraction * num_clips:
         shown = f" ({describe_reasons(reasons)})" if reasons else ""
         raise TooManyFailedClipsError(
-            f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-share {max_failed_share:g} "
+            f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-fraction {max_failed_fraction:g} "
             "allows. What is committed is kept. Mend the cause and start again with --retry-failed, or, if the input "
             "is that bad, raise the share"
         )

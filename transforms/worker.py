@@ -37,7 +37,7 @@ from framescribe.llava_video.engine.stats import EngineStats
 from schemas.records import ClipAnnotation, FailedClip
 from schemas.run_columns import WorkerRecord, find_versions
 from transforms.canary import Canary
-from transforms.unit_outcomes import check_failed_share
+from transforms.unit_outcomes import check_failed_fraction
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine
@@ -268,7 +268,7 @@ class FailureTally:
         self._reasons: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def admit(self, outcomes: Iterable[ClipAnnotation | FailedClip], max_failed_share: float) -> None:
+    def admit(self, outcomes: Iterable[ClipAnnotation | FailedClip], max_failed_fraction: float) -> None:
         """Counts the clips of a unit that is about to be committed.
 
         Raises:
@@ -279,7 +279,7 @@ class FailureTally:
         with self._lock:
             reasons = self._reasons + Counter(_reason(one) for one in outcomes if isinstance(one, FailedClip))
             num_clips = self._num_clips + len(outcomes)
-            check_failed_share(reasons.total(), num_clips, max_failed_share, reasons=reasons)
+            check_failed_fraction(reasons.total(), num_clips, max_failed_fraction, reasons=reasons)
             self._reasons, self._num_clips = reasons, num_clips
 
 

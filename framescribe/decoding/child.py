@@ -102,7 +102,7 @@ def _hand_over(sampled: SampledFrames, decoder: str, descriptor: int) -> dict[st
         "decoder": decoder,
         "width_px": sampled.width_px,
         "height_px": sampled.height_px,
-        "decoded_share": sampled.decoded_share,
+        "decoded_fraction": sampled.decoded_fraction,
     }
 
 

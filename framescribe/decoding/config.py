@@ -23,7 +23,7 @@ class SamplingConfig:
         image_size: width and height in pixels that every frame is resized to; the aspect ratio is not kept.
         deadline_s: seconds of wall time a clip may take; its decoder is killed after that.
         memory_limit_bytes: resident memory a decoder process may reach before it is killed.
-        min_decoded_share: least share of a damaged clip's frames that must decode for it to be annotated.
+        min_decoded_fraction: least share of a damaged clip's frames that must decode for it to be annotated.
         max_pixels: largest width x height of a video; beyond it one frame alone would exhaust the memory limit.
     """
 
@@ -34,7 +34,7 @@ class SamplingConfig:
     image_size: int = 384
     deadline_s: float = 300.0
     memory_limit_bytes: int = 4 << 30
-    min_decoded_share: float = 0.9
+    min_decoded_fraction: float = 0.9
     max_pixels: int = 8192 * 8192
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class SamplingConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise ValueError(f"fps must be a positive number of frames a second, got {self.fps}")
-        if not 0 <= self.min_decoded_share <= 1:
-            raise ValueError(f"min_decoded_share must lie between 0 and 1, got {self.min_decoded_share}")
+        if not 0 <= self.min_decoded_fraction <= 1:
+            raise ValueError(f"min_decoded_fraction must lie between 0 and 1, got {self.min_decoded_fraction}")
 
     @property
     def chosen_decoder(self) -> str:

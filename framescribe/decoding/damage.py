@@ -20,19 +20,19 @@ class SettledVideo:
     Attributes:
         timeline: their times; `pts` holds each one's place in the decoder's output.
         indices: [N] index in the whole video of each frame.
-        decoded_share: frames decoded over frames expected, within the clip.
+        decoded_fraction: frames decoded over frames expected, within the clip.
     """
 
     timeline: Timeline
     indices: tuple[int, ...]
-    decoded_share: float
+    decoded_fraction: float
 
 
-def settle(timeline: Timeline, census: Census, span: Span, min_share: float) -> SettledVideo:
+def settle(timeline: Timeline, census: Census, span: Span, min_fraction: float) -> SettledVideo:
     """Keeps to the frames that came.
 
     Raises:
-        UndecodableClip: they are fewer than `min_share` of the frames that the span should hold.
+        UndecodableClip: they are fewer than `min_fraction` of the frames that the span should hold.
     """
     if timeline.has_holes:
         census = _drop_frames_after_gaps(timeline, census)
@@ -50,8 +50,8 @@ def settle(timeline: Timeline, census: Census, span: Span, min_share: float) -> 
         num_lost = max(num_lost, 0) + (0 if timeline.num_missing else timeline.num_unread)
     is_cut = timeline.is_cut and num_lost <= max(num_missing, 1)
     num_expected = num_good + num_lost + num_missing
-    share = _check_share(
-        num_good, num_expected, settled, is_cut=is_cut, begins_late=census.begins_late, min_share=min_share
+    share = _check_fraction(
+        num_good, num_expected, settled, is_cut=is_cut, begins_late=census.begins_late, min_fraction=min_fraction
     )
     return SettledVideo(settled, indices, share)
 
@@ -115,13 +115,13 @@ def _by_count(timeline: Timeline, census: Census) -> Timeline:
     return replace(timeline, pts=ordinals, times_s=times_s, end_s=float(times_s[-1]) + gap_s if len(times_s) else 0.0)
 
 
-def _check_share(
-    num_good: int, num_expected: int, settled: Timeline, *, is_cut: bool, begins_late: bool, min_share: float
+def _check_fraction(
+    num_good: int, num_expected: int, settled: Timeline, *, is_cut: bool, begins_late: bool, min_fraction: float
 ) -> float:
     share = num_good / max(num_good, num_expected, 1)
-    if num_good and share >= min_share:
+    if num_good and share >= min_fraction:
         return share
-    seen = f"{num_good} of {num_expected} frames can be decoded, at least {min_share:.0%} are wanted"
+    seen = f"{num_good} of {num_expected} frames can be decoded, at least {min_fraction:.0%} are wanted"
     if settled.problem:
         seen += f"; {settled.problem}"
     if begins_late:

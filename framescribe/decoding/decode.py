@@ -276,11 +276,11 @@ def _decode_counted(path: str, timeline: Timeline, span: Span, config: SamplingC
     low, expected = choose_from(timeline, span, config)
     # Where every frame comes, as in a sound AVI file, this first pass finds the right ones already.
     census, pictures = decode_all(path, {low + i for i in expected.indices}, config)
-    settled = settle(timeline, census, span, config.min_decoded_share)
+    settled = settle(timeline, census, span, config.min_decoded_fraction)
     low, choice = choose_from(settled.timeline, span, config)
     ordinal_of = {settled.indices[low + i]: int(settled.timeline.pts[low + i]) for i in choice.indices}
     if not pictures.by_key.keys() >= set(ordinal_of.values()):
         _, pictures = decode_all(path, set(ordinal_of.values()), config)
     by_index = {index: pictures.by_key[ordinal] for index, ordinal in ordinal_of.items()}
     frame_indices = tuple(settled.indices[low + i] for i in choice.indices)
-    return assemble(choice, frame_indices, replace(pictures, by_key=by_index), settled.decoded_share)
+    return assemble(choice, frame_indices, replace(pictures, by_key=by_index), settled.decoded_fraction)

@@ -117,7 +117,7 @@ def _to_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: as above
         decoder=reply["decoder"],
         width_px=reply["width_px"],
         height_px=reply["height_px"],
-        decoded_share=reply["decoded_share"],
+        decoded_fraction=reply["decoded_fraction"],
     )
 
 

@@ -108,7 +108,7 @@ class SampledFrames:
         duration_s: seconds the clip lasts, as the prompt states it.
         pictures: uint8 [S, S, 3] RGB by index in the video.
         width_px, height_px: size of the frames as shown, before the resize.
-        decoded_share: frames decoded over frames expected, 1.0 for a sound clip.
+        decoded_fraction: frames decoded over frames expected, 1.0 for a sound clip.
     """
 
     frame_indices: tuple[int, ...]
@@ -117,7 +117,7 @@ class SampledFrames:
     pictures: dict[int, np.ndarray]
     width_px: int
     height_px: int
-    decoded_share: float = 1.0
+    decoded_fraction: float = 1.0
 
 
 def choose_from(timeline: Timeline, span: Span, config: SamplingConfig) -> tuple[int, FrameChoice]:
@@ -193,7 +193,7 @@ class Sampling:
         frames_digest: SHA-256 (hex) over shape and bytes of the frames, see `framescribe.digests.digest_frames`.
         decoder: name and version, for example `pyav 18.1.0`; a warning follows after `; ` where there is one.
         width_px, height_px: size of the decoded frames after rotation, before the resize.
-        decoded_share: decoded frames over expected frames of the clip, 1.0 unless the file is damaged.
+        decoded_fraction: decoded frames over expected frames of the clip, 1.0 unless the file is damaged.
     """
 
     frame_indices: tuple[int, ...]
@@ -203,4 +203,4 @@ class Sampling:
     decoder: str
     width_px: int
     height_px: int
-    decoded_share: float = 1.0
+    decoded_fraction: float = 1.0

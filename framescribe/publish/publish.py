@@ -39,7 +39,7 @@ class Overtaken(Exception):
 def publish(
     output: str,
     storage_options: StorageOptions | None = None,
-    max_failed_share: float | None = None,
+    max_failed_fraction: float | None = None,
     own: OwnUnits | None = None,
 ) -> PublishedRun:
     """Rebuilds the published tables and the card from the parts of the planned units.
@@ -49,7 +49,7 @@ def publish(
     again before anything is replaced and before `_SUCCESS`; if another process changed it, all is built anew.
 
     Args:
-        max_failed_share: see `PublishedRun.failed_too_often`; None takes any failures.
+        max_failed_fraction: see `PublishedRun.failed_too_often`; None takes any failures.
         own: what must be there, when a start of the run publishes.
 
     Raises:
@@ -63,7 +63,7 @@ def publish(
     for num_tries in range(_MAX_TRIES):
         seen = _look(store, own)
         try:
-            published = _publish_seen(store, seen, max_failed_share, own, is_repeated=num_tries > 0)
+            published = _publish_seen(store, seen, max_failed_fraction, own, is_repeated=num_tries > 0)
         except Overtaken:
             time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.1 * 2**num_tries)))
             continue
@@ -132,7 +132,7 @@ def _list_published(store: OutputStore) -> dict[str, str]:
 
 
 def _publish_seen(
-    store: OutputStore, seen: _Seen, max_failed_share: float | None, own: OwnUnits | None, *, is_repeated: bool
+    store: OutputStore, seen: _Seen, max_failed_fraction: float | None, own: OwnUnits | None, *, is_repeated: bool
 ) -> PublishedRun:
     """Publishes once what was seen; raises `Overtaken` where others changed it."""
     done = sorted(seen.planned & seen.parts.keys())
@@ -140,7 +140,7 @@ def _publish_seen(
         paths, counts, digests = _build_tables(store, done, seen.run, scratch)
         published = _summarise(seen, done, counts)
         is_success = published.is_complete and not (
-            max_failed_share is not None and published.failed_too_often(max_failed_share)
+            max_failed_fraction is not None and published.failed_too_often(max_failed_fraction)
         )
         success = _write_success(published, paths, digests)
         with store.turn() as has_turn:

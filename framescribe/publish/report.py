@@ -56,9 +56,9 @@ class PublishedRun:
         """Clips with a row in `clips` or `failures`."""
         return self.num_annotated + self.num_failed
 
-    def failed_too_often(self, max_failed_share: float) -> bool:
+    def failed_too_often(self, max_failed_fraction: float) -> bool:
         """Whether a larger share of the clips failed than allowed, or every one of them, which no share allows."""
-        return self.num_failed > max_failed_share * self.num_clips or self.num_annotated == 0 < self.num_failed
+        return self.num_failed > max_failed_fraction * self.num_clips or self.num_annotated == 0 < self.num_failed
 
 
 _SAMPLE_CLIPS = 3
