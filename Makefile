@@ -39,7 +39,7 @@ setup:
 
 demo: setup
 	@rm -rf $(DEMO_OUTPUT)
-	$(PY) run_pipeline.py annotate --input demo/clips --model demo/checkpoint --frames 8 --output $(DEMO_OUTPUT)
+	$(PY) run_pipeline.py annotate --input demo/clips --model demo/checkpoint --num-frames 8 --output $(DEMO_OUTPUT)
 	@$(PY) -m demo.show $(DEMO_OUTPUT)
 
 test: setup
@@ -91,7 +91,7 @@ types: setup
 check: test lint types
 
 bench: setup
-	$(PY) -m benchmarks.engine --make-checkpoint small --clips 4 --frames 16
+	$(PY) -m benchmarks.engine --make-checkpoint small --clips 4 --num-frames 16
 	$(PY) -m benchmarks.decode --clips made
 
 constraints: setup

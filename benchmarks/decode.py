@@ -1,6 +1,6 @@
 """CPU seconds a clip of our decoding against the model card's `load_video` and its preprocessing.
 
-    python -m benchmarks.decode --clips DIR|made [--frames 64] [--rounds 3]
+    python -m benchmarks.decode --clips DIR|made [--num-frames 64] [--rounds 3]
 
 Both sides take one clip after the other, in turn, each in a process of its own; user and system time of that process
 count. Prints one JSON object.
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark and prints its result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", default="made", help="a folder of videos, or 'made' for clips made on the spot")
-    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--num-frames", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="each clip's figure is the median of so many runs")
     parser.add_argument("--decoders", nargs="+", default=["auto"], help="the first one is the ratio's")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """The model card's loop against the engine, on the same checkpoint in one run.
 
-    python -m benchmarks.engine --make-checkpoint mid --clips 4 --frames 16
-    python -m benchmarks.engine --make-checkpoint 7b --device cuda --clips 24 --frames 64 --seed-clips 1
+    python -m benchmarks.engine --make-checkpoint mid --clips 4 --num-frames 16
+    python -m benchmarks.engine --make-checkpoint 7b --device cuda --clips 24 --num-frames 64 --seed-clips 1
 
 Prints one JSON object: both sides, the ratio, how far the answers agree, versions and machine.
 """
@@ -167,7 +167,7 @@ def run_detailed(
 def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object]:
     """Runs both sides and returns the JSON object."""
     workload = make_workload(
-        flags.clips, flags.frames, engine.model.config.tower.image_size, flags.caption_tokens, flags.answer_tokens
+        flags.clips, flags.num_frames, engine.model.config.tower.image_size, flags.caption_tokens, flags.answer_tokens
     )
     on_gpu = engine.model.device.type == "cuda"
     if on_gpu:  # kernels are planned and graphs captured while it runs for the first time
@@ -189,7 +189,7 @@ def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object
         "checkpoint": engine.checkpoint.name,
         "dtype": str(engine.model.language.dtype).removeprefix("torch."),
         "device": str(engine.model.device),
-        "workload": {"clips": flags.clips, "frames": flags.frames, "questions": [n for _, n in workload.questions]},
+        "workload": {"clips": flags.clips, "frames": flags.num_frames, "questions": [n for _, n in workload.questions]},
         "seed_loop": asdict(seed_side) | {"clips_per_s": round(seed_side.clips_per_s, 4)},
         "engine": asdict(engine_side) | {"clips_per_s": round(engine_side.clips_per_s, 4), "counters": stats},
         "ratio_wall": round(engine_side.clips_per_s / seed_side.clips_per_s, 2),
@@ -215,7 +215,7 @@ def _compare_with_bound(
 ) -> dict[str, float]:
     """Says which share of a GPU's rates was reached."""
     prefix = int(stats["prefilled_tokens"] / side.num_clips)
-    work = count_clip_work(engine.model.config, flags.frames, prefix, engine.model.language.num_ids)
+    work = count_clip_work(engine.model.config, flags.num_frames, prefix, engine.model.language.num_ids)
     rows = stats["generated_tokens"] / max(1, stats["decode_steps"])
     questions_per_clip = stats["questions"] / side.num_clips
     suffix = (stats["question_tokens"] + stats["generated_tokens"] / 2) / max(1, stats["questions"])
@@ -268,7 +268,7 @@ def _parse_flags() -> argparse.Namespace:
     )
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--seed-clips", type=int, help="clips of the seed loop; all")
-    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--num-frames", type=int, default=16)
     parser.add_argument("--caption-tokens", type=int, default=128)
     parser.add_argument("--answer-tokens", type=int, default=32)
     parser.add_argument("--detailed-clips", type=int, default=0, help="clips asked the default recipe's mix as well")

@@ -1,6 +1,6 @@
 """The whole local pipeline against the engine alone, on the same clips, frames and questions in one run.
 
-    python -m benchmarks.pipeline --make-checkpoint mid --clips 12 --frames 16
+    python -m benchmarks.pipeline --make-checkpoint mid --clips 12 --num-frames 16
 
 The engine alone gets frames that are decoded already; the pipeline reads, decodes, annotates, commits and publishes.
 Neither side's time holds starting Python or loading the model. Prints one JSON object.
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=DEMO_TOKENIZER)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clips", type=int, default=12)
-    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--num-frames", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each made video, 720p")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -106,7 +106,7 @@ def _compare(flags: argparse.Namespace, folder: Path) -> dict[str, object]:
     engine.checkpoint = find_checkpoint(str(checkpoint), files=CONFIGURATION)
     use_engine(engine_config, engine)
     recipe = parse_recipe(_RECIPE, "benchmark")
-    sampling = SamplingConfig(max_frames=flags.frames, image_size=engine.model.config.tower.image_size)
+    sampling = SamplingConfig(max_frames=flags.num_frames, image_size=engine.model.config.tower.image_size)
     config = RunConfig(
         str(folder / "out"), engine_config, recipe, sampling, units=UnitConfig(max_clips=4), canary_every=0
     )
@@ -117,7 +117,7 @@ def _compare(flags: argparse.Namespace, folder: Path) -> dict[str, object]:
     return {
         "benchmark": "pipeline",
         "checkpoint": flags.make_checkpoint,
-        "workload": {"clips": flags.clips, "frames": flags.frames, "seconds": flags.seconds, "size": "1280x720"},
+        "workload": {"clips": flags.clips, "frames": flags.num_frames, "seconds": flags.seconds, "size": "1280x720"},
         "engine_alone": {"wall_s": alone_s, "clips_per_s": round(flags.clips / alone_s, 4)},
         "pipeline": {"wall_s": pipeline_s, "clips_per_s": round(flags.clips / pipeline_s, 4)},
         "ratio": round(alone_s / pipeline_s, 3),

@@ -70,9 +70,9 @@ def check_prompts(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig)
             )
         if prompt.has_frames and num_prefix > room:
             raise CannotStart(
-                f"--frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe's "
+                f"--num-frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe's "
                 f"{prompt.id!r} {num_question} and more, with answers up to {prompt.max_new_tokens}: over the model's "
-                f"context of {model.max_length}. Give at most about --frames {num_frames * room // num_prefix}, or a "
+                f"context of {model.max_length}. Give at most about --num-frames {num_frames * room // num_prefix}, or a "
                 "recipe with a shorter prompt or a smaller max_new_tokens"
             )
 
@@ -123,9 +123,9 @@ def _check_memory(
     needed = least_kv_bytes(model.language, dtype, num_prefix, longest)
     if budget_bytes < needed:
         raise CannotStart(
-            f"--kv-memory-gb {budget_bytes / 2**30:.3g}: {config.sampling.max_frames} frames have {num_prefix} "
+            f"--kv-cache-gib {budget_bytes / 2**30:.3g}: {config.sampling.max_frames} frames have {num_prefix} "
             f"tokens and more, an answer up to {longest}; give {math.ceil(needed / 2**20) / 2**10:.3f} or more, or "
-            "fewer --frames"
+            "fewer --num-frames"
         )
 
 
@@ -247,7 +247,7 @@ def find_earlier_run(
     if not num_units:
         raise OtherRunError(
             f"{store.address('')} has none of the {len(units)} units of this run, so no answer of it can be taken: "
-            "give the same --input and --unit-clips as then, or leave out --reuse-from to ask everything"
+            "give the same --input and --clips-per-unit as then, or leave out --reuse-from to ask everything"
         )
     return EarlierRun(str(store.local_path or earlier), recorded.fingerprint, storage_options), num_units
 

@@ -66,13 +66,13 @@ def run_annotate(command: Command) -> None:
         recipe=_recipe(flags),
         sampling=_sampling_config(flags, model),
         reading=_read_config(flags),
-        units=UnitConfig(max_clips=flags.unit_clips),
+        units=UnitConfig(max_clips=flags.clips_per_unit),
         split_s=flags.split_seconds,
         max_failed_fraction=flags.max_failed_fraction,
         retry_failed=flags.retry_failed,
-        num_decoders=flags.decoders,
-        frame_memory_bytes=int(flags.frame_memory_gb * 2**30),
-        clips_ahead=flags.clips_ahead,
+        num_decoder_processes=flags.decoder_processes,
+        frame_memory_bytes=int(flags.frame_memory_gib * 2**30),
+        prefetch_clips=flags.prefetch_clips,
         canary_every=flags.canary_every,
         allow_other_versions=flags.allow_other_versions,
         storage_options=flags.storage_options,
@@ -93,7 +93,9 @@ def run_annotate(command: Command) -> None:
 def run_plan(command: Command) -> None:
     """Prints the units that a run would work through."""
     flags = command.flags
-    units = plan_units(flags.input, UnitConfig(max_clips=flags.unit_clips), flags.storage_options, _read_config(flags))
+    units = plan_units(
+        flags.input, UnitConfig(max_clips=flags.clips_per_unit), flags.storage_options, _read_config(flags)
+    )
     for unit in units:
         print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}")
     num_clips = sum(unit.stop - unit.start for unit in units)
@@ -113,7 +115,7 @@ COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
 
 def _engine_config(flags: Namespace) -> EngineConfig:
     overrides = {} if flags.pool_mode is None else {"mm_spatial_pool_mode": flags.pool_mode}
-    budget = None if flags.kv_memory_gb is None else int(flags.kv_memory_gb * 2**30)
+    budget = None if flags.kv_cache_gib is None else int(flags.kv_cache_gib * 2**30)
     return EngineConfig(
         model=flags.model,
         revision=flags.revision,
@@ -155,7 +157,7 @@ def _recipe(flags: Namespace) -> Recipe:
 
 def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
     return SamplingConfig(
-        max_frames=flags.frames,
+        max_frames=flags.num_frames,
         fps=flags.fps,
         time_base=flags.time_base,
         decoder=flags.decoder,

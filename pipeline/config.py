@@ -33,9 +33,9 @@ class RunConfig:
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
         max_failed_fraction: a worker stops once more than this share of its clips failed; the run, at its end.
         retry_failed: units that are done again ask the model about their failed clips only.
-        num_decoders: decoder processes a worker; None takes one a core.
+        num_decoder_processes: decoder processes a worker; None takes one a core.
         frame_memory_bytes: frames a worker holds between decoding and encoding.
-        clips_ahead: clips that a worker has in the model at once, and each of its threads in decoding at the most.
+        prefetch_clips: clips that a worker has in the model at once, and each of its threads in decoding at the most.
         canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
         earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.checks`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
@@ -52,9 +52,9 @@ class RunConfig:
     split_s: float | None = None
     max_failed_fraction: float = 1.0
     retry_failed: bool = False
-    num_decoders: int | None = None
+    num_decoder_processes: int | None = None
     frame_memory_bytes: int = 4 << 30
-    clips_ahead: int = 48
+    prefetch_clips: int = 48
     canary_every: int = 500
     earlier: EarlierRun | None = None
     allow_other_versions: bool = False
@@ -63,7 +63,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction must lie between 0 and 1, got {self.max_failed_fraction}")
-        for name in ("num_decoders", "frame_memory_bytes", "clips_ahead"):
+        for name in ("num_decoder_processes", "frame_memory_bytes", "prefetch_clips"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")

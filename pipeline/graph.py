@@ -45,7 +45,7 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Composes the steps from units to committed parts."""
         config = self._config
-        probe = PoolProbe(config.num_decoders or num_cores(), config.sampling)
+        probe = PoolProbe(config.num_decoder_processes or num_cores(), config.sampling)
         read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
         versions = None if config.allow_other_versions else find_versions()
         commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_fraction, versions)
@@ -59,14 +59,16 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         return (
             clips
             | "Sample frames"
-            >> SampleFrames(config.sampling, config.num_decoders, config.frame_memory_bytes, config.clips_ahead)
+            >> SampleFrames(
+                config.sampling, config.num_decoder_processes, config.frame_memory_bytes, config.prefetch_clips
+            )
             | "Annotate clips"
             >> AnnotateClips(
                 config.engine,
                 config.recipe,
                 self._columns.model_revision,
                 config.frame_memory_bytes,
-                config.clips_ahead,
+                config.prefetch_clips,
                 config.canary_every,
                 config.earlier,
             )

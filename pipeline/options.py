@@ -136,7 +136,9 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
         help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (start_s,end_s); none takes "
         "every video whole",
     )
-    group.add_argument("--unit-clips", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)")
+    group.add_argument(
+        "--clips-per-unit", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)"
+    )
     _add_storage_flag(group)
     group.add_argument(
         "--trusted-hosts",
@@ -219,7 +221,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt-layout", default="seed", choices=("seed", "demo", "training"), help="(seed)")
     group.add_argument(
-        "--kv-memory-gb", type=parse_positive_float, metavar="X", help="GiB for keys and values; what is free"
+        "--kv-cache-gib", type=parse_positive_float, metavar="X", help="GiB for keys and values; what is free"
     )
 
 
@@ -234,9 +236,9 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frames")
     group.add_argument(
-        "--frames", type=parse_positive_int, default=64, metavar="N", help="frames a clip, evenly spread (64)"
+        "--num-frames", type=parse_positive_int, default=64, metavar="N", help="frames a clip, evenly spread (64)"
     )
-    group.add_argument("--fps", type=parse_positive_float, metavar="X", help="frames a second, at most --frames")
+    group.add_argument("--fps", type=parse_positive_float, metavar="X", help="frames a second, at most --num-frames")
     group.add_argument("--split-seconds", type=parse_positive_float, metavar="S", help="cut longer videos into windows")
     group.add_argument(
         "--time-base", default="pts", choices=("pts", "seed"), help="true times, or the model card's arithmetic (pts)"
@@ -260,10 +262,10 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--runner", default="DirectRunner", help="as in Beam; DirectRunner, the default, is this process"
     )
     group.add_argument(
-        "--decoders", type=parse_positive_int, metavar="N", help="decoder processes a worker; one a core"
+        "--decoder-processes", type=parse_positive_int, metavar="N", help="decoder processes a worker; one a core"
     )
     group.add_argument(
-        "--frame-memory-gb",
+        "--frame-memory-gib",
         type=parse_positive_float,
         default=4.0,
         metavar="X",
@@ -277,7 +279,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="clips of a worker between two checks that a known clip is still answered as at the start; 0 never (500)",
     )
     group.add_argument(
-        "--clips-ahead", type=parse_positive_int, default=48, metavar="N", help="clips in the model per worker (48)"
+        "--prefetch-clips", type=parse_positive_int, default=48, metavar="N", help="clips in the model per worker (48)"
     )
 
 

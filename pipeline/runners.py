@@ -264,7 +264,7 @@ _TRACE = "Traceback (most recent call last)"
 _NO_THREAD = "can't start new thread"
 _MORE_THREADS = (
     " This machine gives the process no more threads: raise `ulimit -u`, or the pids limit of the container, or use "
-    "fewer --decoders and a smaller --direct_num_workers."
+    "fewer --decoder-processes and a smaller --direct_num_workers."
 )
 
 

@@ -54,7 +54,7 @@ def _names_of(flags: Sequence[str]) -> list[str]:
 # What people know from other programs, and what to use here.
 _FLAGS_OF_OTHERS = {
     "--batch-size --batch_size --max-batch-size --max-num-seqs": (
-        "clips are batched as they come, as many as fit in memory; --kv-memory-gb limits that"
+        "clips are batched as they come, as many as fit in memory; --kv-cache-gib limits that"
     ),
     "--resume --resume-from --continue --skip-existing": "the same command goes on where it was, by itself",
     "--force": "--overwrite removes the run that is in the output folder",
@@ -65,7 +65,7 @@ _FLAGS_OF_OTHERS = {
         "a worker uses one GPU, --device cuda:1 says which; --device-map auto spreads one model over all of them"
     ),
     "--num-workers --workers --num-proc --num-processes --num-threads --threads --jobs": (
-        "--decoders is the number of decoder processes per worker; flags of the --runner set the number of workers"
+        "--decoder-processes is the number of decoder processes per worker; flags of the --runner set the number of workers"
     ),
     "--model-name --model-path --model-id --model-base --model-name-or-path --checkpoint --pretrained": "use --model",
     "--input-dir --data-dir --video-dir --video --videos --video-path --dataset --data": "use --input",

@@ -52,7 +52,18 @@ def make_shard(path: Path, num_clips: int, num_broken: int = 0) -> str:
 def annotate_arguments(folder: Path, inputs: Sequence[str], output: Path | str, *flags: str) -> list[str]:
     """Returns the command line of a small run; its recipe is written to `folder`."""
     recipe = write(folder / "tiny.yaml", _RECIPE)
-    small = ("--frames", "4", "--unit-clips", "3", "--decoders", "1", "--device", "cpu", "--kv-memory-gb", "0.1")
+    small = (
+        "--num-frames",
+        "4",
+        "--clips-per-unit",
+        "3",
+        "--decoder-processes",
+        "1",
+        "--device",
+        "cpu",
+        "--kv-cache-gib",
+        "0.1",
+    )
     what = ("--input", *inputs, "--output", str(output), "--model", CHECKPOINT, "--recipe", recipe)
     return ["annotate", *what, *small, *flags]
 

@@ -160,7 +160,9 @@ def soak(folder: Path, num_clips: int, engine: str) -> list[Sample]:
     """Annotates so many clips and returns the samples taken meanwhile."""
     for number in range(-(-num_clips // _CLIPS_A_SHARD)):
         make_shard(folder / "shards" / f"{number:04d}.tar", min(_CLIPS_A_SHARD, num_clips - number * _CLIPS_A_SHARD))
-    arguments = annotate_arguments(folder, [str(folder / "shards")], folder / "out", "--unit-clips=16", "--decoders=2")
+    arguments = annotate_arguments(
+        folder, [str(folder / "shards")], folder / "out", "--clips-per-unit=16", "--decoder-processes=2"
+    )
     sampler = Sampler()
     is_stub = engine == "stub"
     status = annotate_with(StubEngine(checkpoint_revision()), arguments) if is_stub else run_framescribe(arguments)

@@ -130,7 +130,7 @@ def test_all_bundle_threads_together_have_so_many_clips_in_the_model(
     def check(outcomes: list) -> None:
         assert sorted(outcome.ref.clip_id for outcome in outcomes) == sorted(clip.ref.clip_id for clip in clips)
 
-    _run(clips, AnnotateClips(CONFIG, recipe, None, MEMORY, clips_ahead=3), check)
+    _run(clips, AnnotateClips(CONFIG, recipe, None, MEMORY, prefetch_clips=3), check)
     assert (most, open_now, get_clip_budget(3).held_bytes) == ([3], [], 0)
 
 

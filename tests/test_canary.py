@@ -44,7 +44,7 @@ def test_two_swapped_answers_stop_the_run_and_nothing_of_their_unit_is_committed
 
 def test_right_labels_on_wrong_answers_are_found_by_the_canary_and_nothing_after_is_committed(tmp_path, shard, capsys):
     done, status = run(
-        ConfusedEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "3", "--clips-ahead", "1"
+        ConfusedEngine(checkpoint_revision()), tmp_path, shard, "--canary-every", "3", "--prefetch-clips", "1"
     )
     assert [unit.partition("-")[2][-13:] for unit in done] == ["000000-000003"]
     assert "is not answered as at the start" in status + capsys.readouterr().err

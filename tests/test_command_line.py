@@ -83,7 +83,17 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
 
 def test_a_plan_takes_the_command_line_of_the_run_that_it_is_for(tmp_path, capsys):
     write(tmp_path / "one" / "a.mp4", b"0")
-    flags = ["--input", str(tmp_path / "one"), "--output", "out", "--model", "7b", "--frames", "8", "--retry-failed"]
+    flags = [
+        "--input",
+        str(tmp_path / "one"),
+        "--output",
+        "out",
+        "--model",
+        "7b",
+        "--num-frames",
+        "8",
+        "--retry-failed",
+    ]
     assert main(["plan", *flags, "--direct_num_workers=2"]) == 0
     assert capsys.readouterr().err == "1 clip in 1 unit\n"
 
@@ -92,7 +102,7 @@ def test_the_help_of_plan_shows_the_flags_that_matter_to_it(capsys):
     with pytest.raises(SystemExit):
         parse_command(["plan", "--help"])
     shown = capsys.readouterr().out
-    assert "--unit-clips" in shown
+    assert "--clips-per-unit" in shown
     assert "--model" not in shown
 
 
@@ -124,11 +134,11 @@ def test_a_flag_that_is_cut_short_is_refused_with_the_whole_one(flags, capsys):
 @pytest.mark.parametrize(
     ("flag", "instead"),
     [
-        ("--batch-size=8", "--kv-memory-gb"),
+        ("--batch-size=8", "--kv-cache-gib"),
         ("--resume", "the same command goes on"),
         ("--prompt=Describe", "--recipe my.yaml"),
         ("--gpus=2", "--device cuda:1"),
-        ("--num-workers=4", "--decoders"),
+        ("--num-workers=4", "--decoder-processes"),
         ("--model-name=7b", "use --model"),
         ("--temperature=0", "the model answers greedily"),
         ("--dry-run", "`plan`"),
@@ -197,7 +207,7 @@ def test_the_version_is_shown():
 def test_a_plan_of_which_only_the_head_is_read_ends_quietly(tmp_path):
     for number in range(3000):
         write(tmp_path / "clips" / f"{number:05d}.mp4", b"0")
-    done = _run_shell(f"framescribe plan --input {tmp_path}/clips --unit-clips 1 | head -n 1")
+    done = _run_shell(f"framescribe plan --input {tmp_path}/clips --clips-per-unit 1 | head -n 1")
     assert done.returncode == 0
     assert done.stdout.endswith("\t1 clip\t0.0 MiB\n")
     assert done.stderr in ("", "3,000 clips in 3,000 units\n")

@@ -27,7 +27,18 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     folder = tmp_path_factory.mktemp("levels")
     frames = [draw_frames(scene, np.linspace(0, 1, scene.num_frames)) for scene in (_scene(1), _scene(2))]
     (folder / "two.mp4").write_bytes(encode_frames(np.concatenate(frames)))
-    flags = ["--model", str(CHECKPOINT), "--recipe", "levels", "--frames", "16", "--device", "cpu", "--decoders", "1"]
+    flags = [
+        "--model",
+        str(CHECKPOINT),
+        "--recipe",
+        "levels",
+        "--num-frames",
+        "16",
+        "--device",
+        "cpu",
+        "--decoder-processes",
+        "1",
+    ]
     assert main(["annotate", "--input", str(folder / "two.mp4"), "--output", str(folder / "out"), *flags]) == 0
     rows = pq.read_table(folder / "out" / "captions").to_pylist()
     return sorted((row["level"], row["text"]) for row in rows)

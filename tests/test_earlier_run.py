@@ -82,5 +82,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_a_run_over_other_inputs_is_refused_before_work_starts(earlier):
-    with pytest.raises(OtherRunError, match=r"none of the 1 units of this run.*--unit-clips"):
+    with pytest.raises(OtherRunError, match=r"none of the 1 units of this run.*--clips-per-unit"):
         find(earlier, OTHER_RECIPE, None, "three")

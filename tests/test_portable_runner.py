@@ -131,8 +131,8 @@ def _command(tmp_path: Path, *flags: str) -> list[str]:
     clips = [str(path) for path in sorted((ROOT / "demo" / "clips").glob("*.mp4"))[:2]]
     command = [sys.executable, str(ROOT / "run_pipeline.py"), "annotate", "--input", *clips]
     command += ["--output", str(tmp_path / "out"), "--model", str(COMMITTED / "checkpoints" / "g9"), "--device", "cpu"]
-    command += ["--frames", "2", "--recipe", str(tmp_path / "recipe.yaml"), "--kv-memory-gb", "0.1"]
-    return [*command, "--unit-clips", "1", *flags]
+    command += ["--num-frames", "2", "--recipe", str(tmp_path / "recipe.yaml"), "--kv-cache-gib", "0.1"]
+    return [*command, "--clips-per-unit", "1", *flags]
 
 
 def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:

@@ -50,9 +50,12 @@ def refused(output: Path, *flags: str) -> bool:
         (["--attn-implementation", "flash_attention_2"], "flash_attention_2 needs a GPU, the device is cpu: use sdpa"),
         (["--runner", "Foo"], "--runner Foo: Unexpected pipeline runner: Foo. Valid values are DataflowRunner"),
         (["--runner", "our.own.Runner"], "--runner our.own.Runner: No module named 'our'"),
-        (["--kv-memory-gb", "0.0001"], r"--kv-memory-gb 0.0001: 4 frames have \d+ tokens and more.* give 0\.00\d or"),
-        (["--kv-memory-gb", "1e-12"], "--kv-memory-gb 0: 4 frames have"),
-        (["--frames", "9000"], r"--frames 9000: a clip has a prompt of \d+ tokens.*context of 32768.* --frames \d+,"),
+        (["--kv-cache-gib", "0.0001"], r"--kv-cache-gib 0.0001: 4 frames have \d+ tokens and more.* give 0\.00\d or"),
+        (["--kv-cache-gib", "1e-12"], "--kv-cache-gib 0: 4 frames have"),
+        (
+            ["--num-frames", "9000"],
+            r"--num-frames 9000: a clip has a prompt of \d+ tokens.*context of 32768.* --num-frames \d+,",
+        ),
         (["--model", "demo/checkpiont"], "no folder 'demo/checkpiont', and the Hugging Face hub gives no model"),
         (["--model", "./checkpiont"], "no folder './checkpiont'; wanted a folder"),
     ],
@@ -131,15 +134,15 @@ def test_a_model_of_the_hub_whose_weights_cannot_be_fetched_is_refused(old_run, 
 
 def test_few_enough_frames_for_the_context_are_few_enough_for_the_check(tmp_path, capsys):
     shard = make_shard(tmp_path / "shards" / "a.tar", 1)
-    main(annotate_arguments(tmp_path, [shard], tmp_path / "out", "--frames", "9000"))
-    fitting = int(capsys.readouterr().err.rpartition("about --frames ")[2].partition(",")[0])
-    arguments = annotate_arguments(tmp_path, ["nowhere"], tmp_path / "out", "--frames", str(fitting - 2))
+    main(annotate_arguments(tmp_path, [shard], tmp_path / "out", "--num-frames", "9000"))
+    fitting = int(capsys.readouterr().err.rpartition("about --num-frames ")[2].partition(",")[0])
+    arguments = annotate_arguments(tmp_path, ["nowhere"], tmp_path / "out", "--num-frames", str(fitting - 2))
     assert main(arguments) == 1
     assert "'nowhere' does not exist" in capsys.readouterr().err
 
 
 def test_frames_a_second_may_stay_far_below_the_most_frames(tmp_path, capsys):
-    main(annotate_arguments(tmp_path, ["nowhere"], tmp_path / "out", "--frames", "9000", "--fps", "1"))
+    main(annotate_arguments(tmp_path, ["nowhere"], tmp_path / "out", "--num-frames", "9000", "--fps", "1"))
     assert "'nowhere' does not exist" in capsys.readouterr().err
 
 

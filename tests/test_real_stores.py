@@ -187,5 +187,5 @@ def test_two_runs_at_once_write_the_tables_of_one(folder, bucket, undisturbed, t
 
 
 def test_of_two_recipes_started_at_once_only_one_ends_well(folder, bucket):
-    both = [start(folder, bucket, "recipes", "--frames", number) for number in ("4", "3")]
+    both = [start(folder, bucket, "recipes", "--num-frames", number) for number in ("4", "3")]
     assert sorted(end(run) for run in both) == [0, 1]

@@ -111,7 +111,7 @@ def test_a_retry_that_cuts_other_units_warns_of_the_clips_that_are_annotated_aga
     run(FullEngine("1"), tmp_path, shard)
     assert "annotated again" not in capsys.readouterr().err
     again = FullEngine("nothing")
-    run(again, tmp_path, shard, "--retry-failed", "--unit-clips", "2")
+    run(again, tmp_path, shard, "--retry-failed", "--clips-per-unit", "2")
     assert len(again.asked) == 6
     assert "warning: up to 6 clips of those done before will be annotated again" in capsys.readouterr().err
 
@@ -157,7 +157,7 @@ def test_a_retry_that_mends_a_run_with_too_many_failures_finishes_it(tmp_path, s
 def test_a_worker_that_fails_clip_after_clip_stops_long_before_the_end(tmp_path, capsys):
     shard = make_shard(tmp_path / "shards" / "b.tar", 240)
     arguments = annotate_arguments(
-        tmp_path, [shard], tmp_path / "out", "--max-failed-fraction", "0.1", "--unit-clips=10"
+        tmp_path, [shard], tmp_path / "out", "--max-failed-fraction", "0.1", "--clips-per-unit=10"
     )
     status = annotate_with(
         FullEngine("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"), [*arguments, "--canary-every=0"]

@@ -113,7 +113,7 @@ def test_answers_that_were_taken_can_be_taken_again_also_from_a_run_that_was_ret
 
 
 def test_a_refused_reuse_leaves_nothing_behind(tmp_path, shard, old, capsys):
-    status, asked = run(tmp_path / "new", shard, CHANGED_YAML, *reuse(old), "--frames", "3")
+    status, asked = run(tmp_path / "new", shard, CHANGED_YAML, *reuse(old), "--num-frames", "3")
     assert (status, asked) == (1, [])
     assert "sampling.max_frames: 4 -> 3" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -124,7 +124,7 @@ def test_the_demo_model_asked_only_what_changed_writes_what_it_writes_asked_ever
     (tmp_path / "old.yaml").write_text(recipe)
     (tmp_path / "changed.yaml").write_text(recipe.replace("Describe this.", "Please describe this video in detail."))
     what = ("--input", *(str(DEMO / "clips" / name) for name in ("01_left.mp4", "02_right_up.mp4")))
-    small = ("--model", str(DEMO / "checkpoint"), "--device", "cpu", "--frames", "4", "--decoders", "1")
+    small = ("--model", str(DEMO / "checkpoint"), "--device", "cpu", "--num-frames", "4", "--decoder-processes", "1")
     for name, asked, *flags in (("old", "old"), ("full", "changed"), ("new", "changed", *reuse(tmp_path / "old"))):
         arguments = ("--output", str(tmp_path / name), "--recipe", str(tmp_path / f"{asked}.yaml"), *flags)
         assert main(["annotate", *what, *small, "--canary-every", "0", *arguments]) == 0

@@ -84,14 +84,14 @@ def test_clips_are_sampled_and_everything_else_passes_through(video):
 
 def test_more_bundle_threads_than_the_budget_has_room_for_finish_all_the_same(video):
     clips = [clip_of(video, f"clip-{i}") for i in range(24)]
-    written, counters = run(clips, threads=4, frame_memory_bytes=_budget_bytes, clips_ahead=8)
+    written, counters = run(clips, threads=4, frame_memory_bytes=_budget_bytes, prefetch_clips=8)
     assert sorted(clip.ref.clip_id for clip in written) == sorted(clip.ref.clip_id for clip in clips)
     assert counters["clips_sampled"] == 24
     assert get_frame_budget(_budget_bytes).held_bytes == 0
 
 
 def test_what_a_failed_bundle_sampled_is_given_back(video):
-    step = SampleFramesFn(CONFIG, num_children=1, frame_memory_bytes=_budget_bytes, clips_ahead=8)
+    step = SampleFramesFn(CONFIG, num_children=1, frame_memory_bytes=_budget_bytes, prefetch_clips=8)
     step.setup()
     step.start_bundle()
     list(step.process(clip_of(video)))

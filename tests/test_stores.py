@@ -101,7 +101,7 @@ def test_an_output_whose_folders_have_keys_of_their_own_is_overwritten_again_and
     assert MarkingFileSystem().ls("marking://bucket/out/captions")[0]["name"].endswith("/")
     before = count_rows(output)
     assert run(tmp_path, output, "--overwrite") == 0
-    assert run(tmp_path, output, "--overwrite", "--frames", "3") == 0
+    assert run(tmp_path, output, "--overwrite", "--num-frames", "3") == 0
     assert count_rows(output) == before
     assert before["clips"] == 4
 

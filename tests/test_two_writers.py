@@ -138,7 +138,7 @@ def test_a_run_is_no_success_while_another_start_has_planned_more(folder, undist
 
 
 def test_of_two_recipes_started_at_once_on_an_empty_output_only_one_ends_well(folder):
-    both = [start(folder, "recipes", "a", flags=("--frames", number)) for number in ("4", "3")]
+    both = [start(folder, "recipes", "a", flags=("--num-frames", number)) for number in ("4", "3")]
     assert sorted(end(run) for run in both) == [0, 1]
     assert read_success(folder / "recipes")["num_clips"] == 8
 
@@ -147,7 +147,7 @@ def test_a_run_that_was_overwritten_while_it_was_suspended_leaves_the_other_run_
     output = folder / "overwritten"
     old = start(folder, "overwritten", "a")
     stop_at(old, FIRST_PART, output)
-    assert end(start(folder, "overwritten", "a", flags=("--frames", "3", "--overwrite"))) == 0
+    assert end(start(folder, "overwritten", "a", flags=("--num-frames", "3", "--overwrite"))) == 0
     published = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     go_on(old)
     assert end(old) == 1

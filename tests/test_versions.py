@@ -45,7 +45,18 @@ def framescribe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 def annotate(folder: Path, *flags: str, output: str = "annotated") -> subprocess.CompletedProcess[str]:
     """Goes on with the run of three demo clips that the old output holds two of, or starts it."""
     what = ("--input", "clips", "--model", str(ROOT / "demo" / "checkpoint"), "--recipe", "seed")
-    how = ("--frames", "4", "--unit-clips", "2", "--device", "cpu", "--decoders", "1", "--canary-every", "0")
+    how = (
+        "--num-frames",
+        "4",
+        "--clips-per-unit",
+        "2",
+        "--device",
+        "cpu",
+        "--decoder-processes",
+        "1",
+        "--canary-every",
+        "0",
+    )
     return framescribe(folder, "annotate", *what, *how, "--output", output, *flags)
 
 

@@ -41,7 +41,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         recipe: Recipe,
         model_revision: str | None = None,
         frame_memory_bytes: int = 4 << 30,
-        clips_ahead: int = 48,
+        prefetch_clips: int = 48,
         canary_every: int = 0,
         earlier: EarlierRun | None = None,
     ) -> None:
@@ -50,13 +50,13 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         Args:
             model_revision: what the checkpoint's revision must be in the worker; None accepts any.
             frame_memory_bytes: the size of the budget that `SampleFrames` took the frames' memory from.
-            clips_ahead: clips that a worker has under way here, whatever the number of its bundle threads.
+            prefetch_clips: clips that a worker has under way here, whatever the number of its bundle threads.
             canary_every: clips of a worker from one check with clips of known content to the next; 0 never checks.
             earlier: a run of the same model and frames; what it asked already is not asked again.
         """
         super().__init__()
         self._fn = AnnotateClipsFn(
-            engine, recipe, model_revision, frame_memory_bytes, clips_ahead, canary_every, earlier
+            engine, recipe, model_revision, frame_memory_bytes, prefetch_clips, canary_every, earlier
         )
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
@@ -74,11 +74,11 @@ class AnnotateClipsFn(LookAheadDoFn):
         recipe: Recipe,
         model_revision: str | None,
         frame_memory_bytes: int,
-        clips_ahead: int,
+        prefetch_clips: int,
         canary_every: int,
         earlier: EarlierRun | None,
     ) -> None:
-        super().__init__(clips_ahead)
+        super().__init__(prefetch_clips)
         self._engine_config = engine
         self._recipe = recipe
         self._model_revision = model_revision

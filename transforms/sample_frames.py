@@ -28,17 +28,17 @@ class SampleFrames(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         config: SamplingConfig,
         num_children: int | None = None,
         frame_memory_bytes: int = 4 << 30,
-        clips_ahead: int = 48,
+        prefetch_clips: int = 48,
     ) -> None:
         """Composes the step.
 
         Args:
             num_children: decoder processes a worker process; None for one a core.
             frame_memory_bytes: frames that a worker process holds between decoding and encoding.
-            clips_ahead: clips that a bundle thread has under way here.
+            prefetch_clips: clips that a bundle thread has under way here.
         """
         super().__init__()
-        self._fn = SampleFramesFn(config, num_children, frame_memory_bytes, clips_ahead)
+        self._fn = SampleFramesFn(config, num_children, frame_memory_bytes, prefetch_clips)
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
         """Puts the step behind `clips`."""
@@ -49,9 +49,9 @@ class SampleFramesFn(LookAheadDoFn):
     """Hands clips to this process's decoder pool within this process's frame budget."""
 
     def __init__(
-        self, config: SamplingConfig, num_children: int | None, frame_memory_bytes: int, clips_ahead: int
+        self, config: SamplingConfig, num_children: int | None, frame_memory_bytes: int, prefetch_clips: int
     ) -> None:
-        super().__init__(clips_ahead)
+        super().__init__(prefetch_clips)
         self._config = config
         self._num_children = num_children
         self._frame_memory_bytes = frame_memory_bytes

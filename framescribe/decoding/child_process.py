@@ -129,7 +129,7 @@ class ChildProcess:
             )  # fmt: skip
         except OSError as error:  # no more processes, no memory for one
             self._connection.close()
-            raise DecoderNotStarted(f"{error.strerror} (see `ulimit -u`, or use fewer --decoders)") from None
+            raise DecoderNotStarted(f"{error.strerror} (see `ulimit -u`, or use fewer --decoder-processes)") from None
 
     def _watch(self, allowed_s: float) -> None:
         """Waits until the process says something, within its limits."""

@@ -300,7 +300,7 @@ def describe_wait(scheduler: Scheduler, waited_s: float) -> str:
     return (
         f"waited {waited_s:.0f} s for memory: open clips hold {scheduler.used_prefix_tokens} of "
         f"{scheduler.limits.prefix_tokens} prefix tokens, and none of them asks anything or is closed. Close each clip "
-        "when its answers are there, or give a larger kv_budget_bytes (--kv-memory-gb)"
+        "when its answers are there, or give a larger kv_budget_bytes (--kv-cache-gib)"
     )
 
 
@@ -310,5 +310,5 @@ def describe_size(question: QuestionTask, scheduler: Scheduler) -> str:
     return (
         f"the clip's prefix has {question.video.num_tokens} tokens, {scheduler.most_prefix_tokens} fit the memory for "
         f"keys and values, question and answer up to {question.max_tokens} of {num_free}; use fewer frames, a smaller "
-        "max_new_tokens, or a larger kv_budget_bytes (--kv-memory-gb)"
+        "max_new_tokens, or a larger kv_budget_bytes (--kv-cache-gib)"
     )
