@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.geometry import make_weights, write_configuration
-from benchmarks.seed_loop import SeedLoop
+from benchmarks.model_card_loop import ModelCardLoop
 from benchmarks.workload import MadeClip, make_workload
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
@@ -147,14 +147,14 @@ class Setting:
             torch.cuda.empty_cache()
 
 
-def make_loop(model: LlavaVideoModel, checkpoint: Checkpoint) -> SeedLoop:
+def make_loop(model: LlavaVideoModel, checkpoint: Checkpoint) -> ModelCardLoop:
     """The model card's loop over a model without an engine."""
     parts = SimpleNamespace(
         model=model,
         tokenizer=PromptTokenizer(checkpoint),
         generation_defaults=read_generation_defaults(checkpoint),
     )
-    return SeedLoop(parts)  # type: ignore[arg-type]  # these three are all it takes from an engine
+    return ModelCardLoop(parts)  # type: ignore[arg-type]  # these three are all it takes from an engine
 
 
 def _keep_layers(path: Path, num_layers: int) -> None:

@@ -22,8 +22,8 @@ from benchmarks.acceptance_setting import (
     at_most,
     make_loop,
 )
-from benchmarks.engine import run_detailed, run_engine, run_seed_loop
-from benchmarks.seed_loop import SeedLoop
+from benchmarks.engine import run_detailed, run_engine, run_model_card_loop
+from benchmarks.model_card_loop import ModelCardLoop
 from benchmarks.workload import MadeClip, make_workload
 from framescribe.llava_video.engine.engine import Engine
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
@@ -267,7 +267,7 @@ def measure_workload(setting: Setting) -> StageResult:
         )
         plain = make_workload(num_captions, setting.num_frames, 384, *num_new)
         captions, plain_answers = run_engine(engine, plain)
-        loop, loop_answers = run_seed_loop(engine, plain, 1, num_questions=3)
+        loop, loop_answers = run_model_card_loop(engine, plain, 1, num_questions=3)
         decoder = engine._thread._runner._static
     measured = {
         "detailed_clips_per_s": side.clips_per_s,
@@ -322,12 +322,12 @@ def _ask_batch(setting: Setting, engine: Engine) -> list[list[int]]:
     return answers
 
 
-def _ask_loop(loop: SeedLoop, clip: MadeClip, question: str, setting: Setting) -> list[int]:
+def _ask_loop(loop: ModelCardLoop, clip: MadeClip, question: str, setting: Setting) -> list[int]:
     return loop.ask(clip.frames, clip.timestamps_s, clip.duration_s, question, setting.num_new_tokens)
 
 
 @torch.inference_mode()
-def _score_by_loop(loop: SeedLoop, clip: MadeClip, question: str, ids: list[int]) -> Tensor:
+def _score_by_loop(loop: ModelCardLoop, clip: MadeClip, question: str, ids: list[int]) -> Tensor:
     prompt = loop.embed(clip.frames, clip.timestamps_s, clip.duration_s, question)
     module = loop._language
     answer = module.model.embed_tokens(torch.tensor(ids[:-1], device=prompt.device))

@@ -1,4 +1,4 @@
-"""How far the engine's answers agree with the seed loop's, token by token and in log-probabilities."""
+"""How far the engine's answers agree with the model card's loop's, token by token and in log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.seed_loop import SeedLoop
+from benchmarks.model_card_loop import ModelCardLoop
 from benchmarks.workload import MadeClip, Workload
 from framescribe.llava_video.attention.cascade import attend_suffix, merge_attention
 from framescribe.llava_video.attention.kernels import choose_kernel
@@ -29,7 +29,7 @@ class Agreement:
     Attributes:
         identical_share: answers with the very same ids.
         mean_equal_prefix: share of an answer's ids before the first that differs.
-        largest_logprob_difference: along the seed loop's own ids, over the first answers.
+        largest_logprob_difference: along the model card's loop's own ids, over the first answers.
     """
 
     answers: int
@@ -41,7 +41,7 @@ class Agreement:
 def compare_answers(
     engine: Engine, workload: Workload, expected: Sequence[list[int]], answers: Sequence[list[int]]
 ) -> Agreement:
-    """Compares the answers of both sides; the seed loop may have run over fewer clips."""
+    """Compares the answers of both sides; the model card's loop may have run over fewer clips."""
     pairs = list(zip(expected, answers, strict=False))
     shares = [_equal_prefix(theirs, ours) / len(theirs) for theirs, ours in pairs]
     differences = [
@@ -65,7 +65,7 @@ def _logprob_difference(engine: Engine, clip: MadeClip, question: str, ids: list
 
 
 def _score_by_transformers(engine: Engine, clip: MadeClip, question: str, ids: list[int]) -> Tensor:
-    loop = SeedLoop(engine)
+    loop = ModelCardLoop(engine)
     prompt = loop.embed(clip.frames, clip.timestamps_s, clip.duration_s, question)
     module = engine.model.language.module
     answer = module.model.embed_tokens(torch.tensor(ids[:-1], dtype=torch.long, device=prompt.device))

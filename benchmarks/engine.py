@@ -1,7 +1,7 @@
 """The model card's loop against the engine, on the same checkpoint in one run.
 
     python -m benchmarks.engine --make-checkpoint mid --clips 4 --num-frames 16
-    python -m benchmarks.engine --make-checkpoint 7b --device cuda --clips 24 --num-frames 64 --seed-clips 1
+    python -m benchmarks.engine --make-checkpoint 7b --device cuda --clips 24 --num-frames 64 --model-card-clips 1
 
 Prints one JSON object: both sides, the ratio, how far the answers agree, versions and machine.
 """
@@ -24,8 +24,8 @@ import torch
 from benchmarks.agreement import compare_answers
 from benchmarks.geometry import DEMO_TOKENIZER, SIZES, make_weights, write_configuration
 from benchmarks.machine import describe_machine
+from benchmarks.model_card_loop import ModelCardLoop
 from benchmarks.roofline import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
-from benchmarks.seed_loop import SeedLoop
 from benchmarks.workload import Ask, MadeClip, Workload, draw_detailed, make_workload
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
@@ -71,11 +71,11 @@ def make_engine(size: str, config: EngineConfig, folder: Path, tokenizer: Path) 
     return Engine(config, checkpoint, model, prompts)
 
 
-def run_seed_loop(
+def run_model_card_loop(
     engine: Engine, workload: Workload, num_clips: int, num_questions: int | None = None
 ) -> tuple[Measured, Answers]:
     """Runs the model card's loop over the first clips, with the first questions or all."""
-    loop = SeedLoop(engine)
+    loop = ModelCardLoop(engine)
     clips = workload.clips[:num_clips]
     started = _now()
     answers = [
@@ -181,18 +181,18 @@ def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object
     stats = {name: value - before[name] for name, value in asdict(engine.stats).items() if name != "kv_prefix_bytes"}
     bound = _compare_with_bound(flags, engine, engine_side, stats) if on_gpu else None
     if on_gpu:
-        run_seed_loop(engine, workload, 1, num_questions=1)
-    seed_side, expected = run_seed_loop(engine, workload, flags.seed_clips or flags.clips)
-    per_clip = [side.cpu_s / side.num_clips for side in (seed_side, engine_side)]
+        run_model_card_loop(engine, workload, 1, num_questions=1)
+    model_card_side, expected = run_model_card_loop(engine, workload, flags.model_card_clips or flags.clips)
+    per_clip = [side.cpu_s / side.num_clips for side in (model_card_side, engine_side)]
     return {
         "benchmark": "engine",
         "checkpoint": engine.checkpoint.name,
         "dtype": str(engine.model.language.dtype).removeprefix("torch."),
         "device": str(engine.model.device),
         "workload": {"clips": flags.clips, "frames": flags.num_frames, "questions": [n for _, n in workload.questions]},
-        "seed_loop": asdict(seed_side) | {"clips_per_s": round(seed_side.clips_per_s, 4)},
+        "model_card_loop": asdict(model_card_side) | {"clips_per_s": round(model_card_side.clips_per_s, 4)},
         "engine": asdict(engine_side) | {"clips_per_s": round(engine_side.clips_per_s, 4), "counters": stats},
-        "ratio_wall": round(engine_side.clips_per_s / seed_side.clips_per_s, 2),
+        "ratio_wall": round(engine_side.clips_per_s / model_card_side.clips_per_s, 2),
         "ratio_cpu": None if on_gpu else round(per_clip[0] / per_clip[1], 2),
         "agreement": asdict(compare_answers(engine, workload, expected, answers)),
         "bound": bound,
@@ -267,7 +267,7 @@ def _parse_flags() -> argparse.Namespace:
         "--static-decode", action=argparse.BooleanOptionalAction, help="fixed shapes and CUDA graphs; on one GPU"
     )
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--seed-clips", type=int, help="clips of the seed loop; all")
+    parser.add_argument("--model-card-clips", type=int, help="clips of the model card's loop; all")
     parser.add_argument("--num-frames", type=int, default=16)
     parser.add_argument("--caption-tokens", type=int, default=128)
     parser.add_argument("--answer-tokens", type=int, default=32)

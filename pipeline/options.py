@@ -219,7 +219,9 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pool-mode", choices=("average", "max", "bilinear"), help="instead of the checkpoint's own pooling"
     )
-    group.add_argument("--prompt-layout", default="seed", choices=("seed", "demo", "training"), help="(seed)")
+    group.add_argument(
+        "--prompt-layout", default="model_card", choices=("model_card", "demo", "training"), help="(model_card)"
+    )
     group.add_argument(
         "--kv-cache-gib", type=parse_positive_float, metavar="X", help="GiB for keys and values; what is free"
     )
@@ -228,7 +230,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe")
     group.add_argument(
-        "--recipe", default="detailed", metavar="NAME", help="seed, detailed, levels, or a YAML file (detailed)"
+        "--recipe", default="detailed", metavar="NAME", help="model_card, detailed, levels, or a YAML file (detailed)"
     )
     group.add_argument("--no-loop-stop", action="store_true", help="let completions that repeat themselves go on")
 
@@ -241,7 +243,10 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fps", type=parse_positive_float, metavar="X", help="frames a second, at most --num-frames")
     group.add_argument("--split-seconds", type=parse_positive_float, metavar="S", help="cut longer videos into windows")
     group.add_argument(
-        "--time-base", default="pts", choices=("pts", "seed"), help="true times, or the model card's arithmetic (pts)"
+        "--time-base",
+        default="pts",
+        choices=("pts", "model_card"),
+        help="true times, or the model card's arithmetic (pts)",
     )
     group.add_argument("--decoder", default="auto", choices=("auto", "decord", "pyav"), help="auto is pyav (auto)")
     group.add_argument(

@@ -26,7 +26,7 @@ class RunColumns:
         recipe: name of the recipe, or of the user's own recipe file.
         model: path or hub id of the checkpoint, without credentials.
         model_revision: commit of the hub, or a digest of the local checkpoint.
-        prompt_layout: `seed`, `demo` or `training`.
+        prompt_layout: `model_card`, `demo` or `training`.
         pool_mode: spatial pooling of the visual tokens, as it was really used.
         dtype: what the weights were computed in, for example `bfloat16`.
         framescribe_version: version of this package.

@@ -114,7 +114,7 @@ RUN_COLUMNS = (
     _column("recipe", _TEXT, "Recipe that asked."),
     _column("model", _TEXT, "Checkpoint that answered: path or hub id."),
     _column("model_revision", _TEXT, "Commit on the hub, or a digest of the local checkpoint."),
-    _column("prompt_layout", _TEXT, "How the prompt was laid out: `seed`, `demo` or `training`."),
+    _column("prompt_layout", _TEXT, "How the prompt was laid out: `model_card`, `demo` or `training`."),
     _column("pool_mode", _TEXT, "Spatial pooling of the visual tokens."),
     _column("dtype", _TEXT, "Number format of the computation, for example `bfloat16`."),
     _column("framescribe_version", _TEXT, "Version of FrameScribe."),

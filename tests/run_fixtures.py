@@ -23,8 +23,8 @@ from transforms.worker import use_engine
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = str(ROOT / "tests" / "golden" / "checkpoints" / "g9")
 _RECIPE = """
-recipe: seed
-caption: {id: seed_caption, prompt: Please describe this video in detail., max_new_tokens: 3}
+recipe: model_card
+caption: {id: model_card_caption, prompt: Please describe this video in detail., max_new_tokens: 3}
 stop_loops: true
 retries: []
 """

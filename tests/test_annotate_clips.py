@@ -41,8 +41,8 @@ ROOT = Path(__file__).parent.parent
 def recipe() -> Recipe:
     return parse_recipe(
         """
-        recipe: seed
-        caption: {id: seed_caption, prompt: Please describe this video in detail., max_new_tokens: 4}
+        recipe: model_card
+        caption: {id: model_card_caption, prompt: Please describe this video in detail., max_new_tokens: 4}
         stop_loops: true
         retries: []
         """.replace("\n        ", "\n"),

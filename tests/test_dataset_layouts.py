@@ -400,7 +400,7 @@ def test_the_command_line_names_what_it_leaves_out(folder):
 def test_a_run_whose_videos_are_not_there_ends_before_a_model_is_loaded(folder):
     manifest = write_lines(folder / "m.jsonl", *({"video": f"video_folder/{number}.mp4"} for number in range(12)))
     arguments = ("--input", manifest, "--output", folder.parent / "out", "--model", ROOT / "demo" / "checkpoint")
-    ended = run_process("annotate", *arguments, "--recipe", "seed", "--device", "cpu")
+    ended = run_process("annotate", *arguments, "--recipe", "model_card", "--device", "cpu")
     assert ended.returncode == 1
     (line,) = ended.stderr.strip().splitlines()
     assert "none of 12 videos that were looked for is there" in line

@@ -36,7 +36,7 @@ from tests.stub_engine import StubEngine
 
 def record(model: str = CHECKPOINT, dtype: str = "float32", decoder: str = "auto", **engine: Any) -> RunRecord:
     checkpoint = find_checkpoint(model, files=CONFIGURATION)
-    config = RunConfig("out", EngineConfig(model, **engine), load_recipe("seed"), SamplingConfig(decoder=decoder))
+    config = RunConfig("out", EngineConfig(model, **engine), load_recipe("model_card"), SamplingConfig(decoder=decoder))
     return record_run(config, checkpoint, read_model_config(checkpoint, config.engine.config_overrides), dtype)
 
 
@@ -99,7 +99,7 @@ OTHERS: dict[str, Any] = {
     "fps": 1.5,
     "prompt_layout": "demo",
     "split_s": 20.0,
-    "time_base": "seed",
+    "time_base": "model_card",
 }
 # Settings that change no row, and where they count instead if they do.
 UNHASHED = {
@@ -128,7 +128,7 @@ SETTINGS = [
     if one.name not in {*PARTS, "recipe"}
 ]
 CHECKPOINT_FOUND = find_checkpoint(CHECKPOINT, files=CONFIGURATION)
-CONFIG = RunConfig("out", EngineConfig(CHECKPOINT), load_recipe("seed"), SamplingConfig())
+CONFIG = RunConfig("out", EngineConfig(CHECKPOINT), load_recipe("model_card"), SamplingConfig())
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -199,7 +199,7 @@ def changed_at(settings: Any, path: tuple[str | int, ...]) -> Any:
     return other
 
 
-@pytest.mark.parametrize("name", ["seed", "detailed", "levels"])
+@pytest.mark.parametrize("name", ["model_card", "detailed", "levels"])
 def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
     recipe = load_recipe(name)
     ways = list(recipe_settings(recipe))

@@ -21,8 +21,8 @@ from tests.shards_fixtures import write
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """\
-recipe: seed
-caption: {id: seed_caption, prompt: Please describe this video in detail., max_new_tokens: 3}
+recipe: model_card
+caption: {id: model_card_caption, prompt: Please describe this video in detail., max_new_tokens: 3}
 stop_loops: true
 retries: []
 """

@@ -12,7 +12,7 @@ from framescribe.recipes.annotation import Status
 from tests.recipes_fixtures import FakeVideo, completed
 
 SEED_YAML = """\
-recipe: seed
+recipe: model_card
 caption: {id: cap, prompt: Describe this., max_new_tokens: 50}
 stop_loops: true
 retries: [{repetition_penalty: 1.15}, {repetition_penalty: 1.3}]

@@ -27,7 +27,7 @@ def test_every_shipped_recipe_loads_and_names_its_flow(name):
 
 
 def test_the_seed_recipe_asks_the_model_cards_prompt_with_its_limit():
-    recipe = load_recipe("seed")
+    recipe = load_recipe("model_card")
 
     assert recipe.caption.prompt == "Please describe this video in detail."
     assert recipe.caption.max_new_tokens == 4096
@@ -50,19 +50,19 @@ def test_the_settings_of_a_recipe_are_plain_json_and_a_recipe_can_be_sent_to_wor
 
 def test_a_changed_prompt_changes_the_settings_and_what_is_asked(tmp_path):
     copy = tmp_path / "my.yaml"
-    shipped = (RECIPES / "seed.yaml").read_text()
+    shipped = (RECIPES / "model_card.yaml").read_text()
     copy.write_text(shipped.replace("Please describe this video in detail.", "What do you see?"))
     video = FakeVideo({})
 
     recipe = load_recipe(copy)
     asyncio.run(recipe.annotate(video, "clip"))
 
-    assert recipe.to_dict() != load_recipe("seed").to_dict()
+    assert recipe.to_dict() != load_recipe("model_card").to_dict()
     assert [asked.question for asked in video.asked] == ["What do you see?"]
 
 
 def test_the_loop_detector_can_be_switched_off():
-    recipe = replace(load_recipe("seed"), stop_loops=False)
+    recipe = replace(load_recipe("model_card"), stop_loops=False)
     video = FakeVideo({})
 
     asyncio.run(recipe.annotate(video, "clip"))
@@ -85,7 +85,7 @@ def test_braces_that_name_nothing_stay_in_a_prompt():
 
 
 def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
-    with pytest.raises(FileNotFoundError, match="'detailled': wanted one of seed, detailed, levels, or the path"):
+    with pytest.raises(FileNotFoundError, match="'detailled': wanted one of model_card, detailed, levels, or the path"):
         load_recipe("detailled")
 
 
@@ -123,7 +123,11 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
         ("Count: how many.", "Count: 3", "open_ended.types.Count: wanted text, got '3'"),
         ("Count: how many.", "Speed: how many.", "keys must be plain words, each given once"),
         ("id: choice", "id: open", "prompt ids must differ within a recipe, got open twice"),
-        ("recipe: detailed", "recipe: detail", "recipe: unknown flow 'detail'; wanted one of seed, detailed, levels"),
+        (
+            "recipe: detailed",
+            "recipe: detail",
+            "recipe: unknown flow 'detail'; wanted one of model_card, detailed, levels",
+        ),
         (
             "prompt: Describe this.",
             "prompt: 'Describe",
@@ -160,9 +164,9 @@ def test_a_recipe_with_a_mistake_is_refused_with_file_key_and_what_is_allowed(ol
         b"\xff\xfe",
         b"recipe: !!python/object/apply:os.system ['true']\n",
         b"[" * 1000,
-        b"recipe: seed\n" + b"#" * 1_000_001,
+        b"recipe: model_card\n" + b"#" * 1_000_001,
         b"&a [*a]",
-        b"recipe: seed\ncaption: &c {<<: *c, id: x}\n",
+        b"recipe: model_card\ncaption: &c {<<: *c, id: x}\n",
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(content, tmp_path):

@@ -28,7 +28,7 @@ def card_config(case: str) -> SamplingConfig:
     return SamplingConfig(
         max_frames=int(max_frames.removeprefix("max")),
         fps=None if forced else float(fps.removeprefix("fps")),
-        time_base="seed",
+        time_base="model_card",
         decoder="pyav",
         image_size=32,
     )
@@ -47,7 +47,7 @@ def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
 @needs_golden
 @pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" in GOLDEN[c[0]][c[1]]])
 def test_where_the_model_cards_arithmetic_raises_the_clip_fails_with_a_reason(clip, case):
-    with pytest.raises(UndecodableClip, match="too low for the seed time base"):
+    with pytest.raises(UndecodableClip, match="too low for the time base model_card"):
         sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case))
 
 
@@ -70,7 +70,7 @@ def test_the_seed_arithmetic_falls_back_to_an_even_spread_above_the_cap():
 
 
 def test_a_rate_of_half_a_frame_a_second_fails_under_the_seed_time_base():
-    with pytest.raises(UndecodableClip, match="frame rate 0.5 too low for the seed time base"):
+    with pytest.raises(UndecodableClip, match="frame rate 0.5 too low for the time base model_card"):
         choose_as_model_card(6, Fraction(1, 2), max_frames=64, fps=None)
 
 

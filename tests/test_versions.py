@@ -44,7 +44,7 @@ def framescribe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 def annotate(folder: Path, *flags: str, output: str = "annotated") -> subprocess.CompletedProcess[str]:
     """Goes on with the run of three demo clips that the old output holds two of, or starts it."""
-    what = ("--input", "clips", "--model", str(ROOT / "demo" / "checkpoint"), "--recipe", "seed")
+    what = ("--input", "clips", "--model", str(ROOT / "demo" / "checkpoint"), "--recipe", "model_card")
     how = (
         "--num-frames",
         "4",

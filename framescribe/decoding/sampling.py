@@ -42,9 +42,9 @@ def choose_frames(
     """Chooses frames of a clip whose frames are shown at `times_s` (seconds from the first, increasing).
 
     Raises:
-        UndecodableClip: the model card's arithmetic, asked for by `time_base="seed"`, cannot be done for this clip.
+        UndecodableClip: the model card's arithmetic, asked for by `time_base="model_card"`, cannot be done for this clip.
     """
-    if config.time_base == "seed":
+    if config.time_base == "model_card":
         return choose_as_model_card(len(times_s), average_rate, config.max_frames, config.fps)
     if config.fps is None:
         indices = spread_indices(len(times_s), config.max_frames)
@@ -82,12 +82,14 @@ def choose_as_model_card(
         UndecodableClip: the stride comes out as 0, where `load_video` raises, or the video states no frame rate.
     """
     if not average_rate:
-        raise UndecodableClip("no frame rate", "the video states no mean frame rate, which --time-base seed divides by")
+        raise UndecodableClip(
+            "no frame rate", "the video states no mean frame rate, which --time-base model_card divides by"
+        )
     rate = float(average_rate)
     stride = round(rate / (fps or 1))
     if stride == 0:
         raise UndecodableClip(
-            f"frame rate {rate:g} too low for the seed time base",
+            f"frame rate {rate:g} too low for the time base model_card",
             f"the model card's load_video fails at {rate:g} frames/s sampled at {fps or 1:g}/s; use --time-base pts",
         )
     indices = tuple(range(0, num_frames, stride))

@@ -17,11 +17,11 @@ from framescribe.recipes.config import (
 )
 from framescribe.recipes.detailed import DetailedRecipe
 from framescribe.recipes.levels import LevelsRecipe
-from framescribe.recipes.model_card import SeedRecipe
+from framescribe.recipes.model_card import ModelCardRecipe
 from framescribe.recipes.recipe import DEFAULT_RETRY_ON, RETRYABLE, Recipe
 from framescribe.recipes.yaml_reader import RecipeError, Section, parse_yaml
 
-SHIPPED = ("seed", "detailed", "levels")
+SHIPPED = ("model_card", "detailed", "levels")
 """The recipes that come with FrameScribe, by name."""
 
 _MAX_FILE_BYTES = 1_000_000  # three hundred times a shipped recipe; anything larger is some other file
@@ -65,9 +65,9 @@ def _decode(content: bytes, file: str) -> str:
         raise RecipeError(f"{file}: not UTF-8 text at byte {error.start}; wanted a recipe's YAML") from None
 
 
-def _read_seed(section: Section) -> Recipe:
+def _read_model_card(section: Section) -> Recipe:
     section.only("recipe", "caption", *_SHARED_KEYS)
-    return SeedRecipe(
+    return ModelCardRecipe(
         caption=_read_prompt(section.section("caption")),
         stop_loops=section.flag("stop_loops"),
         retries=_read_retries(section),
@@ -111,7 +111,7 @@ _LEVELS_KEYS = (
     "segment_s", "min_segment_s", "segments_per_summary", "segment", "summary", "video", "max_history_chars"
 )  # fmt: skip
 _READERS: dict[str, Callable[[Section], Recipe]] = {
-    "seed": _read_seed,
+    "model_card": _read_model_card,
     "detailed": _read_detailed,
     "levels": _read_levels,
 }

@@ -1,4 +1,4 @@
-"""The `seed` recipe: the model card's own prompt and nothing else."""
+"""The `model_card` recipe: the model card's own prompt and nothing else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeedRecipe(Recipe):
+class ModelCardRecipe(Recipe):
     """One caption of the whole clip."""
 
-    name: ClassVar[str] = "seed"
+    name: ClassVar[str] = "model_card"
 
     caption: PromptConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PROMPT_LAYOUTS = ("seed", "demo", "training")
+PROMPT_LAYOUTS = ("model_card", "demo", "training")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", None)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -22,7 +22,7 @@ class EngineConfig:
         attn_implementation: None is PyTorch's own choice, as on the model card: sdpa.
         device_map: `auto` spreads the language model's layers over all visible GPUs (for the 72B).
         config_overrides: keys of config.json to change, such as {"mm_spatial_pool_mode": "average"}.
-        prompt_layout: `seed` (the model card), `demo` (video_demo.py, lmms-eval) or `training`.
+        prompt_layout: `model_card` (the model card), `demo` (video_demo.py, lmms-eval) or `training`.
         kv_budget_bytes: memory for keys and values; None takes what is free on the device after loading.
         max_rows: questions answered at the same time.
         vision_batch_frames: frames that pass the vision tower at once; None suits the device.
@@ -38,7 +38,7 @@ class EngineConfig:
     attn_implementation: str | None = "sdpa"
     device_map: str | None = None
     config_overrides: Mapping[str, object] = field(default_factory=dict)
-    prompt_layout: str = "seed"
+    prompt_layout: str = "model_card"
     kv_budget_bytes: int | None = None
     max_rows: int = 256
     vision_batch_frames: int | None = None

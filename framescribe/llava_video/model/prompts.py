@@ -17,9 +17,9 @@ from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 
 _SYSTEM = "You are a helpful assistant."
-_BEFORE_TIME = {"seed": "", "demo": "\n", "training": "\n"}
+_BEFORE_TIME = {"model_card": "", "demo": "\n", "training": "\n"}
 # The training data's questions begin with the newline that followed "<image>".
-_BEFORE_QUESTION = {"seed": "\n", "demo": "\n", "training": "\n\n"}
+_BEFORE_QUESTION = {"model_card": "\n", "demo": "\n", "training": "\n\n"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class PromptTokenizer:
     `<|im_end|>` or `<image>` inside a question stays the characters it is made of.
     """
 
-    def __init__(self, checkpoint: Checkpoint, layout: str = "seed") -> None:
+    def __init__(self, checkpoint: Checkpoint, layout: str = "model_card") -> None:
         content = checkpoint.read_json("tokenizer.json")
         self._decoder = Tokenizer.from_str(json.dumps(content))
         self._text = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))

@@ -17,7 +17,7 @@ from framescribe.llava_video.engine.engine import Engine
 from framescribe.llava_video.model.vision import normalise_pixels, resize_frames
 
 
-class SeedLoop:
+class ModelCardLoop:
     """Asks one question after the other, batch of one, with nothing kept in between."""
 
     def __init__(self, engine: Engine) -> None:
