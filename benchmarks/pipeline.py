@@ -40,7 +40,7 @@ open_ended:
   max_new_tokens: 32
   types: {Count: a, Binary: b, Speed: c, Spatial: d, Temporal: e, Causal: f, Camera Direction: g, Object Direction: h}
 multiple_choice: {id: choice, prompt: "{question}", max_new_tokens: 32, closings: [Answer.]}
-verification: {id: verification, prompt: "{question}", max_new_tokens: 16, min_seen_score: 0.5}
+recheck: {id: recheck, prompt: "{question}", max_new_tokens: 16, min_recheck_score: 0.5}
 stop_loops: false
 retries: []
 """

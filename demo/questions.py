@@ -34,7 +34,7 @@ class Prompts:
     types: tuple[tuple[str, str], ...]
     wrong_answers: str
     closings: tuple[str, str]
-    verification: str
+    recheck: str
     segment: str
     summary: str
     video: str
@@ -51,7 +51,7 @@ def prompts() -> Prompts:
         types=tuple(types.items()),
         wrong_answers=choice["prompt"],
         closings=tuple(choice["closings"]),
-        verification=detailed["verification"]["prompt"],
+        recheck=detailed["recheck"]["prompt"],
         segment=levels["segment"]["prompt"],
         summary=levels["summary"]["prompt"],
         video=levels["video"]["prompt"],
@@ -72,7 +72,7 @@ def ask_typed(scene: Scene, kind: str) -> Asked:
 
 def ask_short(pair: answers.Pair) -> Asked:
     """Asks for an answer in a few words."""
-    return Asked("verification", prompts().verification.replace("{question}", pair[0]), pair[1])
+    return Asked("recheck", prompts().recheck.replace("{question}", pair[0]), pair[1])
 
 
 def ask_wrong_answers(pair: answers.Pair) -> Asked:

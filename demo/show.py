@@ -126,8 +126,8 @@ def _caption_of(name: str, rows: list[dict[str, object]]) -> str:
 
 def _qa_pairs_of(name: str, rows: list[dict[str, object]]) -> tuple[tuple[str, str], ...]:
     usable = [row for row in rows if _is_about(row, name) and row["status"] == "ok"]
-    usable.sort(key=lambda row: row["verified"] is not True)
-    marks = ("  (verified)" if row["verified"] else "" for row in usable)
+    usable.sort(key=lambda row: row["is_consistent"] is not True)
+    marks = ("  (consistent)" if row["is_consistent"] else "" for row in usable)
     return tuple((str(row["question"]), f"{row['answer']}{mark}") for row, mark in zip(usable, marks, strict=True))
 
 

@@ -103,7 +103,7 @@ def _answer_cells(captions: Sequence[Caption], qa_pairs: Sequence[QAPair]) -> Ro
         "num_captions_ok": sum(caption.status is Status.OK for caption in captions),
         "num_qa_pairs": len(qa_pairs),
         "num_qa_pairs_ok": sum(pair.status is Status.OK for pair in qa_pairs),
-        "num_qa_pairs_verified": sum(pair.verified is True for pair in qa_pairs),
+        "num_qa_pairs_consistent": sum(pair.is_consistent is True for pair in qa_pairs),
     }
 
 

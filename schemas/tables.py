@@ -66,7 +66,7 @@ COUNT_COLUMNS = (
     _column("num_captions_ok", _COUNT, "Of these, rows whose status is `ok`."),
     _column("num_qa_pairs", _COUNT, "Rows of the clip in `qa`."),
     _column("num_qa_pairs_ok", _COUNT, "Of these, rows whose status is `ok`."),
-    _column("num_qa_pairs_verified", _COUNT, "Of these, rows that the second look at the frames confirmed."),
+    _column("num_qa_pairs_consistent", _COUNT, "Of these, rows that the second look at the frames confirmed."),
 )
 
 _STATUS = (
@@ -103,11 +103,13 @@ QA_COLUMNS = (
     _column("answer_letter", _TEXT, "Multiple choice: the letter of the right option; else null."),
     *_COMPLETION_COLUMNS,
     _column("completion", _TEXT, "The model's own words that the pair was parsed from."),
-    _column("seen_answer", _TEXT, "The answer when asked again from the frames; null where not asked."),
-    _column("seen_score", _SCORE, "How well that agrees with `answer`, 0 to 1."),
+    _column("recheck_answer", _TEXT, "The answer when asked again from the frames; null where not asked."),
+    _column("recheck_score", _SCORE, "How well that agrees with `answer`, 0 to 1."),
     _column("blind_answer", _TEXT, "The answer when asked without the video; null where not asked."),
     _column("blind_score", _SCORE, "How well that agrees with `answer`, 0 to 1; high: the question needs no video."),
-    _column("verified", pa.bool_(), "Whether `seen_score` reached the recipe's bar; null where not asked again."),
+    _column(
+        "is_consistent", pa.bool_(), "Whether `recheck_score` reached the recipe's bar; null where not asked again."
+    ),
 )
 
 RUN_COLUMNS = (

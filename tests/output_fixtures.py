@@ -58,7 +58,7 @@ def make_caption(text: str = "A red ball rolls.", status: Status = Status.OK) ->
     )
 
 
-def make_pair(status: Status = Status.OK, verified: bool | None = True) -> QAPair:
+def make_pair(status: Status = Status.OK, is_consistent: bool | None = True) -> QAPair:
     return QAPair(
         kind="multiple_choice",
         question_type="Count",
@@ -73,11 +73,11 @@ def make_pair(status: Status = Status.OK, verified: bool | None = True) -> QAPai
         prompt="Write one question ...",
         options=("one", "two", "three", "four"),
         answer_letter="A",
-        seen_answer="one",
-        seen_score=0.9,
+        recheck_answer="one",
+        recheck_score=0.9,
         blind_answer="two",
         blind_score=0.1,
-        verified=verified,
+        is_consistent=is_consistent,
     )
 
 

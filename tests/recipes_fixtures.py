@@ -84,11 +84,11 @@ multiple_choice:
   prompt: "Wrong for {question} not {answer}"
   max_new_tokens: 30
   closings: [Only the letter., Letter and option.]
-verification:
+recheck:
   id: check
   prompt: "{question} Be brief."
   max_new_tokens: 20
-  min_seen_score: 0.5
+  min_recheck_score: 0.5
 stop_loops: true
 retries: [{repetition_penalty: 1.15}]
 """

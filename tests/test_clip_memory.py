@@ -55,7 +55,7 @@ def memory_of(recipe: str, frames: np.ndarray = FRAMES) -> ClipMemory:
         ("    Count: how many.\n", "", 2 + 2),  # the choices that are left close with the other line each
         ("penalty: 1.15", "penalty: 1.3", 1),
         ("stop_loops: true", "stop_loops: false", 1 + NUM_TYPES * (1 + OF_A_PAIR) + 1),
-        ("min_seen_score: 0.5", "min_seen_score: 1.0", 0),
+        ("min_recheck_score: 0.5", "min_recheck_score: 1.0", 0),
         ("id: check", "id: look_again", 0),
     ],
 )

@@ -17,7 +17,7 @@ BLUE = "A blue disc stands still on a white background."
 
 def write_table(output: Path, name: str, rows: list[dict[str, object]], columns: tuple[str, ...]) -> None:
     (output / name).mkdir(parents=True)
-    schema = pa.schema([(column, pa.bool_() if column == "verified" else pa.string()) for column in columns])
+    schema = pa.schema([(column, pa.bool_() if column == "is_consistent" else pa.string()) for column in columns])
     pq.write_table(pa.Table.from_pylist(rows, schema), output / name / "part-0.parquet")
 
 
@@ -26,12 +26,12 @@ def write_run(output: Path, captions: dict[str, str], failures: dict[str, str]) 
     texts = [{"source": sources[name], "text": text} for name, text in captions.items()]
     pairs = [("What moves?", "it", None), ("Does it move?", "yes", True)]
     asked = [
-        {"source": source, "status": "ok", "question": question, "answer": answer, "verified": verified}
+        {"source": source, "status": "ok", "question": question, "answer": answer, "is_consistent": verified}
         for source in sources.values()
         for question, answer, verified in pairs
     ]
     write_table(output, "captions", texts, ("source", "text"))
-    write_table(output, "qa", asked, ("source", "status", "question", "answer", "verified"))
+    write_table(output, "qa", asked, ("source", "status", "question", "answer", "is_consistent"))
     write_table(output, "clips", [{"source": source} for source in sources.values()], ("source",))
     failed = [{"clip_id": name, "message": message} for name, message in failures.items()]
     write_table(output, "failures", failed, ("clip_id", "message"))
@@ -55,7 +55,7 @@ def test_a_clip_is_shown_with_its_truth_its_caption_and_its_answers(tmp_path, cl
         f"  shows    {RED}",
         f"  caption  {RED}",
         "  Q        Does it move?",
-        "  A        yes  (verified)",
+        "  A        yes  (consistent)",
         "  Q        What moves?",
         "  A        it",
     ]

@@ -67,7 +67,7 @@ def hash_files(folder: str) -> dict[str, str]:
 def test_a_finished_run_is_summarised_and_marked(output):
     published = publish(output)
     assert (published.num_units_done, published.num_units_planned, published.is_complete) == (2, 2, True)
-    assert (dict(published.num_rows), published.num_verified) == (NUM_ROWS, 8)
+    assert (dict(published.num_rows), published.num_consistent) == (NUM_ROWS, 8)
     assert json.loads(Path(output, "_SUCCESS").read_text())["num_clips"] == 6
 
 
@@ -148,7 +148,7 @@ def test_captions_and_qa_pairs_keep_their_clip_their_order_and_their_words():
     annotation = replace(
         make_annotation("a"),
         captions=(make_caption("first"), make_caption("second", Status.LENGTH)),
-        qa_pairs=(make_pair(), make_pair(Status.EMPTY, verified=None)),
+        qa_pairs=(make_pair(), make_pair(Status.EMPTY, is_consistent=None)),
     )
     tables = flatten_clips(build_part("one", [annotation, make_failed("b"), make_annotation("c", num_pairs=0)], RUN))
     captions, qa = tables["captions"].to_pylist(), tables["qa"].to_pylist()
@@ -157,7 +157,7 @@ def test_captions_and_qa_pairs_keep_their_clip_their_order_and_their_words():
         ("a", 1, "second", "length"),
         ("c", 0, "A red ball rolls.", "ok"),
     ]
-    assert [(row["clip_id"], row["qa_index"], row["status"], row["verified"]) for row in qa] == [
+    assert [(row["clip_id"], row["qa_index"], row["status"], row["is_consistent"]) for row in qa] == [
         ("a", 0, "ok", True),
         ("a", 1, "empty", None),
     ]

@@ -33,7 +33,7 @@ def test_a_model_that_answers_as_the_demo_is_taught_has_every_pair_verified(seed
 
     num_pairs = len(answers.typed_pairs(scene))
     assert result.captions[0].text == answers.caption(scene)
-    assert Counter((row.kind, row.status, row.verified, row.blind_score) for row in result.qa_pairs) == {
+    assert Counter((row.kind, row.status, row.is_consistent, row.blind_score) for row in result.qa_pairs) == {
         ("open_ended", Status.OK, True, 0.0): num_pairs,
         ("open_ended", Status.NOT_APPLICABLE, None, None): 16 - num_pairs,
         ("multiple_choice", Status.OK, True, 0.0): num_pairs,

@@ -11,7 +11,7 @@ import pytest
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import load_recipe, parse_recipe
 from framescribe.recipes.annotation import Status
-from framescribe.recipes.config import PromptConfig, VerificationConfig
+from framescribe.recipes.config import PromptConfig, RecheckConfig
 from framescribe.recipes.multiple_choice import spread_letters
 from framescribe.recipes.open_ended import add_scores
 from tests.output_fixtures import make_pair
@@ -72,16 +72,16 @@ def test_a_type_that_does_not_apply_keeps_its_row_without_a_pair_and_without_sco
     row = rows_of(annotate()[0], "open_ended")[1]
 
     assert (row.question, row.answer, row.completion) == ("", "", "None")
-    assert (row.seen_score, row.blind_score, row.verified) == (None, None, None)
+    assert (row.recheck_score, row.blind_score, row.is_consistent) == (None, None, None)
 
 
 def test_an_answer_is_verified_by_asking_again_with_the_video_and_blind():
     count, _, colour = rows_of(annotate()[0], "open_ended")
 
-    assert (count.seen_answer, count.seen_score) == ("There are two balls.", pytest.approx(2 * 2 / 6))
+    assert (count.recheck_answer, count.recheck_score) == ("There are two balls.", pytest.approx(2 * 2 / 6))
     assert (count.blind_answer, count.blind_score) == ("Two.", pytest.approx(2 * 1 / 3))
-    assert count.verified is True
-    assert (colour.seen_answer, colour.seen_score, colour.verified) == ("Blue.", 0.0, False)
+    assert count.is_consistent is True
+    assert (colour.recheck_answer, colour.recheck_score, colour.is_consistent) == ("Blue.", 0.0, False)
 
 
 def test_a_choice_has_the_answer_under_its_letter_and_three_wrong_options():
@@ -108,8 +108,8 @@ def test_a_choice_is_asked_as_in_llava_video_178k_with_the_closing_lines_in_turn
 def test_a_choice_is_verified_by_its_letter():
     count, colour = rows_of(annotate()[0], "multiple_choice")
 
-    assert (count.seen_answer, count.seen_score, count.verified) == ("Two balls", 1.0, True)
-    assert (colour.seen_answer, colour.seen_score, colour.verified) == ("The answer is (Z).", 0.0, False)
+    assert (count.recheck_answer, count.recheck_score, count.is_consistent) == ("Two balls", 1.0, True)
+    assert (colour.recheck_answer, colour.recheck_score, colour.is_consistent) == ("The answer is (Z).", 0.0, False)
     assert (count.blind_score, colour.blind_score) == (0.0, 1.0)
 
 
@@ -216,10 +216,10 @@ def test_the_shipped_recipe_asks_each_type_for_its_own_pair():
     assert len(video.asked) == 1 + 16 + 16 * (1 + 2 + 2)
 
 
-@pytest.mark.parametrize(("score", "verified"), [(0.49, False), (0.5, True), (0.51, True)])
+@pytest.mark.parametrize(("score", "is_consistent"), [(0.49, False), (0.5, True), (0.51, True)])
 def test_a_score_that_reaches_the_bar_is_enough(score, verified):
-    config = VerificationConfig(PromptConfig("again", "{question}", 5), min_seen_score=0.5)
-    assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).verified is verified
+    config = RecheckConfig(PromptConfig("again", "{question}", 5), min_recheck_score=0.5)
+    assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).is_consistent is verified
 
 
 def test_what_follows_from_a_question_does_not_wait_for_the_slowest_of_the_clip():

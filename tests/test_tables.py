@@ -80,7 +80,7 @@ def test_a_unit_without_clips_is_a_part_without_rows():
 
 def test_a_part_counts_captions_and_qa_pairs_by_what_they_are_worth():
     captions = (make_caption(), make_caption(status=Status.LOOPED))
-    pairs = (make_pair(), make_pair(verified=False), make_pair(Status.EMPTY, verified=None))
+    pairs = (make_pair(), make_pair(is_consistent=False), make_pair(Status.EMPTY, is_consistent=None))
     part = build_part("unit-0", [replace(make_annotation("a"), captions=captions, qa_pairs=pairs)], RUN)
     counted = {name: part[name][0].as_py() for name in part.column_names if name.startswith("num_")}
     assert counted == {
@@ -88,7 +88,7 @@ def test_a_part_counts_captions_and_qa_pairs_by_what_they_are_worth():
         "num_captions_ok": 1,
         "num_qa_pairs": 3,
         "num_qa_pairs_ok": 2,
-        "num_qa_pairs_verified": 1,
+        "num_qa_pairs_consistent": 1,
     }
 
 
@@ -119,4 +119,4 @@ def test_the_readme_has_the_tables_of_the_schemas():
 
 def test_types_are_written_in_words():
     assert "| `timestamps_s` | list of double |" in describe_tables()
-    assert TABLES["qa"].field("verified").type == pa.bool_()
+    assert TABLES["qa"].field("is_consistent").type == pa.bool_()

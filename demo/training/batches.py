@@ -70,7 +70,7 @@ def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
             if asked[b][q].kind == "multiple_choice":
                 line_ends = [at for at, token in enumerate(question) if token == encoder.newline][:4]
                 options[b, q, line_ends] = [int(letter == asked[b][q].answer[0]) for letter in questions.LETTERS]
-            if asked[b][q].kind in ("multiple_choice", "verification") and encoder.question_end in question:
+            if asked[b][q].kind in ("multiple_choice", "recheck") and encoder.question_end in question:
                 known[b, q, question.index(encoder.question_end)] = KNOWN_ANSWERS.index(right_answer(asked[b][q]))
     kinds = [[one.kind for one in row] for row in asked]
     return Block(
@@ -124,7 +124,7 @@ def ask_about(scenes: list[Scene], mix: Mix, rng: np.random.Generator, with_segm
 def _short(scene: Scene, rng: np.random.Generator) -> Asked:
     pair = questions.pick(rng, answers.all_pairs(scene))
     # Some without the closing line, so that people can ask in their own short way.
-    return Asked("verification", *pair) if rng.random() < 0.12 else questions.ask_short(pair)
+    return Asked("recheck", *pair) if rng.random() < 0.12 else questions.ask_short(pair)
 
 
 def _choice(scene: Scene, rng: np.random.Generator) -> Asked:

@@ -106,7 +106,7 @@ def _write_counts(counts: TableCounts) -> Iterator[str]:
         ("table", "status", "rows"),
         ((f"`{name}/`", escape(v), f"{n:,}") for name, c in statuses for v, n in _by_count(c)),
     )
-    yield f"{counts.num_verified:,} QA pairs are verified: the answer was the same when asked again from the frames."
+    yield f"{counts.num_consistent:,} QA pairs are verified: the answer was the same when asked again from the frames."
     if counts.values["failures.reason"]:
         reasons = _by_count(counts.values["failures.reason"])[:_MAX_REASONS]
         yield "## Why clips failed"

@@ -189,7 +189,7 @@ def _summarise(seen: _Seen, done: Sequence[str], counts: TableCounts) -> Publish
         num_parts_outdated=len(seen.parts.keys() - seen.planned),
         missing_units=tuple(sorted(seen.planned - seen.parts.keys())),
         num_rows={name: counts.rows[name] for name in TABLES},
-        num_verified=counts.num_verified,
+        num_consistent=counts.num_consistent,
         failure_reasons=dict(counts.values["failures.reason"]),
     )
 
@@ -225,7 +225,7 @@ def _write_success(published: PublishedRun, paths: Mapping[str, Sequence[Path]],
         "num_clips": published.num_clips,
         "num_annotated": published.num_annotated,
         "num_failed": published.num_failed,
-        "num_verified": published.num_verified,
+        "num_consistent": published.num_consistent,
         "tables": {
             name: {"rows": published.num_rows[name], "files": [path.name for path in files]}
             for name, files in paths.items()

@@ -23,7 +23,7 @@ class PublishedRun:
         num_parts_outdated: parts that are in no table, because their shard was cut into other units since.
         missing_units: ids of planned units without a part, sorted.
         num_rows: table name to rows.
-        num_verified: QA pairs that the second look at the frames confirmed.
+        num_consistent: QA pairs that the second look at the frames confirmed.
         failure_reasons: reason to failed clips.
     """
 
@@ -33,7 +33,7 @@ class PublishedRun:
     num_parts_outdated: int
     missing_units: tuple[str, ...]
     num_rows: Mapping[str, int]
-    num_verified: int
+    num_consistent: int
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -73,14 +73,14 @@ class TableCounts:
         rows: table name to rows.
         values: `table.column` to value to rows.
         origin: the first row of `clips` or `failures`: its run columns are those of every row.
-        num_verified: QA pairs that the second look confirmed.
+        num_consistent: QA pairs that the second look confirmed.
         samples: rows of `captions` and `qa` of the first clips with a good caption, as dicts.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     values: dict[str, Counter[str]] = field(default_factory=lambda: {f"{t}.{c}": Counter() for t, c in _COUNTED})
     origin: dict[str, object] = field(default_factory=dict)
-    num_verified: int = 0
+    num_consistent: int = 0
     samples: dict[str, list[dict[str, object]]] = field(default_factory=lambda: {"captions": [], "qa": []})
 
     def add(self, tables: Mapping[str, pa.Table]) -> None:
@@ -89,7 +89,7 @@ class TableCounts:
             self.rows[name] += rows.num_rows
         for table, column in _COUNTED:
             self.values[f"{table}.{column}"].update(_count_values(tables[table][column]))
-        self.num_verified += pc.sum(tables["qa"]["verified"], min_count=0).as_py()
+        self.num_consistent += pc.sum(tables["qa"]["is_consistent"], min_count=0).as_py()
         self.origin = self.origin or _first_row(tables["clips"]) or _first_row(tables["failures"])
         if not self.samples["captions"]:
             self.samples = _take_samples(tables["captions"], tables["qa"])

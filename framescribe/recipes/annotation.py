@@ -54,9 +54,9 @@ class QAPair:
         options: multiple choice only: the options without letters, in order.
         answer_letter: multiple choice only: `A` to `D`.
         completion: the model's own words that the pair was parsed from.
-        seen_answer, seen_score: the answer when asked again from the frames; agreement with `answer`, 0 to 1.
+        recheck_answer, recheck_score: the answer when asked again from the frames; agreement with `answer`, 0 to 1.
         blind_answer, blind_score: the same without the video: high means that the question needs no video.
-        verified: whether `seen_score` reached the recipe's bar; None where the recipe did not ask again.
+        verified: whether `recheck_score` reached the recipe's bar; None where the recipe did not ask again.
     """
 
     kind: str
@@ -73,8 +73,8 @@ class QAPair:
     attempt: int = 1
     options: tuple[str, ...] = ()
     answer_letter: str | None = None
-    seen_answer: str | None = None
-    seen_score: float | None = None
+    recheck_answer: str | None = None
+    recheck_score: float | None = None
     blind_answer: str | None = None
     blind_score: float | None = None
-    verified: bool | None = None
+    is_consistent: bool | None = None

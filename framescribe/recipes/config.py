@@ -81,16 +81,16 @@ class MultipleChoiceConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class VerificationConfig:
+class RecheckConfig:
     """How a question is asked again (`{question}`), and how well the answers must agree."""
 
     prompt: PromptConfig
-    min_seen_score: float
+    min_recheck_score: float
 
     def __post_init__(self) -> None:
         check_placeholders("prompt", self.prompt.prompt, required=("question",))
-        if not 0 <= self.min_seen_score <= 1:
-            raise ValueError(f"min_seen_score must lie between 0 and 1, got {self.min_seen_score}")
+        if not 0 <= self.min_recheck_score <= 1:
+            raise ValueError(f"min_recheck_score must lie between 0 and 1, got {self.min_recheck_score}")
 
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -16,11 +16,11 @@ from framescribe.recipes.config import (
     OpenEndedConfig,
     PromptConfig,
     QuestionType,
-    VerificationConfig,
+    RecheckConfig,
     check_placeholders,
 )
 from framescribe.recipes.multiple_choice import Turn, ask_choice
-from framescribe.recipes.open_ended import ask_open_ended, verify_open_ended
+from framescribe.recipes.open_ended import ask_open_ended, recheck_open_ended
 from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult, check_ids
 
 
@@ -33,11 +33,11 @@ class DetailedRecipe(Recipe):
     caption: PromptConfig
     open_ended: OpenEndedConfig
     multiple_choice: MultipleChoiceConfig
-    verification: VerificationConfig
+    recheck: RecheckConfig
 
     def __post_init__(self) -> None:
         check_placeholders("caption", self.caption.prompt, required=())
-        prompts = (self.caption, self.open_ended.prompt, self.multiple_choice.prompt, self.verification.prompt)
+        prompts = (self.caption, self.open_ended.prompt, self.multiple_choice.prompt, self.recheck.prompt)
         check_ids(prompt.id for prompt in prompts)
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
@@ -69,8 +69,8 @@ class DetailedRecipe(Recipe):
             return row, None
         verified, choice = await ask_together(
             [
-                verify_open_ended(video, row, self.verification, self),
-                ask_choice(video, row, clip_id, turn, self.multiple_choice, self.verification, self),
+                recheck_open_ended(video, row, self.recheck, self),
+                ask_choice(video, row, clip_id, turn, self.multiple_choice, self.recheck, self),
             ]
         )
         return verified, choice

@@ -12,8 +12,8 @@ from framescribe.recipes.config import (
     OpenEndedConfig,
     PromptConfig,
     QuestionType,
+    RecheckConfig,
     RetryConfig,
-    VerificationConfig,
 )
 from framescribe.recipes.detailed import DetailedRecipe
 from framescribe.recipes.levels import LevelsRecipe
@@ -76,12 +76,12 @@ def _read_model_card(section: Section) -> Recipe:
 
 
 def _read_detailed(section: Section) -> Recipe:
-    section.only("recipe", "caption", "open_ended", "multiple_choice", "verification", *_SHARED_KEYS)
+    section.only("recipe", "caption", "open_ended", "multiple_choice", "recheck", *_SHARED_KEYS)
     return DetailedRecipe(
         caption=_read_prompt(section.section("caption")),
         open_ended=_read_open_ended(section.section("open_ended")),
         multiple_choice=_read_multiple_choice(section.section("multiple_choice")),
-        verification=_read_verification(section.section("verification")),
+        recheck=_read_recheck(section.section("recheck")),
         stop_loops=section.flag("stop_loops"),
         retries=_read_retries(section),
         retry_on=_read_retry_on(section),
@@ -136,10 +136,10 @@ def _read_multiple_choice(section: Section) -> MultipleChoiceConfig:
         return MultipleChoiceConfig(prompt, section.texts("closings"))
 
 
-def _read_verification(section: Section) -> VerificationConfig:
-    prompt = _read_prompt(section, "min_seen_score")
+def _read_recheck(section: Section) -> RecheckConfig:
+    prompt = _read_prompt(section, "min_recheck_score")
     with section.building():
-        return VerificationConfig(prompt, section.number("min_seen_score"))
+        return RecheckConfig(prompt, section.number("min_recheck_score"))
 
 
 def _read_retries(section: Section) -> tuple[RetryConfig, ...]:

@@ -12,7 +12,7 @@ from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.answers import LETTERS, clean_option, parse_letter, parse_wrong_answers
 from framescribe.recipes.ask import Reply, ask_with_retries
-from framescribe.recipes.config import MultipleChoiceConfig, VerificationConfig, fill_prompt
+from framescribe.recipes.config import MultipleChoiceConfig, RecheckConfig, fill_prompt
 from framescribe.recipes.open_ended import add_scores, ask_again, row_from
 from framescribe.recipes.recipe import AskableVideo, Recipe
 
@@ -25,7 +25,7 @@ async def ask_choice(
     clip_id: str,
     turn: Turn,
     config: MultipleChoiceConfig,
-    verification: VerificationConfig,
+    recheck: RecheckConfig,
     recipe: Recipe,
 ) -> QAPair:
     """The multiple-choice row of an open-ended pair, asked with the video and blind where the model gave three options.
@@ -39,11 +39,11 @@ async def ask_choice(
         return row
     placed = _place_answer(row, spread_letters(clip_id, number + 1)[number])
     closing = config.closings[number % len(config.closings)]
-    answers = await ask_again(video, format_choice(placed.question, placed.options, closing), verification, recipe)
-    seen_score, blind_score = (
+    answers = await ask_again(video, format_choice(placed.question, placed.options, closing), recheck, recipe)
+    recheck_score, blind_score = (
         float(parse_letter(answer, placed.options) == placed.answer_letter) for answer in answers
     )
-    return add_scores(placed, answers, (seen_score, blind_score), verification)
+    return add_scores(placed, answers, (recheck_score, blind_score), recheck)
 
 
 class Turn:

@@ -8,7 +8,7 @@ from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.answer_text import score_agreement
 from framescribe.recipes.answers import ParsedPair, parse_qa_pair, read_pair_status
 from framescribe.recipes.ask import Reply, ask_together, ask_with_retries
-from framescribe.recipes.config import OpenEndedConfig, QuestionType, VerificationConfig, fill_prompt
+from framescribe.recipes.config import OpenEndedConfig, QuestionType, RecheckConfig, fill_prompt
 from framescribe.recipes.recipe import AskableVideo, Recipe
 
 
@@ -51,7 +51,7 @@ def row_from(reply: Reply, kind: str, question_type: str, status: Status) -> QAP
     )
 
 
-async def verify_open_ended(video: AskableVideo, row: QAPair, config: VerificationConfig, recipe: Recipe) -> QAPair:
+async def recheck_open_ended(video: AskableVideo, row: QAPair, config: RecheckConfig, recipe: Recipe) -> QAPair:
     """Adds the answers to the bare question with the video and without it; rows that are not OK stay as they are."""
     if row.status is not Status.OK:
         return row
@@ -60,7 +60,7 @@ async def verify_open_ended(video: AskableVideo, row: QAPair, config: Verificati
     return add_scores(row, (seen, blind), scores, config)
 
 
-async def ask_again(video: AskableVideo, question: str, config: VerificationConfig, recipe: Recipe) -> tuple[str, str]:
+async def ask_again(video: AskableVideo, question: str, config: RecheckConfig, recipe: Recipe) -> tuple[str, str]:
     """The answers to a question with the video and blind."""
     seen, blind = await ask_together(
         [ask_with_retries(ask, question, config.prompt, recipe) for ask in (video.ask, video.ask_text)]
@@ -68,16 +68,14 @@ async def ask_again(video: AskableVideo, question: str, config: VerificationConf
     return seen.text, blind.text
 
 
-def add_scores(
-    row: QAPair, answers: tuple[str, str], scores: tuple[float, float], config: VerificationConfig
-) -> QAPair:
+def add_scores(row: QAPair, answers: tuple[str, str], scores: tuple[float, float], config: RecheckConfig) -> QAPair:
     """The row with the (seen, blind) answers and scores, verified where the seen score reaches the bar."""
-    (seen, blind), (seen_score, blind_score) = answers, scores
+    (seen, blind), (recheck_score, blind_score) = answers, scores
     return replace(
         row,
-        seen_answer=seen,
-        seen_score=seen_score,
+        recheck_answer=seen,
+        recheck_score=recheck_score,
         blind_answer=blind,
         blind_score=blind_score,
-        verified=seen_score >= config.min_seen_score,
+        is_consistent=recheck_score >= config.min_recheck_score,
     )
