@@ -182,7 +182,7 @@ def check_memory(setting: Setting) -> StageResult:
         calm = _ask_batch(setting, engine)
         with _failing_now_and_then(engine):
             shaken = _ask_batch(setting, engine)
-        checks.append(at_least("memory faults that were undone", engine.stats.memory_faults, 2))
+        checks.append(at_least("memory faults that were undone", engine.stats.oom_recoveries, 2))
         checks.append(at_least("answers that begin alike after faults", _count_alike(shaken, calm), len(calm) * 2 // 3))
         if setting.device.type == "cuda":
             for left_gb in (2, 1, 0.5):

@@ -50,8 +50,8 @@ class ModelCardLoop:
         """Returns the input embeddings [L, D] of a whole prompt."""
         model = self._model
         resized = torch.from_numpy(resize_frames(frames, model.config.tower.image_size)).to(model.device)
-        patches = model.project(model.see_frames(normalise_pixels(resized, model.language.dtype)))
-        video = model.lay_out(model.pool(patches), np.arange(len(frames)))
+        patches = model.project(model.run_vision_tower(normalise_pixels(resized, model.language.dtype)))
+        video = model.arrange_video_tokens(model.pool(patches), np.arange(len(frames)))
         text = self._tokenizer.video_prefix(timestamps_s, duration_s)
         ids = ([*text.before_video], [*text.after_video, *self._tokenizer.video_question(question)])
         before, after = (self._language.model.embed_tokens(torch.tensor(part, device=model.device)) for part in ids)

@@ -24,7 +24,7 @@ from framescribe.decoding.pool import DecoderPool
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.recipes import Recipe, parse_recipe
-from pipeline.annotate import Run, annotate
+from pipeline.annotate import AnnotateRequest, annotate
 from pipeline.config import RunConfig
 from pipeline.units import UnitConfig
 from schemas.records import Clip, ClipRef, SampledClip
@@ -80,7 +80,7 @@ def run_pipeline(config: RunConfig, folder: Path, checkpoint: Path) -> float:
 
     model = read_model_config(find_checkpoint(str(checkpoint), files=CONFIGURATION))
     started = time.perf_counter()
-    annotate(Run((str(folder),), "DirectRunner", (), overwrite=False), config, model)
+    annotate(AnnotateRequest((str(folder),), "DirectRunner", (), overwrite=False), config, model)
     return time.perf_counter() - started
 
 

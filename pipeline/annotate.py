@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig
 from framescribe.publish.publish import OwnUnits, publish
-from framescribe.publish.report import PublishedRun
+from framescribe.publish.report import PublishReport
 from framescribe.storage.access import Store
 from framescribe.storage.journal import (
     RunRecord,
@@ -36,12 +36,12 @@ from pipeline.start import StartedRun, add_failed_units, check_same_run, check_s
 from pipeline.units import plan_units
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
-from transforms.answer_reuse import EarlierRun
+from transforms.answer_reuse import ReusableRun
 from transforms.unit_outcomes import TooManyFailedClipsError, check_failed_fraction, describe_reasons
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class AnnotateRequest:
     """What to run and where it shall be told.
 
     Attributes:
@@ -57,7 +57,7 @@ class Run:
     changed_inputs: str | None = None
 
 
-def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun | None:
+def annotate(request: AnnotateRequest, config: RunConfig, model: ModelConfig) -> PublishReport | None:
     """Plans, runs what is not done yet, and publishes; None where the pipeline was only described, as a template is.
 
     Raises:
@@ -65,23 +65,23 @@ def annotate(run: Run, config: RunConfig, model: ModelConfig) -> PublishedRun | 
         whatever stops a run: bad inputs, other settings in the output, a broken store or device.
     """
     store = open_output(config.output, config.storage_options)
-    check_inputs_apart(run.inputs, Store(config.storage_options, config.reading), store)
-    check_runner(run.runner, run.beam_flags)
+    check_inputs_apart(request.inputs, Store(config.storage_options, config.reading), store)
+    check_runner(request.runner, request.beam_flags)
     checkpoint = find_checkpoint(
         config.engine.model, config.engine.revision, config.engine.storage_options, CONFIGURATION
     )
     config = _with_absolute_folders(config, store, checkpoint)
     check_prompts(config, checkpoint, model)
-    units = plan_units(run.inputs, config.units, config.storage_options, config.reading)
+    units = plan_units(request.inputs, config.units, config.storage_options, config.reading)
     # Elsewhere each worker sees for itself which device it has.
-    dtype = prepare_model(config, model) if is_in_process(run.runner) else config.engine.dtype
+    dtype = prepare_model(config, model) if is_in_process(request.runner) else config.engine.dtype
     record = record_run(config, checkpoint, model, dtype)
-    if run.reuse_from is not None:
-        config, record = _reuse_answers(run.reuse_from, config, store, record, units)
-    started = _start(run, config, store, record, units)
+    if request.reuse_from is not None:
+        config, record = _reuse_answers(request.reuse_from, config, store, record, units)
+    started = _start(request, config, store, record, units)
     config = _take_set_aside(config, store, record)
     if started.todo:
-        counters = _run_units(run, config, run_columns(config, checkpoint, model, dtype, record), store, started)
+        counters = _run_units(request, config, run_columns(config, checkpoint, model, dtype, record), store, started)
         if counters is None:
             return None
         record_end(store, replace(record, counters=counters))
@@ -104,16 +104,18 @@ def _with_absolute_folders(config: RunConfig, store: OutputStore, checkpoint: Ch
     return replace(config, engine=engine, output=str(store.local_path or config.output))
 
 
-def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
+def _start(
+    request: AnnotateRequest, config: RunConfig, store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]
+) -> StartedRun:
     """Starts the run in its folder, or goes on with it, and says what there is to do."""
-    if not run.overwrite:
+    if not request.overwrite:
         check_same_run(store, record)
         if not config.allow_other_versions:
             check_same_versions(store, record)
         check_nothing_left_out(store, Store(config.storage_options, config.reading), units, record.fingerprint)
         check_no_second_ids(store, units)
-        _judge_changed_inputs(run, store, units)
-    started = (overwrite_run if run.overwrite else start_run)(store, record, units)
+        _judge_changed_inputs(request, store, units)
+    started = (overwrite_run if request.overwrite else start_run)(store, record, units)
     if not store.honours_conditions():
         _say(
             f"warning: {store.address('')} has no locks and ignores conditions of writes: two runs there at once "
@@ -136,17 +138,17 @@ def _start(run: Run, config: RunConfig, store: OutputStore, record: RunRecord, u
     return started
 
 
-def _judge_changed_inputs(run: Run, store: OutputStore, units: Sequence[WorkUnit]) -> None:
+def _judge_changed_inputs(request: AnnotateRequest, store: OutputStore, units: Sequence[WorkUnit]) -> None:
     """Lets finished units of changed inputs stand, or sets their parts aside to be done again, as the user said."""
     changed = find_changed_inputs(store, units)
-    if run.changed_inputs is None:
+    if request.changed_inputs is None:
         check_inputs_unchanged(changed)
-    if run.changed_inputs == "redo" and changed.unit_ids:
+    if request.changed_inputs == "redo" and changed.unit_ids:
         store.remove(SUCCESS_FILE)  # before the first part goes
         for unit_id in changed.unit_ids:
             set_part_aside(store, unit_id)
     if changed.unit_ids:
-        fate = "done again" if run.changed_inputs == "redo" else "kept as they are"
+        fate = "done again" if request.changed_inputs == "redo" else "kept as they are"
         _say(f"{write_count(len(changed.unit_ids), 'finished unit')} of changed inputs: {fate}")
 
 
@@ -155,10 +157,10 @@ def _take_set_aside(config: RunConfig, store: OutputStore, record: RunRecord) ->
     if config.earlier is not None or not list_set_aside(store):
         return config
     output = f"{config.output.rstrip('/')}/{SET_ASIDE_FOLDER}"
-    return replace(config, earlier=EarlierRun(output, record.fingerprint, config.storage_options))
+    return replace(config, earlier=ReusableRun(output, record.fingerprint, config.storage_options))
 
 
-def _check_failures(published: PublishedRun, config: RunConfig) -> None:
+def _check_failures(published: PublishReport, config: RunConfig) -> None:
     reasons = published.failure_reasons
     check_failed_fraction(published.num_failed, published.num_clips, config.max_failed_fraction, 1, reasons)
     if published.num_failed and not published.num_annotated:
@@ -181,22 +183,22 @@ def _reuse_answers(
 
 
 def _run_units(
-    run: Run, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun
+    request: AnnotateRequest, config: RunConfig, columns: RunColumns, store: OutputStore, started: StartedRun
 ) -> dict[str, int] | None:
     """Runs the pipeline, with progress shown from a thread, and returns what the workers counted; None if none ran."""
     import apache_beam as beam
 
     from pipeline.graph import build_graph
 
-    options = make_options(run.runner, run.beam_flags)
+    options = make_options(request.runner, request.beam_flags)
     pipeline = beam.Pipeline(options=options)
     build_graph(pipeline, started.todo, config, columns)
     when_interrupted = (
         f"stopped; what is committed under {config.output} is kept. The same command goes on from there, "
         f"`publish --output {config.output}` builds tables of what is done"
     )
-    with show_progress(store, started.todo, "loading the model" if is_in_process(run.runner) else ""):
-        result = run_to_end(pipeline, run.runner, when_interrupted)
+    with show_progress(store, started.todo, "loading the model" if is_in_process(request.runner) else ""):
+        result = run_to_end(pipeline, request.runner, when_interrupted)
     described = describe_description(options)
     if described is not None:
         _say(
@@ -204,8 +206,8 @@ def _run_units(
             f"{config.output}` builds the tables"
         )
         return None
-    if not is_in_process(run.runner):
-        _check_parts_are_here(store, started.todo, run.runner)
+    if not is_in_process(request.runner):
+        _check_parts_are_here(store, started.todo, request.runner)
     return read_counters(result)
 
 

@@ -35,7 +35,7 @@ from pipeline.config import RunConfig
 from pipeline.start import describe_difference
 from schemas.records import WorkUnit
 from schemas.tables import TABLES
-from transforms.answer_reuse import EarlierRun
+from transforms.answer_reuse import ReusableRun
 from transforms.worker import is_loaded
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _real_path(file_system: AbstractFileSystem, path: str) -> str:
 
 def find_earlier_run(
     earlier: str, storage_options: StorageOptions, output: OutputStore, run: RunRecord, units: Sequence[WorkUnit]
-) -> tuple[EarlierRun, int]:
+) -> tuple[ReusableRun, int]:
     """Returns the run whose answers may be taken, and how many of this run's units it has a part of.
 
     Args:
@@ -249,10 +249,10 @@ def find_earlier_run(
             f"{store.address('')} has none of the {len(units)} units of this run, so no answer of it can be taken: "
             "give the same --input and --clips-per-unit as then, or leave out --reuse-from to ask everything"
         )
-    return EarlierRun(str(store.local_path or earlier), recorded.fingerprint, storage_options), num_units
+    return ReusableRun(str(store.local_path or earlier), recorded.fingerprint, storage_options), num_units
 
 
-def describe_run(earlier: EarlierRun) -> dict[str, str]:
+def describe_run(earlier: ReusableRun) -> dict[str, str]:
     """Returns what run.json shall say about the run that answers are taken from."""
     address = open_output(earlier.output, earlier.storage_options).address("")
     return {"output": address, "fingerprint": earlier.fingerprint}

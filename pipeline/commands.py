@@ -14,7 +14,7 @@ from framescribe.llava_video.engine.errors import CheckpointError, EngineBroken
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
 from framescribe.publish.publish import publish
-from framescribe.publish.report import PublishedRun
+from framescribe.publish.report import PublishReport
 from framescribe.recipes import Recipe, RecipeError, load_recipe
 from framescribe.storage.addresses import AddressError, origins_of, select_options
 from framescribe.storage.config import ReadConfig
@@ -22,7 +22,7 @@ from framescribe.storage.errors import InputError, NoInputFound, ShardChanged, S
 from framescribe.storage.journal import DamagedRunError, OtherRunError
 from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
 from framescribe.storage.retries import RetryPolicy, StoreError, retry_passing_errors
-from pipeline.annotate import Run, annotate
+from pipeline.annotate import AnnotateRequest, annotate
 from pipeline.checks import CannotStart
 from pipeline.config import RunConfig
 from pipeline.options import Command
@@ -77,7 +77,7 @@ def run_annotate(command: Command) -> None:
         allow_other_versions=flags.allow_other_versions,
         storage_options=flags.storage_options,
     )
-    run = Run(
+    request = AnnotateRequest(
         inputs=tuple(flags.input),
         runner=flags.runner,
         beam_flags=command.beam_flags,
@@ -85,7 +85,7 @@ def run_annotate(command: Command) -> None:
         reuse_from=flags.reuse_from,
         changed_inputs=flags.changed_inputs,
     )
-    published = annotate(run, config, model)
+    published = annotate(request, config, model)
     if published is not None:
         _report(published, flags.output)
 
@@ -167,7 +167,7 @@ def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
     )
 
 
-def _report(published: PublishedRun, output: str) -> None:
+def _report(published: PublishReport, output: str) -> None:
     rows = ", ".join(f"{table} {number:,}" for table, number in published.num_rows.items())
     print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} verified) in {output}")
     if published.failure_reasons:

@@ -18,7 +18,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import RunRecord
 from pipeline.units import UnitConfig
 from schemas.run_columns import RunColumns, find_versions
-from transforms.answer_reuse import EarlierRun
+from transforms.answer_reuse import ReusableRun
 
 # Raised by hand when the program's own rules change what is written for the same settings.
 ROW_VERSION = 2
@@ -56,7 +56,7 @@ class RunConfig:
     frame_memory_bytes: int = 4 << 30
     prefetch_clips: int = 48
     canary_every: int = 500
-    earlier: EarlierRun | None = None
+    earlier: ReusableRun | None = None
     allow_other_versions: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 

@@ -9,18 +9,18 @@ import time
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import Span
+from framescribe.decoding.timeline import TimeWindow
 
 SEGFAULT, HANG, SPIN, EAT_MEMORY, RAISE, FLOOD_LOG, TELL_ENVIRONMENT = (1000.0 + i for i in range(7))
 
 
-def sample_or_fail(path: str, span: Span, config: SamplingConfig) -> tuple[SampledFrames, str]:
-    """Does what `span.start_s` names; any other span is sampled as usual."""
-    fault = FAULTS.get(span.start_s or 0.0)
+def sample_or_fail(path: str, window: TimeWindow, config: SamplingConfig) -> tuple[SampledFrames, str]:
+    """Does what `window.start_s` names; any other window is sampled as usual."""
+    fault = FAULTS.get(window.start_s or 0.0)
     if fault is not None:
         fault()
-    sampled, decoder = sample_video(path, Span(), config)
-    return sampled, f"{decoder}; {sorted(os.environ)}" if span.start_s == TELL_ENVIRONMENT else decoder
+    sampled, decoder = sample_video(path, TimeWindow(), config)
+    return sampled, f"{decoder}; {sorted(os.environ)}" if window.start_s == TELL_ENVIRONMENT else decoder
 
 
 def _segfault() -> None:

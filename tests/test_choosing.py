@@ -12,7 +12,7 @@ from framescribe.llava_video.attention.static_decode import SeenIds
 from framescribe.llava_video.engine.generation import FinishReason, GenerationConfig
 from framescribe.llava_video.engine.tasks import StopRule, read_generation_defaults
 from framescribe.llava_video.model.checkpoint import Checkpoint
-from framescribe.llava_video.model.vision import lay_out_faster_video
+from framescribe.llava_video.model.vision import arrange_faster_video_tokens
 
 
 def choose(seen: SeenIds, logits: list[float], penalty: float) -> int:
@@ -77,7 +77,7 @@ def test_every_so_manyth_frame_is_slow_and_the_others_are_fast():
     slow = torch.tensor([10.0, 11.0, 12.0, 13.0, 14.0]).reshape(5, 1, 1)
     fast = slow + 10
     newline, faster = torch.tensor([-1.0]), torch.tensor([-2.0])
-    laid_out = lay_out_faster_video(slow, fast, newline, faster, stride=2)
+    laid_out = arrange_faster_video_tokens(slow, fast, newline, faster, stride=2)
     frames = [number for number in laid_out[:, 0].tolist() if number > 0]
     assert frames == [10, 21, 12, 23, 14]
     assert laid_out[:3, 0].tolist() == [10, -1, -2]

@@ -18,12 +18,12 @@ import pytest
 from av.stream import Disposition
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.damage import settle
-from framescribe.decoding.decode import Census, read_video_timeline
+from framescribe.decoding.damage import match_decoded_frames
+from framescribe.decoding.decode import DecodeTally, read_video_timeline
 from framescribe.decoding.pool import DecoderPool
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import Span
+from framescribe.decoding.timeline import TimeWindow
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip
 from tests.decoding_fixtures import (
     SHARED_MEDIA,
@@ -66,7 +66,7 @@ def result_of(pool: DecoderPool, video: bytes | Path) -> SampledClip | FailedCli
 
 def sample(path: Path, **settings: object) -> SampledFrames:
     config = SamplingConfig(**({"max_frames": 8, "image_size": 64} | settings))
-    return sample_video(str(path), Span(), config)[0]
+    return sample_video(str(path), TimeWindow(), config)[0]
 
 
 def cut(video: Path, share: float, target: Path) -> Path:
@@ -134,7 +134,7 @@ def test_a_file_that_never_was_a_video_is_not_taken_for_a_truncated_one(tmp_path
 def test_a_file_cut_near_its_end_is_sampled_and_its_share_recorded(video, tmp_path):
     sampled = sample(cut(video, 0.97, tmp_path / "most.mp4"), min_decoded_fraction=0.8)
     assert 0.8 <= sampled.decoded_fraction < 1.0
-    numbers = [read_number(sampled.pictures[i]) for i in sampled.frame_indices]
+    numbers = [read_number(sampled.frames[i]) for i in sampled.frame_indices]
     assert numbers == list(sampled.frame_indices)
     assert sampled.timestamps_s == pytest.approx([number / 10 for number in numbers])
 
@@ -172,7 +172,7 @@ def test_frames_predicted_from_a_lost_one_are_never_sampled(video, tmp_path):
     sound, scratched = sample(video, **settings), sample(tmp_path / "scratched.mp4", **settings)
     assert 0.8 <= scratched.decoded_fraction < 1.0
     assert (scratched.frame_indices[0], scratched.frame_indices[-1]) == (0, 59)
-    assert [i for i in scratched.frame_indices if not np.array_equal(scratched.pictures[i], sound.pictures[i])] == []
+    assert [i for i in scratched.frame_indices if not np.array_equal(scratched.frames[i], sound.frames[i])] == []
 
 
 SCRATCHED = {
@@ -190,14 +190,14 @@ SCRATCHES = {"hevc.mp4": (20, b"\xff"), "mjpeg.avi": (900, b"\x33")}
 )
 def test_a_frame_of_which_the_decoder_logs_an_error_is_never_sampled(tmp_path, name):
     whole = make_video(tmp_path / name, 30, is_noisy=True, **SCRATCHED[name])
-    pictures = {picture.tobytes() for picture in sample(whole, max_frames=30).pictures.values()}
+    pictures = {picture.tobytes() for picture in sample(whole, max_frames=30).frames.values()}
     offset, byte = SCRATCHES.get(name, (50, b"\x33"))
     scratched = [scratch(whole, tmp_path / f"{tenth}_{name}", tenth, offset, byte) for tenth in range(10)]
     noticed = [path for path in scratched if logs_an_error(path)]
     sampled = [sample(path, max_frames=30, min_decoded_fraction=0.0) for path in noticed]
     assert len(noticed) >= 3
     assert [clip.decoded_fraction for clip in sampled if clip.decoded_fraction == 1.0] == []
-    assert [i for clip in sampled for i, p in clip.pictures.items() if p.tobytes() not in pictures] == []
+    assert [i for clip in sampled for i, p in clip.frames.items() if p.tobytes() not in pictures] == []
 
 
 def scratch(video: Path, target: Path, tenth: int, offset: int, byte: bytes) -> Path:
@@ -241,7 +241,7 @@ def test_a_frame_that_lacks_a_slice_is_not_sampled_though_the_decoder_logs_nothi
     sound, sampled = sample(whole, max_frames=30), sample(path, max_frames=30, min_decoded_fraction=0.5)
     assert not logs_an_error(path)
     assert sampled.decoded_fraction < 1.0
-    assert [i for i in sampled.pictures if not np.array_equal(sampled.pictures[i], sound.pictures[i])] == []
+    assert [i for i in sampled.frames if not np.array_equal(sampled.frames[i], sound.frames[i])] == []
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
@@ -252,12 +252,12 @@ def test_a_hole_in_a_matroska_file_is_counted_and_what_borders_on_it_not_sampled
     content[place : place + len(content) // 6] = np.random.default_rng(0).bytes(len(content) // 6)
     path = tmp_path / "hole.mkv"
     path.write_bytes(content)
-    pictures = {picture.tobytes() for picture in sample(whole, max_frames=60).pictures.values()}
+    pictures = {picture.tobytes() for picture in sample(whole, max_frames=60).frames.values()}
     with pytest.raises(UndecodableClip, match="damaged"):
         sample(path)
     sampled = sample(path, max_frames=60, min_decoded_fraction=0.3)
     assert 0.5 < sampled.decoded_fraction < 0.9
-    assert [i for i, picture in sampled.pictures.items() if picture.tobytes() not in pictures] == []
+    assert [i for i, picture in sampled.frames.items() if picture.tobytes() not in pictures] == []
 
 
 def test_frames_that_the_index_of_an_avi_file_lists_are_missed(tmp_path):
@@ -295,7 +295,7 @@ def test_what_precedes_the_first_key_frame_of_a_file_is_counted_as_lost(tmp_path
     with pytest.raises(UndecodableClip, match="damaged.*begins in the middle of a group of pictures"):
         sample(late)
     sampled = sample(late, max_frames=60, min_decoded_fraction=0.5)
-    assert [read_number(sampled.pictures[i]) for i in sorted(sampled.pictures)] == list(range(24, 60))
+    assert [read_number(sampled.frames[i]) for i in sorted(sampled.frames)] == list(range(24, 60))
     assert 0.6 < sampled.decoded_fraction < 0.8
 
 
@@ -307,7 +307,7 @@ def test_frames_before_the_first_key_frame_are_not_sampled_even_if_the_decoder_s
             packet.stream = copied
             late.mux(packet)
     sampled = sample(tmp_path / "late.avi", max_frames=60, min_decoded_fraction=0.5)
-    assert [read_number(sampled.pictures[i]) for i in sorted(sampled.pictures)] == list(range(24, 60))
+    assert [read_number(sampled.frames[i]) for i in sorted(sampled.frames)] == list(range(24, 60))
     assert sampled.decoded_fraction == pytest.approx(36 / 48)
 
 
@@ -324,14 +324,14 @@ def test_a_packet_without_a_frame_and_without_a_gap_is_a_loss_only_where_the_dec
     extra = int(whole.pts[30]) + round(0.04 / whole.tick_s)
     pts = np.sort(np.append(whole.pts, extra))
     timeline = replace(whole, pts=pts, times_s=(pts - pts[0]) * whole.tick_s)
-    census = Census(list(enumerate(whole.pts.tolist())), frozenset([extra] if is_bad else []))
-    assert settle(timeline, census, Span(), 0.5).decoded_fraction == share
+    tally = DecodeTally(list(enumerate(whole.pts.tolist())), frozenset([extra] if is_bad else []))
+    assert match_decoded_frames(timeline, tally, TimeWindow(), 0.5).decoded_fraction == share
 
 
 def test_a_packet_without_a_frame_that_leaves_a_gap_is_a_loss(video):
     timeline = read_video_timeline(str(video), CONFIG.max_pixels)
     good = [(ordinal, pts) for ordinal, pts in enumerate(timeline.pts.tolist()) if ordinal != 30]
-    assert settle(timeline, Census(good), Span(), 0.5).decoded_fraction == 59 / 60
+    assert match_decoded_frames(timeline, DecodeTally(good), TimeWindow(), 0.5).decoded_fraction == 59 / 60
 
 
 @pytest.mark.parametrize("container_options", [{"movflags": "faststart"}, {}])

@@ -16,7 +16,7 @@ from PIL import Image
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sample import probe_duration_s, sample_video
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import Span
+from framescribe.decoding.timeline import TimeWindow
 from tests.decoding_fixtures import (
     SHARED_MEDIA,
     decode_plainly,
@@ -63,14 +63,14 @@ WINDOWED = ("h264.mp4", "h264_short_gop.flv", "h264_open_gop.mp4", "fragmented.m
             "vp8_hidden_frames.webm", "no_duration.webm", "hevc_open_gop.mp4", "av1.mp4", "mpeg4.avi")  # fmt: skip
 
 
-def sample(path: Path, span: Span = Span(), **settings: object) -> tuple[SampledFrames, str]:
-    return sample_video(str(path), span, SamplingConfig(**({"image_size": SIZE} | settings)))
+def sample(path: Path, window: TimeWindow = TimeWindow(), **settings: object) -> tuple[SampledFrames, str]:
+    return sample_video(str(path), window, SamplingConfig(**({"image_size": SIZE} | settings)))
 
 
 def assert_plain_frames(path: Path, sampled: SampledFrames) -> None:
     times_s, pictures = decode_plainly(path, SIZE)
     assert [times_s[i] for i in sampled.frame_indices] == pytest.approx(sampled.timestamps_s, abs=1e-6)
-    assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+    assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.frames[i], pictures[i])] == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_video_is_shown_as_its_whole_display_matrix_says(tmp_path, matrix):
     with av.open(str(stored)) as container:
         frames = [SHOWN[matrix](frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     resized = [Image.fromarray(np.ascontiguousarray(f)).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for f in frames]
-    assert [np.array_equal(sampled.pictures[i], np.asarray(resized[i])) for i in range(4)] == [True] * 4
+    assert [np.array_equal(sampled.frames[i], np.asarray(resized[i])) for i in range(4)] == [True] * 4
     assert (sampled.width_px, sampled.height_px) == ((128, 96) if matrix[0] else (96, 128))
 
 
@@ -151,7 +151,7 @@ def set_display_matrix(source: Path, target: Path, matrix: tuple[int, int, int, 
 def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path):
     path = cut_without_decoding(make_video(tmp_path / "whole.mp4"), tmp_path / "cut.mp4", hidden_frames=7)
     sampled, _ = sample(path, max_frames=23)
-    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(7, 30))
+    assert [read_number(sampled.frames[i]) for i in sampled.frame_indices] == list(range(7, 30))
     assert sampled.timestamps_s[0] == 0.0
     assert sampled.duration_s == pytest.approx(2.3, abs=0.05)
 
@@ -188,7 +188,7 @@ FILM_SECOND = {
 def test_the_stream_that_a_player_shows_is_sampled(tmp_path, name):
     sampled, _ = sample(make_streams(tmp_path / name, FILM_SECOND[name]), max_frames=10)
     assert (sampled.width_px, sampled.height_px) == (128, 96)
-    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(10))
+    assert [read_number(sampled.frames[i]) for i in sampled.frame_indices] == list(range(10))
 
 
 def test_of_two_like_streams_the_first_is_sampled(tmp_path):
@@ -244,7 +244,7 @@ def test_alternate_references_of_vp9_in_packets_of_their_own_are_no_frames(tmp_p
     path = hide_copies_of_key_frames(whole, tmp_path / "hidden.webm", num_packets)
     sampled, _ = sample(path, max_frames=72)
     assert sampled.decoded_fraction == 1.0
-    assert sorted(sampled.pictures) == list(range(num_packets * 9 // 10))
+    assert sorted(sampled.frames) == list(range(num_packets * 9 // 10))
     assert_plain_frames(path, sampled)
 
 
@@ -316,9 +316,9 @@ def test_without_decord_pyav_decodes_and_the_row_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize("decoder", ["pyav", pytest.param("decord", marks=needs_decord)])
 def test_a_window_of_a_longer_video_is_a_clip_of_its_own(tmp_path, decoder):
     path = make_video(tmp_path / "long.mp4", num_frames=60, options={"g": "10"})
-    sampled, _ = sample(path, Span(2.0, 3.0), max_frames=10, decoder=decoder)
+    sampled, _ = sample(path, TimeWindow(2.0, 3.0), max_frames=10, decoder=decoder)
     assert sampled.frame_indices == tuple(range(20, 30))
-    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(20, 30))
+    assert [read_number(sampled.frames[i]) for i in sampled.frame_indices] == list(range(20, 30))
     assert sampled.timestamps_s == pytest.approx([i / 10 for i in range(10)])
     assert sampled.duration_s == pytest.approx(1.0)
 
@@ -330,9 +330,9 @@ def test_a_window_far_into_a_video_shows_the_frames_of_a_plain_decode(tmp_path, 
     path = make_video(tmp_path / name, **(MADE[name] | {"num_frames": 90, "rate": 10, "pts": None}))
     times_s, pictures = decode_plainly(path, SIZE)
     for start_s in (0.0, 1.1, 3.0, 4.7, 6.2):
-        sampled, _ = sample(path, Span(start_s, start_s + 2.0), max_frames=7, decoder="pyav")
+        sampled, _ = sample(path, TimeWindow(start_s, start_s + 2.0), max_frames=7, decoder="pyav")
         assert times_s[sampled.frame_indices[0]] >= start_s - 1e-6
-        assert [i for i in sampled.frame_indices if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+        assert [i for i in sampled.frame_indices if not np.array_equal(sampled.frames[i], pictures[i])] == []
 
 
 def test_a_window_is_decoded_from_the_key_frame_before_it_whatever_lies_further_back(tmp_path):
@@ -342,9 +342,9 @@ def test_a_window_is_decoded_from_the_key_frame_before_it_whatever_lies_further_
     content = bytearray(path.read_bytes())
     content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
     path.write_bytes(content)
-    sampled, _ = sample(path, Span(10.0, 11.0), max_frames=10, decoder="pyav")
+    sampled, _ = sample(path, TimeWindow(10.0, 11.0), max_frames=10, decoder="pyav")
     assert sampled.decoded_fraction == 1.0
-    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == list(range(100, 110))
+    assert [read_number(sampled.frames[i]) for i in sampled.frame_indices] == list(range(100, 110))
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_frames_far_apart_are_those_of_a_plain_decode(tmp_path, name):
     path = make_video(tmp_path / name, **(MADE[name] | {"num_frames": 260, "rate": 10, "pts": None}))
     sampled, _ = sample(path, max_frames=4)
     _, pictures = decode_plainly(path, SIZE)
-    assert [i for i in sampled.frame_indices if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+    assert [i for i in sampled.frame_indices if not np.array_equal(sampled.frames[i], pictures[i])] == []
 
 
 def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path):
@@ -365,19 +365,19 @@ def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path):
     content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
     path.write_bytes(content)
     sampled, _ = sample(path, max_frames=2)
-    assert [read_number(sampled.pictures[i]) for i in sampled.frame_indices] == [0, 119]
+    assert [read_number(sampled.frames[i]) for i in sampled.frame_indices] == [0, 119]
     assert sampled.decoded_fraction == 1.0
 
 
 def test_windows_side_by_side_share_no_frame_and_miss_none(tmp_path):
     path = make_video(tmp_path / "long.mp4", num_frames=47)
-    windows = [sample(path, Span(start_s, start_s + 1.5), fps=10.0)[0] for start_s in (0.0, 1.5, 3.0, 4.5)]
+    windows = [sample(path, TimeWindow(start_s, start_s + 1.5), fps=10.0)[0] for start_s in (0.0, 1.5, 3.0, 4.5)]
     assert [i for window in windows for i in window.frame_indices] == list(range(47))
 
 
 def test_a_window_past_the_end_of_the_video_is_a_failed_clip(tmp_path):
     with pytest.raises(UndecodableClip, match="window outside of the video"):
-        sample(make_video(tmp_path / "short.mp4"), Span(60.0, 70.0))
+        sample(make_video(tmp_path / "short.mp4"), TimeWindow(60.0, 70.0))
 
 
 def test_another_video_of_the_same_size_under_the_same_path_is_read_anew(tmp_path):
@@ -416,7 +416,7 @@ def test_frames_of_a_real_clip_are_those_of_a_plain_decode(name):
     path = SHARED_MEDIA / "clips" / name
     sampled, _ = sample(path, max_frames=16)
     times_s, pictures = decode_plainly(path, SIZE)
-    assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.pictures[i], pictures[i])] == []
+    assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.frames[i], pictures[i])] == []
     # FFmpeg swaps the times of AVI's B-frames: there the order of the frames is what can be checked.
     tolerance_s = 0.07 if path.suffix == ".avi" else 1e-6
     assert [times_s[i] for i in sampled.frame_indices] == pytest.approx(sampled.timestamps_s, abs=tolerance_s)

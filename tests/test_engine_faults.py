@@ -172,7 +172,7 @@ def test_running_out_of_memory_undoes_the_step_and_loses_no_answer(
         for video, asked in zip(videos, futures, strict=True):
             answers += [future.result(60).token_ids for future in asked]
             video.close()
-        assert (engine.stats.memory_faults, len(emptied)) == (2, 2)
+        assert (engine.stats.oom_recoveries, len(emptied)) == (2, 2)
     assert answers == expected
 
 
@@ -235,7 +235,7 @@ def test_a_question_cancelled_after_its_closed_clip_was_sent_back_holds_no_memor
         futures[0].result(60)
         engine.ask("Hi", SHORT).result(60)
         assert (engine._thread._scheduler.used_prefix_tokens, engine.stats.kv_prefix_bytes) == (0, 0)
-        assert (engine.stats.memory_faults, futures[1].cancelled()) == (1, True)
+        assert (engine.stats.oom_recoveries, futures[1].cancelled()) == (1, True)
 
 
 def test_a_clip_that_waits_for_memory_burns_no_core_and_is_not_left_waiting_for_ever(

@@ -68,17 +68,17 @@ def test_pixel_values_equal_the_reference_to_the_bit(case: GoldenCase, pixels: t
 
 def test_tower_features_equal_the_reference(case: GoldenCase, model: LlavaVideoModel, pixels: torch.Tensor) -> None:
     expected = _wanted(case, "vision_tower")
-    assert _difference(model.see_frames(pixels)[: len(expected)], expected) < TOLERANCE
+    assert _difference(model.run_vision_tower(pixels)[: len(expected)], expected) < TOLERANCE
 
 
 def test_projected_patches_equal_the_reference(case: GoldenCase, model: LlavaVideoModel, pixels: torch.Tensor) -> None:
     expected = _wanted(case, "projected")
-    assert _difference(model.project(model.see_frames(pixels))[: len(expected)], expected) < TOLERANCE
+    assert _difference(model.project(model.run_vision_tower(pixels))[: len(expected)], expected) < TOLERANCE
 
 
 def test_pooled_patches_equal_the_reference(case: GoldenCase, model: LlavaVideoModel, pixels: torch.Tensor) -> None:
     expected = _wanted(case, "pooled")
-    pooled = pool_patches(model.project(model.see_frames(pixels)), model.config)
+    pooled = pool_patches(model.project(model.run_vision_tower(pixels)), model.config)
     assert _difference(pooled, expected) < TOLERANCE
 
 
@@ -181,7 +181,7 @@ def _config(case: GoldenCase, attention: str) -> EngineConfig:
 
 def _encode(model: LlavaVideoModel, case: GoldenCase) -> torch.Tensor:
     resized = resize_frames(case.arrays["frames"], model.config.tower.image_size)
-    return model.lay_out(model.encode_frames(list(resized)), np.arange(len(resized)))
+    return model.arrange_video_tokens(model.encode_frames(list(resized)), np.arange(len(resized)))
 
 
 def _wanted(case: GoldenCase, name: str) -> np.ndarray:

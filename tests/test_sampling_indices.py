@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import choose_as_model_card, choose_frames, rate_indices, spread_indices
-from framescribe.decoding.timeline import Span
+from framescribe.decoding.timeline import TimeWindow
 from tests.decoding_fixtures import SHARED_MEDIA
 
 GOLDEN_VIDEOS = SHARED_MEDIA.parent / "golden" / "videos"
@@ -38,7 +38,7 @@ def card_config(case: str) -> SamplingConfig:
 @pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" not in GOLDEN[c[0]][c[1]]])
 def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
     golden = GOLDEN[clip][case]
-    sampled, _ = sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case))
+    sampled, _ = sample_video(str(GOLDEN_VIDEOS / clip), TimeWindow(), card_config(case))
     assert list(sampled.frame_indices) == golden["frame_idx"]
     assert ",".join(f"{time_s:.2f}s" for time_s in sampled.timestamps_s) == golden["frame_time"]
     assert sampled.duration_s == golden["video_time"]
@@ -48,7 +48,7 @@ def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
 @pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" in GOLDEN[c[0]][c[1]]])
 def test_where_the_model_cards_arithmetic_raises_the_clip_fails_with_a_reason(clip, case):
     with pytest.raises(UndecodableClip, match="too low for the time base model_card"):
-        sample_video(str(GOLDEN_VIDEOS / clip), Span(), card_config(case))
+        sample_video(str(GOLDEN_VIDEOS / clip), TimeWindow(), card_config(case))
 
 
 def test_the_seed_arithmetic_spreads_frames_and_divides_by_the_rate():

@@ -16,7 +16,7 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
-from transforms.answer_reuse import ClipMemory, EarlierAnswers, EarlierRun, RememberingVideo
+from transforms.answer_reuse import ClipMemory, EarlierAnswers, RememberingVideo, ReusableRun
 from transforms.engine_video import EngineVideo, WrongVideo
 from transforms.lookahead import LookAheadDoFn
 from transforms.worker import EngineMetrics, FrameBudget, RunningEngine, get_clip_budget, get_engine, get_frame_budget
@@ -43,7 +43,7 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
         frame_memory_bytes: int = 4 << 30,
         prefetch_clips: int = 48,
         canary_every: int = 0,
-        earlier: EarlierRun | None = None,
+        earlier: ReusableRun | None = None,
     ) -> None:
         """Composes the step.
 
@@ -76,7 +76,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         frame_memory_bytes: int,
         prefetch_clips: int,
         canary_every: int,
-        earlier: EarlierRun | None,
+        earlier: ReusableRun | None,
     ) -> None:
         super().__init__(prefetch_clips)
         self._engine_config = engine

@@ -137,7 +137,7 @@ class OtherDtypeError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class EarlierRun:
+class ReusableRun:
     """A run whose answers may be taken: its output, and the fingerprint that its parts must carry."""
 
     output: str
@@ -148,7 +148,7 @@ class EarlierRun:
 class EarlierAnswers:
     """What an earlier run asked about a clip; keeps the parts of a few units at hand. One bundle thread's own."""
 
-    def __init__(self, run: EarlierRun) -> None:
+    def __init__(self, run: ReusableRun) -> None:
         self._run = run
         self._store: OutputStore = open_output(run.output, run.storage_options)
         self._parts: OrderedDict[str, dict[str, pa.Table]] = OrderedDict()

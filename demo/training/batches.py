@@ -49,7 +49,7 @@ class Encoder:
         return self.encode(asked.question + TURN_END), self.encode(asked.answer) + self.end
 
 
-def lay_out(encoder: Encoder, asked: list[list[Asked]]) -> Block:
+def pack_block(encoder: Encoder, asked: list[list[Asked]]) -> Block:
     """Puts the same number of questions for each clip into one padded block.
 
     An answer of n tokens weighs the square root of n in all: one letter must not drown in long captions.

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from demo.training.batches import IGNORED, Block, Encoder, Mix, ask_about, ask_text_only, lay_out
+from demo.training.batches import IGNORED, Block, Encoder, Mix, ask_about, ask_text_only, pack_block
 from demo.training.language import DrawClips, Guides, answer_losses, build_prefix, build_short_prefix, text_prefix
 from demo.training.language_model import LanguageModel
 from demo.training.optimizer import Optimizers, learning_rate_factor
@@ -56,7 +56,7 @@ class Training:
         """Learns from one batch; returns the losses of answers, guides and text-only answers."""
         clips = self.draw_clips(self.rng, self.mix.clips)
         asked = ask_about(clips.scenes, self.mix, self.rng, self._is_due(self.mix.segment_every))
-        blocks = [lay_out(self.encoder, rows) for rows in asked]
+        blocks = [pack_block(self.encoder, rows) for rows in asked]
         build = build_prefix if self.mix.full_prompts else build_short_prefix
         prefix = build(self.model, self.encoder, clips)
         hidden, seen = self.model(prefix, [block.ids for block in blocks])
@@ -75,7 +75,7 @@ class Training:
         return every > 0 and (self.num_steps + self.rank) % every == 0
 
     def _learn_text_only(self) -> float:
-        blocks = [lay_out(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 2, 9)]
+        blocks = [pack_block(self.encoder, rows) for rows in ask_text_only(self.rng, 1, 2, 9)]
         hidden, _ = self.model(text_prefix(self.model, self.encoder), [block.ids for block in blocks])
         loss = answer_losses(self.model, hidden, blocks)
         (TEXT_WEIGHT * loss).backward()
@@ -89,11 +89,11 @@ class Training:
         for _ in range(num_rounds):
             clips = self.draw_clips(rng, MEASURED.clips)
             blocks = [
-                lay_out(self.encoder, rows) for rows in ask_about(clips.scenes, MEASURED, rng, with_segments=True)
+                pack_block(self.encoder, rows) for rows in ask_about(clips.scenes, MEASURED, rng, with_segments=True)
             ]
             hidden, _ = self.model(build_prefix(self.model, self.encoder, clips), [block.ids for block in blocks])
             count_right(self.model, hidden, blocks, counts)
-            texts = [lay_out(self.encoder, rows) for rows in ask_text_only(rng, 4, 4, 8)]
+            texts = [pack_block(self.encoder, rows) for rows in ask_text_only(rng, 4, 4, 8)]
             hidden, _ = self.model(text_prefix(self.model, self.encoder), [block.ids for block in texts])
             count_right(self.model, hidden, texts, counts)
         return " ".join(f"{kind} {right / asked:.2f}" for kind, (right, asked) in sorted(counts.items()))

@@ -27,10 +27,10 @@ from framescribe.decoding.child_process import (
 )
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import Span
+from framescribe.decoding.timeline import TimeWindow
 from framescribe.digests import digest_frames
 
-SampleVideo = Callable[[str, Span, SamplingConfig], tuple[SampledFrames, str]]
+SampleVideo = Callable[[str, TimeWindow, SamplingConfig], tuple[SampledFrames, str]]
 # Libraries and thread stacks reserve addresses they never touch; the parent watches what is really resident.
 _ADDRESS_SPACE_MARGIN_BYTES = 2 << 30
 _MAX_LOG_BYTES = 1 << 20
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, function = options.sample_with.split(":")
     sample_video: SampleVideo = getattr(importlib.import_module(module), function)
     # Whatever breaks all decoding here, such as a PyAV of another interface, must not be taken for bad clips.
-    sample.sample_video(str(_SOUND_VIDEO), Span(), SamplingConfig())
+    sample.sample_video(str(_SOUND_VIDEO), TimeWindow(), SamplingConfig())
     with socket.socket(fileno=options.connection) as connection:
         _serve(connection, sample_video)
     return 0
@@ -83,14 +83,14 @@ def _answer(request: dict[str, Json], descriptors: list[int], sample_video: Samp
     path = path_of(descriptors[-1]) if request["path"] is None else str(request["path"])
     if request["task"] == "probe":
         return {"duration_s": sample.probe_duration_s(path, config)}
-    span = Span(request["start_s"], request["end_s"])  # type: ignore[arg-type]  # numbers or None, from the parent
-    sampled, decoder = sample_video(path, span, config)
+    window = TimeWindow(request["start_s"], request["end_s"])  # type: ignore[arg-type]  # numbers or None, from the parent
+    sampled, decoder = sample_video(path, window, config)
     return _hand_over(sampled, decoder, descriptors[0])
 
 
 def _hand_over(sampled: SampledFrames, decoder: str, descriptor: int) -> dict[str, Json]:
     """Lays the frames into shared memory, repeats included, and describes them."""
-    frames = [sampled.pictures[index] for index in sampled.frame_indices]
+    frames = [sampled.frames[index] for index in sampled.frame_indices]
     _limit_file_size(None)
     write_frames(descriptor, frames)
     _limit_file_size(_MAX_LOG_BYTES)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from framescribe.decoding.config import UndecodableClip
-from framescribe.decoding.decode import Census
-from framescribe.decoding.timeline import USUAL_RATE, Span, Timeline, usual_gap_s
+from framescribe.decoding.decode import DecodeTally
+from framescribe.decoding.timeline import USUAL_RATE, Timeline, TimeWindow, usual_gap_s
 
 _GAP = 1.5  # times the usual distance of two frames: nearer ones leave none out
 
 
 @dataclass(frozen=True, slots=True)
-class SettledVideo:
+class DecodedVideo:
     """The frames of a video that can be had.
 
     Attributes:
@@ -28,48 +28,50 @@ class SettledVideo:
     decoded_fraction: float
 
 
-def settle(timeline: Timeline, census: Census, span: Span, min_fraction: float) -> SettledVideo:
+def match_decoded_frames(
+    timeline: Timeline, tally: DecodeTally, window: TimeWindow, min_fraction: float
+) -> DecodedVideo:
     """Keeps to the frames that came.
 
     Raises:
-        UndecodableClip: they are fewer than `min_fraction` of the frames that the span should hold.
+        UndecodableClip: they are fewer than `min_fraction` of the frames that the window should hold.
     """
     if timeline.has_holes:
-        census = _drop_frames_after_gaps(timeline, census)
+        tally = _drop_frames_after_gaps(timeline, tally)
     places = {int(pts): i for i, pts in enumerate(timeline.pts)} if timeline.is_reliable else {}
-    num_missing = timeline.num_missing if span.end_s is None or span.end_s > timeline.end_s else 0
-    if all(pts in places for _, pts in census.good) and timeline.is_reliable:
-        settled, indices = _by_timestamp(timeline, census, places)
-        first, stop = settled.window(span)
+    num_missing = timeline.num_missing if window.end_s is None or window.end_s > timeline.end_s else 0
+    if all(pts in places for _, pts in tally.good) and timeline.is_reliable:
+        decoded, indices = _by_timestamp(timeline, tally, places)
+        first, stop = decoded.frames_in(window)
         num_good = stop - first
-        num_lost = _count_lost(timeline, indices, census, span)  # before the end of the file
+        num_lost = _count_lost(timeline, indices, tally, window)  # before the end of the file
     else:
-        settled, indices = _by_count(timeline, census), tuple(range(len(census.good)))
-        num_good = len(census.good)
-        num_lost = len(timeline.times_s) - num_good if timeline.has_frame_packets else census.num_bad
+        decoded, indices = _by_count(timeline, tally), tuple(range(len(tally.good)))
+        num_good = len(tally.good)
+        num_lost = len(timeline.times_s) - num_good if timeline.has_frame_packets else tally.num_bad
         num_lost = max(num_lost, 0) + (0 if timeline.num_missing else timeline.num_unread)
     is_cut = timeline.is_cut and num_lost <= max(num_missing, 1)
     num_expected = num_good + num_lost + num_missing
     share = _check_fraction(
-        num_good, num_expected, settled, is_cut=is_cut, begins_late=census.begins_late, min_fraction=min_fraction
+        num_good, num_expected, decoded, is_cut=is_cut, begins_late=tally.begins_late, min_fraction=min_fraction
     )
-    return SettledVideo(settled, indices, share)
+    return DecodedVideo(decoded, indices, share)
 
 
-def _count_lost(timeline: Timeline, came: tuple[int, ...], census: Census, span: Span) -> int:
-    """How many frames of a span did not come faithfully, those left out that FFmpeg could not even find included.
+def _count_lost(timeline: Timeline, came: tuple[int, ...], tally: DecodeTally, window: TimeWindow) -> int:
+    """How many frames of a window did not come faithfully, those left out that FFmpeg could not even find included.
 
     A packet of which the decoder says nothing, and whose frame leaves no gap between those before and after it, never
     was a frame to show: an alternate reference, the second field of a picture.
     """
-    low, high = timeline.window(span)
+    low, high = timeline.frames_in(window)
     usual_s = usual_gap_s(timeline.times_s[list(came)], timeline.rate)
     lost = np.setdiff1d(np.arange(low, high), came)
     after = np.searchsorted(came, lost)
     is_inside = (after > 0) & (after < len(came))
     around_s = np.full(len(lost), np.inf)
     around_s[is_inside] = np.diff(timeline.times_s[list(came)])[after[is_inside] - 1]
-    is_bad = np.isin(timeline.pts[lost], [pts for pts in census.bad_pts if pts is not None])
+    is_bad = np.isin(timeline.pts[lost], [pts for pts in tally.bad_pts if pts is not None])
     num_lost = int((is_bad | (around_s > _GAP * usual_s)).sum())
     if timeline.has_holes:
         gaps = np.diff(timeline.times_s[low : high + 1]) / max(usual_s, timeline.tick_s)
@@ -77,7 +79,7 @@ def _count_lost(timeline: Timeline, came: tuple[int, ...], census: Census, span:
     return num_lost
 
 
-def _drop_frames_after_gaps(timeline: Timeline, census: Census) -> Census:
+def _drop_frames_after_gaps(timeline: Timeline, tally: DecodeTally) -> DecodeTally:
     """Where the file has holes, the frame before one is cut, and those up to the next key frame refer to lost ones."""
     gaps_s = np.diff(timeline.times_s)
     spoilt: set[int] = set()
@@ -85,13 +87,13 @@ def _drop_frames_after_gaps(timeline: Timeline, census: Census) -> Census:
         next_key = np.searchsorted(timeline.key_pts, timeline.pts[after])
         stop = np.searchsorted(timeline.pts, timeline.key_pts[next_key]) if next_key < len(timeline.key_pts) else None
         spoilt.update(timeline.pts[after - 1 : stop].tolist())
-    good = [(ordinal, pts) for ordinal, pts in census.good if pts not in spoilt]
-    return replace(census, good=good, bad_pts=census.bad_pts | spoilt)
+    good = [(ordinal, pts) for ordinal, pts in tally.good if pts not in spoilt]
+    return replace(tally, good=good, bad_pts=tally.bad_pts | spoilt)
 
 
-def _by_timestamp(timeline: Timeline, census: Census, places: dict[int, int]) -> tuple[Timeline, tuple[int, ...]]:
+def _by_timestamp(timeline: Timeline, tally: DecodeTally, places: dict[int, int]) -> tuple[Timeline, tuple[int, ...]]:
     """The announced frames that came, each at its announced time."""
-    came = sorted((places[pts], ordinal) for ordinal, pts in census.good if pts is not None)
+    came = sorted((places[pts], ordinal) for ordinal, pts in tally.good if pts is not None)
     indices = tuple(index for index, _ in came)
     ordinals = np.asarray([ordinal for _, ordinal in came], dtype=np.int64)
     times_s = timeline.times_s[list(indices)]
@@ -101,10 +103,10 @@ def _by_timestamp(timeline: Timeline, census: Census, places: dict[int, int]) ->
     return replace(timeline, pts=ordinals, times_s=times_s, end_s=end_s), indices
 
 
-def _by_count(timeline: Timeline, census: Census) -> Timeline:
+def _by_count(timeline: Timeline, tally: DecodeTally) -> Timeline:
     """The frames in the decoder's order, at their own times where those make sense, else at a steady rate."""
-    ordinals = np.asarray([ordinal for ordinal, _ in census.good], dtype=np.int64)
-    stated = np.asarray([pts for _, pts in census.good if pts is not None], dtype=np.int64)
+    ordinals = np.asarray([ordinal for ordinal, _ in tally.good], dtype=np.int64)
+    stated = np.asarray([pts for _, pts in tally.good if pts is not None], dtype=np.int64)
     if len(stated) == len(ordinals) and len(stated) and (np.diff(stated) > 0).all():
         times_s = (stated - stated[0]) * timeline.tick_s
     elif len(ordinals) == len(timeline.times_s):
@@ -116,17 +118,17 @@ def _by_count(timeline: Timeline, census: Census) -> Timeline:
 
 
 def _check_fraction(
-    num_good: int, num_expected: int, settled: Timeline, *, is_cut: bool, begins_late: bool, min_fraction: float
+    num_good: int, num_expected: int, decoded: Timeline, *, is_cut: bool, begins_late: bool, min_fraction: float
 ) -> float:
     share = num_good / max(num_good, num_expected, 1)
     if num_good and share >= min_fraction:
         return share
     seen = f"{num_good} of {num_expected} frames can be decoded, at least {min_fraction:.0%} are wanted"
-    if settled.problem:
-        seen += f"; {settled.problem}"
+    if decoded.problem:
+        seen += f"; {decoded.problem}"
     if begins_late:
-        seen += "; the file begins in the middle of a group of pictures"
+        seen += "; the file begins in the middle of a group of frames"
     if is_cut:
-        reason = f"truncated after {settled.end_s:.1f} s" if num_good else "truncated before its first frame"
-        raise UndecodableClip(reason, seen if settled.problem else f"{seen}; the file ends before its last frames")
+        reason = f"truncated after {decoded.end_s:.1f} s" if num_good else "truncated before its first frame"
+        raise UndecodableClip(reason, seen if decoded.problem else f"{seen}; the file ends before its last frames")
     raise UndecodableClip("damaged" if num_good else "no frame can be decoded", seen)

@@ -1,4 +1,4 @@
-"""One decode of a video from its start, keeping the pictures of the frames that are wanted.
+"""One decode of a video from its start, keeping the frames of the frames that are wanted.
 
 Decodes with PyAV, in order from the start: right on every container and codec FFmpeg knows.
 """
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from framescribe.decoding.config import SamplingConfig
-from framescribe.decoding.damage import settle
+from framescribe.decoding.damage import match_decoded_frames
 from framescribe.decoding.demux import (
     LogLine,
     check_dimensions,
@@ -26,9 +26,9 @@ from framescribe.decoding.demux import (
     open_container,
     pick_video_stream,
 )
-from framescribe.decoding.resize import FrameResizer, Pictures, orientation_of, upright_size
-from framescribe.decoding.sampling import SampledFrames, Stretch, assemble, choose_from, plan_stretches
-from framescribe.decoding.timeline import Span, Timeline, read_timeline
+from framescribe.decoding.resize import DecodedFrames, FrameResizer, orientation_of, upright_size
+from framescribe.decoding.sampling import SampledFrames, SeekRange, assemble, choose_from, plan_seek_ranges
+from framescribe.decoding.timeline import Timeline, TimeWindow, read_timeline
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")
@@ -37,7 +37,7 @@ _DECODE_ERRORS = (av.error.FFmpegError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class DecodeTally:
     """What a decode of every frame gave.
 
     Attributes:
@@ -53,8 +53,8 @@ class Census:
     begins_late: bool = False
 
 
-def decode_announced(path: str, stretches: Sequence[Stretch], config: SamplingConfig) -> Pictures | None:
-    """Decodes the frames that are wanted of some stretches of a video, kept by their index in it.
+def decode_announced(path: str, seek_ranges: Sequence[SeekRange], config: SamplingConfig) -> DecodedFrames | None:
+    """Decodes the frames that are wanted of some seek_ranges of a video, kept by their index in it.
 
     Returns:
         None at the first sign that the file does not keep to its timeline: an error, even one that the decoder only
@@ -64,32 +64,32 @@ def decode_announced(path: str, stretches: Sequence[Stretch], config: SamplingCo
     container, stream = _open(path, config)
     with container, ffmpeg_log() as said:
         try:
-            if stretches[0].key_pts is not None:
-                container.seek(stretches[0].key_pts, stream=stream)
+            if seek_ranges[0].key_pts is not None:
+                container.seek(seek_ranges[0].key_pts, stream=stream)
             packets = container.demux(stream)
-            is_complete = all(_decode_stretch(packets, stream, stretch, keep, said) for stretch in stretches)
+            is_complete = all(_decode_seek_range(packets, stream, seek_range, keep, said) for seek_range in seek_ranges)
         except _DECODE_ERRORS:
             return None
-    return keep.pictures() if is_complete else None
+    return keep.frames() if is_complete else None
 
 
-def _decode_stretch(
-    packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch, keep: _Keeper, said: list[LogLine]
+def _decode_seek_range(
+    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, keep: _Keeper, said: list[LogLine]
 ) -> bool:
-    """Whether all of its frames came as announced; the next stretch goes on with the packets that are left."""
-    num_missing = len(stretch.wanted)
-    for frame in _decode_from(packets, stream, stretch, said):
+    """Whether all of its frames came as announced; the next seek_range goes on with the packets that are left."""
+    num_missing = len(seek_range.wanted)
+    for frame in _decode_from(packets, stream, seek_range, said):
         if frame is None or frame.is_corrupt:
             return False
-        if frame.pts is not None and frame.pts in stretch.wanted:
-            keep.add(stretch.wanted[frame.pts], frame)
+        if frame.pts is not None and frame.pts in seek_range.wanted:
+            keep.add(seek_range.wanted[frame.pts], frame)
             num_missing -= 1
         if not num_missing:
             return True
     return False
 
 
-def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[Census, Pictures]:
+def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[DecodeTally, DecodedFrames]:
     """Decodes every frame, over errors, and keeps those whose place in the decoder's output is wanted.
 
     A damaged frame spoils those up to the next key frame, which refer to it: the decoder shows something for them, but
@@ -117,12 +117,12 @@ def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tu
     _spoil(steps, begins_late)
     good = [(ordinal, pts) for ordinal, (step, pts) in enumerate(shown) if not step.is_bad]
     bad = [step.pts for step in steps if step.is_bad]
-    return Census(good, frozenset(bad), len(bad), begins_late), keep.pictures()
+    return DecodeTally(good, frozenset(bad), len(bad), begins_late), keep.frames()
 
 
 @dataclass(slots=True)
 class _Step:
-    """A packet in decoding order: whether its frame can start a group of pictures, and whether it is not faithful."""
+    """A packet in decoding order: whether its frame can start a group of frames, and whether it is not faithful."""
 
     pts: int | None
     is_key_packet: bool
@@ -139,7 +139,7 @@ def _note_frame(steps: list[_Step], frame: VideoFrame) -> _Step:
 
 def _spoil(steps: Sequence[_Step], is_lost: bool) -> None:
     """Marks what refers to a bad frame, or to what came before the file begins, up to the next sound key frame."""
-    was_lost, key_pts = False, None  # of the group of pictures before
+    was_lost, key_pts = False, None  # of the group of frames before
     for step in steps:
         if step.is_key and not step.is_bad:
             was_lost, is_lost, key_pts = is_lost, False, step.pts
@@ -178,9 +178,9 @@ class _Keeper:
             self._size_px = upright_size(frame)
         self.by_key[key] = self._resizer.resize(frame)
 
-    def pictures(self) -> Pictures:
+    def frames(self) -> DecodedFrames:
         """Returns what was kept."""
-        return Pictures(self.by_key, *self._size_px)
+        return DecodedFrames(self.by_key, *self._size_px)
 
 
 def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContainer, VideoStream]:
@@ -189,18 +189,18 @@ def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContaine
 
 
 def _decode_from(
-    packets: Iterator[av.Packet], stream: VideoStream, stretch: Stretch, said: list[LogLine]
+    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, said: list[LogLine]
 ) -> Iterator[VideoFrame | None]:
     """Decodes in order from a key frame on; None where there is no key frame after all, and at an error."""
-    key_pts = stretch.key_pts
+    key_pts = seek_range.key_pts
     if key_pts is None:
         start = next(packets)
         if not start.is_keyframe:
             yield None
-        yield from _decode_skipping(chain([start], packets), stream, stretch.wanted, said)
+        yield from _decode_skipping(chain([start], packets), stream, seek_range.wanted, said)
         return
-    stream.codec_context.flush_buffers()  # of the stretch before: as after a seek
-    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, stretch.wanted, said)
+    stream.codec_context.flush_buffers()  # of the seek_range before: as after a seek
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, seek_range.wanted, said)
     # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
     shown = dropwhile(lambda frame: frame is not None and (frame.pts is None or frame.pts < key_pts), frames)
     first = next(shown, None)
@@ -249,38 +249,40 @@ def read_video_timeline(path: str, max_pixels: int) -> Timeline:
         return read_timeline(container, pick_video_stream(container, path, max_pixels), path, said)
 
 
-def decode_with_pyav(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames:
-    """Samples the frames of a span of a video.
+def decode_with_pyav(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
+    """Samples the frames of a window of a video.
 
     Raises:
         UndecodableClip: too few of its frames decode, or there are none.
     """
-    sampled = _decode_announced(path, timeline, span, config) if timeline.is_sound else None
-    return sampled or _decode_counted(path, timeline, span, config)
+    sampled = _decode_announced(path, timeline, window, config) if timeline.is_sound else None
+    return sampled or _decode_counted(path, timeline, window, config)
 
 
-def _decode_announced(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames | None:
+def _decode_announced(
+    path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig
+) -> SampledFrames | None:
     """Decodes the frames the timeline announces; None when the file does not keep to it."""
-    low, choice = choose_from(timeline, span, config)
+    low, choice = choose_from(timeline, window, config)
     frame_indices = tuple(low + i for i in choice.indices)
-    stretches = plan_stretches(timeline, frame_indices)
-    whole = Stretch(None, {int(timeline.pts[index]): index for index in frame_indices})
-    pictures = decode_announced(path, stretches, config)
-    if pictures is None and stretches != [whole]:  # the file may lie about its key frames alone
-        pictures = decode_announced(path, [whole], config)
-    return None if pictures is None else assemble(choice, frame_indices, pictures, 1.0)
+    seek_ranges = plan_seek_ranges(timeline, frame_indices)
+    whole = SeekRange(None, {int(timeline.pts[index]): index for index in frame_indices})
+    frames = decode_announced(path, seek_ranges, config)
+    if frames is None and seek_ranges != [whole]:  # the file may lie about its key frames alone
+        frames = decode_announced(path, [whole], config)
+    return None if frames is None else assemble(choice, frame_indices, frames, 1.0)
 
 
-def _decode_counted(path: str, timeline: Timeline, span: Span, config: SamplingConfig) -> SampledFrames:
+def _decode_counted(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
     """Decodes every frame, keeps to those that really come, and judges their share."""
-    low, expected = choose_from(timeline, span, config)
+    low, expected = choose_from(timeline, window, config)
     # Where every frame comes, as in a sound AVI file, this first pass finds the right ones already.
-    census, pictures = decode_all(path, {low + i for i in expected.indices}, config)
-    settled = settle(timeline, census, span, config.min_decoded_fraction)
-    low, choice = choose_from(settled.timeline, span, config)
-    ordinal_of = {settled.indices[low + i]: int(settled.timeline.pts[low + i]) for i in choice.indices}
-    if not pictures.by_key.keys() >= set(ordinal_of.values()):
-        _, pictures = decode_all(path, set(ordinal_of.values()), config)
-    by_index = {index: pictures.by_key[ordinal] for index, ordinal in ordinal_of.items()}
-    frame_indices = tuple(settled.indices[low + i] for i in choice.indices)
-    return assemble(choice, frame_indices, replace(pictures, by_key=by_index), settled.decoded_fraction)
+    tally, frames = decode_all(path, {low + i for i in expected.indices}, config)
+    decoded = match_decoded_frames(timeline, tally, window, config.min_decoded_fraction)
+    low, choice = choose_from(decoded.timeline, window, config)
+    ordinal_of = {decoded.indices[low + i]: int(decoded.timeline.pts[low + i]) for i in choice.indices}
+    if not frames.by_key.keys() >= set(ordinal_of.values()):
+        _, frames = decode_all(path, set(ordinal_of.values()), config)
+    by_index = {index: frames.by_key[ordinal] for index, ordinal in ordinal_of.items()}
+    frame_indices = tuple(decoded.indices[low + i] for i in choice.indices)
+    return assemble(choice, frame_indices, replace(frames, by_key=by_index), decoded.decoded_fraction)

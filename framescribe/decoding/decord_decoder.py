@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.resize import Pictures, resize_picture
+from framescribe.decoding.resize import DecodedFrames, resize_frame
 from framescribe.decoding.sampling import SampledFrames, assemble, choose_from
-from framescribe.decoding.timeline import Span, Timeline
+from framescribe.decoding.timeline import Timeline, TimeWindow
 
 # Where decord 0.6 was seen to give the frames that a plain decode gives. Left out for cause: HEVC (wrong frames after a
 # seek into an open GOP), MPEG-TS (hangs for ever), AVI (now and then another frame, since it states no presentation
-# times), AV1 and GIF (cannot open), H.263 and MPEG-2 (garbage after seeks), and pictures that its FFmpeg 4.1 converts
+# times), AV1 and GIF (cannot open), H.263 and MPEG-2 (garbage after seeks), and frames that its FFmpeg 4.1 converts
 # to other RGB values than today's: more than 8 bits, odd sizes.
 _EXACT_CONTAINERS = {"mov", "matroska", "webm", "flv"}
 _EXACT_CODECS = {"h264", "vp8", "vp9", "mpeg4", "mjpeg"}
@@ -40,14 +40,14 @@ def doubt_about_decord(timeline: Timeline) -> str | None:
     if not timeline.is_reliable:
         return "the video's timestamps name no frames"
     if timeline.pix_fmt not in _EXACT_PIX_FMTS or any(side_px % 2 for side_px in timeline.coded_size):
-        return "decord converts such pictures to other colours"
+        return "decord converts such frames to other colours"
     return None
 
 
 def decode_with_decord(
-    path: str, timeline: Timeline, span: Span, config: SamplingConfig, *, must_agree: bool
+    path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig, *, must_agree: bool
 ) -> SampledFrames:
-    """Samples the frames of a span.
+    """Samples the frames of a window.
 
     Args:
         must_agree: take the timeline's times, and nothing if decord counts or times the frames otherwise; without it
@@ -67,7 +67,7 @@ def decode_with_decord(
         own = _own_timeline(reader, timeline)
         if must_agree:
             _check_agreement(own, timeline)
-        low, choice = choose_from(timeline if must_agree else own, span, config)
+        low, choice = choose_from(timeline if must_agree else own, window, config)
         frame_indices = tuple(low + i for i in choice.indices)
         return assemble(choice, frame_indices, _read_pictures(reader, frame_indices, timeline, config), 1.0)
     except (DECORDError, RuntimeError, IndexError) as error:
@@ -90,12 +90,12 @@ def _check_agreement(own: Timeline, timeline: Timeline) -> None:
 
 def _read_pictures(
     reader: Any, frame_indices: tuple[int, ...], timeline: Timeline, config: SamplingConfig
-) -> Pictures:  # Any: no types
+) -> DecodedFrames:  # Any: no types
     wanted = sorted(set(frame_indices))
     step = max(1, _BATCH_BYTES // (timeline.coded_size[0] * timeline.coded_size[1] * 3))
     by_key: dict[int, np.ndarray] = {}
     for start in range(0, len(wanted), step):
         batch = reader.get_batch(wanted[start : start + step]).asnumpy()  # uint8 [step, H, W, 3]
         for index, frame in zip(wanted[start : start + step], batch, strict=True):
-            by_key[index] = resize_picture(frame, config.image_size)
-    return Pictures(by_key, batch.shape[2], batch.shape[1])
+            by_key[index] = resize_frame(frame, config.image_size)
+    return DecodedFrames(by_key, batch.shape[2], batch.shape[1])

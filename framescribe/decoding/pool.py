@@ -28,15 +28,15 @@ from framescribe.decoding.sampling import Sampling
 from schemas.records import Clip, FailedClip, SampledClip, Stage
 
 
-def sample_clip(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip | FailedClip:
+def sample_clip(slot: DecoderSlot, clip: Clip, config: SamplingConfig) -> SampledClip | FailedClip:
     """Samples one clip; a video that cannot be decoded, or harms its decoder, becomes a FailedClip."""
     try:
-        return _sample(seat, clip, config)
+        return _sample(slot, clip, config)
     except (ChildFailed, UndecodableClip) as error:
         return FailedClip(clip.ref, Stage.DECODE, error.reason, error.message)
 
 
-def probe_duration_s(seat: Seat, video: bytes | Path, config: SamplingConfig) -> float:
+def probe_duration_s(slot: DecoderSlot, video: bytes | Path, config: SamplingConfig) -> float:
     """Returns the seconds from a video's first frame to the end of its last.
 
     Raises:
@@ -44,28 +44,28 @@ def probe_duration_s(seat: Seat, video: bytes | Path, config: SamplingConfig) ->
     """
     try:
         with _lend(video) as (path, descriptors):
-            return float(_ask(seat, {"task": "probe", "path": path}, descriptors, config)["duration_s"])
+            return float(_ask(slot, {"task": "probe", "path": path}, descriptors, config)["duration_s"])
     except ChildFailed as error:
         raise UndecodableClip(error.reason, error.message) from error
 
 
-def _sample(seat: Seat, clip: Clip, config: SamplingConfig) -> SampledClip:
+def _sample(slot: DecoderSlot, clip: Clip, config: SamplingConfig) -> SampledClip:
     with ExitStack() as stack:
         frames_memory = shared_memory.allocate(config.frames_bytes)
         stack.callback(os.close, frames_memory)
         path, descriptors = stack.enter_context(_lend(clip.video))
         request: dict[str, Json] = {"task": "sample", "path": path}
         request |= {"start_s": clip.ref.start_s, "end_s": clip.ref.end_s}
-        reply = _ask(seat, request, [frames_memory, *descriptors], config)
+        reply = _ask(slot, request, [frames_memory, *descriptors], config)
         sampling = _read_sampling(reply)
         shape = (len(sampling.frame_indices), config.image_size, config.image_size, 3)
         return SampledClip(clip.ref, sampling, shared_memory.map_frames(frames_memory, shape))
 
 
 def _ask(
-    seat: Seat, request: dict[str, Json], descriptors: list[int], config: SamplingConfig
+    slot: DecoderSlot, request: dict[str, Json], descriptors: list[int], config: SamplingConfig
 ) -> dict[str, Any]:  # Any: JSON
-    reply = seat.ask(request | {"config": dataclasses.asdict(config)}, descriptors)
+    reply = slot.ask(request | {"config": dataclasses.asdict(config)}, descriptors)
     if "reason" in reply:
         raise UndecodableClip(str(reply["reason"]), str(reply["message"]))
     return reply
@@ -122,11 +122,11 @@ def _to_sampling(reply: Mapping[str, Any]) -> Sampling:  # Any: as above
 
 
 # FFmpeg leaks a little; a fresh process every few hundred clips costs nothing and bounds it.
-_CLIPS_A_CHILD = 500
+_CLIPS_PER_CHILD = 500
 _RESIDENT_BYTES_TO_RETIRE = 1 << 30
 
 
-class Seat:
+class DecoderSlot:
     """Keeps one decoder process at work: starts it when needed, replaces it when it fails or grows old."""
 
     def __init__(self, config: SamplingConfig, child_arguments: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ class Seat:
 
         Raises:
             ChildFailed: the process died over it, or was killed at a limit.
-            RuntimeError: no process can be started, or the seat is closed.
+            RuntimeError: no process can be started, or the slot is closed.
         """
         child = self._occupied()
         try:
@@ -150,7 +150,7 @@ class Seat:
             self._child = None
             self._refuse_if_closed()
             raise
-        if child.num_served >= _CLIPS_A_CHILD or child.resident_bytes > _RESIDENT_BYTES_TO_RETIRE:
+        if child.num_served >= _CLIPS_PER_CHILD or child.resident_bytes > _RESIDENT_BYTES_TO_RETIRE:
             self._child = None
             child.kill()
         return reply
@@ -163,7 +163,7 @@ class Seat:
                 self._child.signal_kill()
 
     def leave(self) -> None:
-        """Frees the process; called by the seat's own thread, last."""
+        """Frees the process; called by the slot's own thread, last."""
         if self._child is not None:
             self._child.kill()
 
@@ -179,7 +179,7 @@ class Seat:
             raise RuntimeError("the decoder pool is closed")
 
 
-_Task = Callable[[Seat], None]
+_Task = Callable[[DecoderSlot], None]
 
 
 class SamplingFuture(Future[SampledClip | FailedClip]):
@@ -201,10 +201,10 @@ class DecoderPool:
             raise ValueError(f"num_children must be at least 1, got {num_children}")
         self._config = config
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._seats = [Seat(config, child_arguments) for _ in range(num_children)]
+        self._slots = [DecoderSlot(config, child_arguments) for _ in range(num_children)]
         self._threads = [
-            threading.Thread(target=self._work, args=(seat,), name=f"decoder-{i}", daemon=True)
-            for i, seat in enumerate(self._seats)
+            threading.Thread(target=self._work, args=(slot,), name=f"decoder-{i}", daemon=True)
+            for i, slot in enumerate(self._slots)
         ]
         for thread in self._threads:
             thread.start()
@@ -227,25 +227,25 @@ class DecoderPool:
 
     def close(self) -> None:
         """Kills the processes and waits for the threads; clips still waiting fail with a RuntimeError."""
-        for seat in self._seats:
-            seat.close()
+        for slot in self._slots:
+            slot.close()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _work(self, seat: Seat) -> None:
+    def _work(self, slot: DecoderSlot) -> None:
         while (task := self._tasks.get()) is not None:
-            task(seat)
-        seat.leave()
+            task(slot)
+        slot.leave()
 
 
-def _sample_into(future: SamplingFuture, clip: Clip, config: SamplingConfig, seat: Seat) -> None:
+def _sample_into(future: SamplingFuture, clip: Clip, config: SamplingConfig, slot: DecoderSlot) -> None:
     if not future.set_running_or_notify_cancel():
         return
     started_s = time.monotonic()
     try:
-        result = sample_clip(seat, clip, config)
+        result = sample_clip(slot, clip, config)
     except (RuntimeError, OSError) as error:  # no process, no memory for frames: the machine's fault, not the clip's
         future.set_exception(error)
     else:
@@ -253,10 +253,10 @@ def _sample_into(future: SamplingFuture, clip: Clip, config: SamplingConfig, sea
         future.set_result(result)
 
 
-def _probe_into(future: Future[float], video: bytes | Path, config: SamplingConfig, seat: Seat) -> None:
+def _probe_into(future: Future[float], video: bytes | Path, config: SamplingConfig, slot: DecoderSlot) -> None:
     future.set_running_or_notify_cancel()
     try:
-        future.set_result(probe_duration_s(seat, video, config))
+        future.set_result(probe_duration_s(slot, video, config))
     except (UndecodableClip, RuntimeError, OSError) as error:
         future.set_exception(error)
 

@@ -96,7 +96,7 @@ class _Block:
 
 
 class _Axis:
-    """Weighted sums along one axis of float32 pictures of whole grey levels, rounded to such levels."""
+    """Weighted sums along one axis of float32 frames of whole grey levels, rounded to such levels."""
 
     def __init__(self, taps: Taps, outputs_a_block: int) -> None:
         num_outputs, num_taps = taps.weights.shape
@@ -188,8 +188,8 @@ _resampler = lru_cache(maxsize=4)(BicubicResampler)
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pictures of wanted frames, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
+class DecodedFrames:
+    """DecodedFrames of wanted frames, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
 
     by_key: dict[int, np.ndarray]
     width_px: int
@@ -211,7 +211,7 @@ class FrameResizer:
         return resampler.resize(rows[:, : rgb.width * CHANNELS])
 
 
-def resize_picture(picture: np.ndarray, image_size: int) -> np.ndarray:
+def resize_frame(picture: np.ndarray, image_size: int) -> np.ndarray:
     """Returns uint8 [S, S, 3] of an upright RGB picture uint8 [H, W, 3], as `FrameResizer` does."""
     height_px, width_px, _ = picture.shape
     return _resampler(width_px, height_px, image_size).resize(picture.reshape(height_px, -1))

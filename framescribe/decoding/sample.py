@@ -12,25 +12,25 @@ from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.decode import decode_with_pyav, is_mirrored, read_video_timeline
 from framescribe.decoding.decord_decoder import decode_with_decord, doubt_about_decord
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import Span, Timeline
+from framescribe.decoding.timeline import Timeline, TimeWindow
 
 PYAV = f"pyav {av.__version__}"
 
 
-def sample_video(path: str, span: Span, config: SamplingConfig) -> tuple[SampledFrames, str]:
-    """Returns the sampled frames of a span of a video and the decoder that gave them, with a warning where due.
+def sample_video(path: str, window: TimeWindow, config: SamplingConfig) -> tuple[SampledFrames, str]:
+    """Returns the sampled frames of a window of a video and the decoder that gave them, with a warning where due.
 
     Raises:
         UndecodableClip: no faithful frames can be had.
     """
     timeline = _recall_timeline(path, _identity(path), config.max_pixels)
     if config.decoder != "decord":
-        return decode_with_pyav(path, timeline, span, config), PYAV
+        return decode_with_pyav(path, timeline, window, config), PYAV
     doubt = doubt_about_decord(timeline) or ("decord does not mirror" if is_mirrored(path, config) else None)
     try:
-        sampled = decode_with_decord(path, timeline, span, config, must_agree=doubt is None)
+        sampled = decode_with_decord(path, timeline, window, config, must_agree=doubt is None)
     except ImportError:
-        return decode_with_pyav(path, timeline, span, config), f"{PYAV}; decord is not installed"
+        return decode_with_pyav(path, timeline, window, config), f"{PYAV}; decord is not installed"
     return sampled, f"decord {version('decord')}" + (f"; {doubt}" if doubt else "")
 
 

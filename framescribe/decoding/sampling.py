@@ -14,8 +14,8 @@ from fractions import Fraction
 import numpy as np
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.resize import Pictures
-from framescribe.decoding.timeline import Span, Timeline
+from framescribe.decoding.resize import DecodedFrames
+from framescribe.decoding.timeline import Timeline, TimeWindow
 
 # Presentation times are multiples of a container's tick: a frame shown at 0.9999 of a wanted time is meant by it.
 _TIME_TOLERANCE_S = 1e-3
@@ -108,7 +108,7 @@ class SampledFrames:
         frame_indices: [T] index in the video of each frame, increasing, with repeats.
         timestamps_s: [T] seconds from the clip's first frame, as the prompt states them.
         duration_s: seconds the clip lasts, as the prompt states it.
-        pictures: uint8 [S, S, 3] RGB by index in the video.
+        frames: uint8 [S, S, 3] RGB by index in the video.
         width_px, height_px: size of the frames as shown, before the resize.
         decoded_fraction: frames decoded over frames expected, 1.0 for a sound clip.
     """
@@ -116,50 +116,50 @@ class SampledFrames:
     frame_indices: tuple[int, ...]
     timestamps_s: tuple[float, ...]
     duration_s: float
-    pictures: dict[int, np.ndarray]
+    frames: dict[int, np.ndarray]
     width_px: int
     height_px: int
     decoded_fraction: float = 1.0
 
 
-def choose_from(timeline: Timeline, span: Span, config: SamplingConfig) -> tuple[int, FrameChoice]:
-    """Returns the index of a span's first frame, and the frames to sample, counted from it.
+def choose_from(timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> tuple[int, FrameChoice]:
+    """Returns the index of a window's first frame, and the frames to sample, counted from it.
 
     Raises:
-        UndecodableClip: no frame is shown in the span.
+        UndecodableClip: no frame is shown in the window.
     """
-    low, high = timeline.window(span)
+    low, high = timeline.frames_in(window)
     if low == high:
         if timeline.is_cut:
             raise UndecodableClip(f"truncated after {timeline.end_s:.1f} s", "the file ends before the window starts")
         raise UndecodableClip(
             "window outside of the video",
-            f"no frame between {span.start_s} s and {span.end_s} s of a video of {timeline.end_s:.3f} s",
+            f"no frame between {window.start_s} s and {window.end_s} s of a video of {timeline.end_s:.3f} s",
         )
     end_s = timeline.times_s[high] if high < len(timeline.times_s) else timeline.end_s
     times_s = timeline.times_s[low:high] - timeline.times_s[low]
     return low, choose_frames(times_s, end_s - timeline.times_s[low], timeline.average_rate, config)
 
 
-def assemble(choice: FrameChoice, frame_indices: tuple[int, ...], pictures: Pictures, share: float) -> SampledFrames:
-    """Joins a choice, its frames' indices in the video and their pictures, kept by those indices."""
+def assemble(choice: FrameChoice, frame_indices: tuple[int, ...], frames: DecodedFrames, share: float) -> SampledFrames:
+    """Joins a choice, its frames' indices in the video and their frames, kept by those indices."""
     return SampledFrames(
         frame_indices,
         choice.timestamps_s,
         choice.duration_s,
-        pictures.by_key,
-        pictures.width_px,
-        pictures.height_px,
+        frames.by_key,
+        frames.width_px,
+        frames.height_px,
         share,
     )
 
 
-# Decoders hand frames out up to 16 frames late, so the last frame of a stretch needs some of what follows it.
+# Decoders hand frames out up to 16 frames late, so the last frame of a seek_range needs some of what follows it.
 _LEAST_GAP_FRAMES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class SeekRange:
     """A part of a video that is decoded in order.
 
     Attributes:
@@ -171,17 +171,17 @@ class Stretch:
     wanted: dict[int, int] = field(default_factory=dict)
 
 
-def plan_stretches(timeline: Timeline, indices: Iterable[int]) -> list[Stretch]:
+def plan_seek_ranges(timeline: Timeline, indices: Iterable[int]) -> list[SeekRange]:
     """Leaves out what lies between a wanted frame and the key frame before the next, where that is long enough."""
-    stretches: list[Stretch] = []
+    seek_ranges: list[SeekRange] = []
     last = 0
     for index in sorted(set(indices)):
         key_pts = timeline.key_before(int(timeline.pts[index]))
         key_index = 0 if key_pts is None else int(np.searchsorted(timeline.pts, key_pts))
-        if not stretches or key_index - last > _LEAST_GAP_FRAMES:
-            stretches.append(Stretch(key_pts))
-        stretches[-1].wanted[int(timeline.pts[index])] = last = index
-    return stretches
+        if not seek_ranges or key_index - last > _LEAST_GAP_FRAMES:
+            seek_ranges.append(SeekRange(key_pts))
+        seek_ranges[-1].wanted[int(timeline.pts[index])] = last = index
+    return seek_ranges
 
 
 @dataclass(frozen=True, slots=True)

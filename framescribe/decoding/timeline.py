@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from framescribe.decoding.config import UndecodableClip
 from framescribe.decoding.demux import LogLine, VideoPackets, ends_early, read_packets
 
-# A span beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
+# A window beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
 _LONGEST_VIDEO_S = 30 * 86400.0
 _FIELD_CONTAINERS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
 USUAL_RATE = 25  # frames a second, where a file states neither times nor a rate
@@ -22,7 +22,7 @@ _ROUNDING_S = 1e-6  # a window's bounds come from text: a frame at exactly start
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TimeWindow:
     """The part of a video that is the clip, in seconds from its first frame; None for the video's own bounds."""
 
     start_s: float | None = None
@@ -37,7 +37,7 @@ class Timeline:
         container: FFmpeg's names of the container, for example `mov,mp4,m4a,3gp,3g2,mj2`.
         codec, pix_fmt: FFmpeg's names of the decoder and of its pixels' format.
         coded_size: width and height in pixels as coded, before any rotation.
-        num_video_streams: cover pictures included.
+        num_video_streams: cover frames included.
         has_leading_pictures: whether frames precede, in time, a key frame that they follow in the file (open GOP).
         pts: int64 [N] presentation timestamps in ticks, increasing.
         key_pts: int64 [K] the same of the key frames, increasing.
@@ -88,10 +88,14 @@ class Timeline:
         place = int(np.searchsorted(self.key_pts, pts, side="right")) - 1
         return int(self.key_pts[place]) if place > 0 else None
 
-    def window(self, span: Span) -> tuple[int, int]:
-        """Returns the first frame of a span and the one after its last: frames with start_s <= time < end_s."""
-        low = 0 if span.start_s is None else int(np.searchsorted(self.times_s, span.start_s - _ROUNDING_S))
-        high = len(self.times_s) if span.end_s is None else int(np.searchsorted(self.times_s, span.end_s - _ROUNDING_S))
+    def frames_in(self, window: TimeWindow) -> tuple[int, int]:
+        """Returns the first frame of a window and the one after its last: frames with start_s <= time < end_s."""
+        low = 0 if window.start_s is None else int(np.searchsorted(self.times_s, window.start_s - _ROUNDING_S))
+        high = (
+            len(self.times_s)
+            if window.end_s is None
+            else int(np.searchsorted(self.times_s, window.end_s - _ROUNDING_S))
+        )
         return low, max(low, high)
 
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from framescribe.publish.report import PublishedRun, TableCounts
+from framescribe.publish.report import PublishReport, TableCounts
 from framescribe.storage.journal import RunRecord
 from schemas.tables import TABLE_DESCRIPTIONS, TABLES, describe_tables
 
@@ -31,7 +31,7 @@ _MAX_REASONS = 20
 _MAX_PAIRS = 6
 
 
-def write_card(run: RunRecord, published: PublishedRun, counts: TableCounts, earlier_card: str = "") -> str:
+def write_card(run: RunRecord, published: PublishReport, counts: TableCounts, earlier_card: str = "") -> str:
     """Returns the card as Markdown; the user's own text at the end of an earlier card is kept."""
     # A page without the mark is all the user's.
     own_text = earlier_card.rpartition(OWN_TEXT_MARK)[2] or _OWN_TEXT
@@ -54,7 +54,7 @@ def write_card(run: RunRecord, published: PublishedRun, counts: TableCounts, ear
     return "\n\n".join(sections) + f"\n\n{own_text.strip()}\n"
 
 
-def _write_header(published: PublishedRun) -> str:
+def _write_header(published: PublishReport) -> str:
     # `datasets` cannot load a table without rows, so such a table is not offered to it.
     configs = [line for name in TABLES if published.num_rows[name] for line in _write_config(name)]
     return "\n".join(
@@ -69,13 +69,13 @@ def _write_config(table: str) -> Iterator[str]:
         yield "  default: true"
 
 
-def _write_size(published: PublishedRun) -> Iterator[str]:
+def _write_size(published: PublishReport) -> Iterator[str]:
     num_clips = published.num_annotated
     limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
     yield f"size_categories: {json.dumps([next((name for limit, name in limits if num_clips < limit), 'n>1M')])}"
 
 
-def _write_summary(published: PublishedRun, counts: TableCounts) -> str:
+def _write_summary(published: PublishReport, counts: TableCounts) -> str:
     text = (
         f"Captions and question-answer pairs of {published.num_annotated:,} clips, written{_write_origin(counts)} "
         f"with FrameScribe. {published.num_failed:,} clips could not be annotated: see `failures/`."
@@ -88,14 +88,14 @@ def _write_origin(counts: TableCounts) -> str:
     return f" by {model} (revision {revision}, recipe {recipe})" if counts.origin else ""
 
 
-def _write_warning(published: PublishedRun) -> str:
+def _write_warning(published: PublishReport) -> str:
     return (
         f"> **Unfinished:** {published.num_units_done:,} of {published.num_units_planned:,} planned units are done. "
         "Start the same command again to go on."
     )
 
 
-def _table_rows(published: PublishedRun) -> Iterable[tuple[str, str, str]]:
+def _table_rows(published: PublishReport) -> Iterable[tuple[str, str, str]]:
     return ((f"`{name}/`", f"{published.num_rows[name]:,}", TABLE_DESCRIPTIONS[name]) for name in TABLES)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from framescribe.publish.card import write_card
-from framescribe.publish.report import PublishedRun, TableCounts
+from framescribe.publish.report import PublishReport, TableCounts
 from framescribe.publish.sort import index_clips, sort_clips
 from framescribe.publish.tables import TableFiles, flatten_clips, is_table_file
 from framescribe.storage.addresses import StorageOptions
@@ -41,7 +41,7 @@ def publish(
     storage_options: StorageOptions | None = None,
     max_failed_fraction: float | None = None,
     own: OwnUnits | None = None,
-) -> PublishedRun:
+) -> PublishReport:
     """Rebuilds the published tables and the card from the parts of the planned units.
 
     Rows are sorted by clip id, and the same parts give the same bytes. `_SUCCESS` is written last, and
@@ -49,7 +49,7 @@ def publish(
     again before anything is replaced and before `_SUCCESS`; if another process changed it, all is built anew.
 
     Args:
-        max_failed_fraction: see `PublishedRun.failed_too_often`; None takes any failures.
+        max_failed_fraction: see `PublishReport.failed_too_often`; None takes any failures.
         own: what must be there, when a start of the run publishes.
 
     Raises:
@@ -133,7 +133,7 @@ def _list_published(store: OutputStore) -> dict[str, str]:
 
 def _publish_seen(
     store: OutputStore, seen: _Seen, max_failed_fraction: float | None, own: OwnUnits | None, *, is_repeated: bool
-) -> PublishedRun:
+) -> PublishReport:
     """Publishes once what was seen; raises `Overtaken` where others changed it."""
     done = sorted(seen.planned & seen.parts.keys())
     with store.scratch_folder() as scratch:
@@ -181,8 +181,8 @@ def _replace(is_done: bool) -> None:
         raise Overtaken
 
 
-def _summarise(seen: _Seen, done: Sequence[str], counts: TableCounts) -> PublishedRun:
-    return PublishedRun(
+def _summarise(seen: _Seen, done: Sequence[str], counts: TableCounts) -> PublishReport:
+    return PublishReport(
         fingerprint=seen.run.fingerprint,
         num_units_planned=len(seen.planned),
         num_units_done=len(done),
@@ -218,7 +218,7 @@ def _replace_tables(store: OutputStore, paths: Mapping[str, Sequence[Path]], see
         store.remove(name)
 
 
-def _write_success(published: PublishedRun, paths: Mapping[str, Sequence[Path]], digests: Mapping[str, str]) -> bytes:
+def _write_success(published: PublishReport, paths: Mapping[str, Sequence[Path]], digests: Mapping[str, str]) -> bytes:
     content = {
         "fingerprint": published.fingerprint,
         "num_units": published.num_units_planned,

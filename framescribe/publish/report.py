@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedRun:
+class PublishReport:
     """How far a run is, and what its tables hold.
 
     Attributes:

@@ -100,7 +100,9 @@ class ModelRunner:
             pooled = torch.cat([self.model.encode_frames(frames[i : i + batch]) for i in range(0, len(frames), batch)])
         parts = pooled.split([len(clip) for clip in clips])
         self._wait(self.model.device)
-        return [self.model.lay_out(part, video.frame_order) for part, video in zip(parts, videos, strict=True)]
+        return [
+            self.model.arrange_video_tokens(part, video.frame_order) for part, video in zip(parts, videos, strict=True)
+        ]
 
     @torch.inference_mode()
     def prefill(self, video: VideoTask, video_tokens: Tensor | None) -> Prefix:

@@ -21,7 +21,7 @@ class EngineStats:
         waiting_s: the thread had nothing to do; starved of frames or questions.
         interpreter_wait_s: the thread's own Python, apart from the model's steps, waited for other Python threads.
         memory_waits: steps in which a clip waited for others to free memory.
-        memory_faults: out-of-memory errors that were undone.
+        oom_recoveries: out-of-memory errors that were undone.
     """
 
     encoded_clips: int = 0
@@ -41,7 +41,7 @@ class EngineStats:
     waiting_s: float = 0.0
     interpreter_wait_s: float = 0.0
     memory_waits: int = 0
-    memory_faults: int = 0
+    oom_recoveries: int = 0
 
     @property
     def busy_s(self) -> float:

@@ -206,7 +206,7 @@ class EngineThread:
         return ClipTooLarge(f"out of memory with nothing beside it: {error}")
 
     def _undo_fault(self) -> None:
-        self._stats.memory_faults += 1
+        self._stats.oom_recoveries += 1
         self._runner.release_cached()
 
     def _extend(self, questions: list[QuestionTask], chosen: list[int]) -> None:

@@ -13,7 +13,12 @@ from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import POOL_STRIDE, LanguageConfig, ModelConfig, TowerConfig
 from framescribe.llava_video.model.language_model import LanguageModel
-from framescribe.llava_video.model.vision import lay_out_faster_video, lay_out_video, normalise_pixels, pool_patches
+from framescribe.llava_video.model.vision import (
+    arrange_faster_video_tokens,
+    arrange_video_tokens,
+    normalise_pixels,
+    pool_patches,
+)
 from framescribe.llava_video.model.weights import ReadWeights, has_tensor
 
 _TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -46,7 +51,7 @@ class LlavaVideoModel:
         """Where frames and token ids are wanted."""
         return self.language.device
 
-    def see_frames(self, pixels: Tensor) -> Tensor:
+    def run_vision_tower(self, pixels: Tensor) -> Tensor:
         """Runs the tower up to its last but one layer, [T, 3, S, S] to [T, P, C]."""
         embedded = self._tower.embeddings(pixels)
         # The encoder's own output: no post_layernorm, which the checkpoint stores but the model never applies.
@@ -66,7 +71,7 @@ class LlavaVideoModel:
         if self.device.type == "cuda":
             # Pinned and asynchronous, as bytes: a quarter of what float32 pixels would move.
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return self.pool(self.project(self.see_frames(normalise_pixels(pixels, self.language.dtype))))
+        return self.pool(self.project(self.run_vision_tower(normalise_pixels(pixels, self.language.dtype))))
 
     def pool(self, patches: Tensor) -> Tensor:
         """Pools projected patches [T, P, D] to [T, p, D]; with faster video both strides, as `encode_frames` says."""
@@ -75,16 +80,18 @@ class LlavaVideoModel:
             return pooled
         return torch.cat([pooled, pool_patches(patches, self.config, 2 * POOL_STRIDE)], dim=1)
 
-    def lay_out(self, pooled: Tensor, frame_order: np.ndarray) -> Tensor:
+    def arrange_video_tokens(self, pooled: Tensor, frame_order: np.ndarray) -> Tensor:
         """Puts pooled tokens of unique frames into a clip's order, with newlines: [V, D]."""
         pooled = pooled[torch.as_tensor(frame_order, device=pooled.device)]
         if not self.config.add_faster_video:
-            return lay_out_video(pooled, self._newline, self.config)
+            return arrange_video_tokens(pooled, self._newline, self.config)
         assert self._newline is not None, "checked when the model was loaded"
         assert self._faster_token is not None, "checked when the model was loaded"
         num_slow = self._num_pooled(POOL_STRIDE)
         slow, fast = pooled[:, :num_slow], pooled[:, num_slow:]
-        return lay_out_faster_video(slow, fast, self._newline, self._faster_token, self.config.faster_token_stride)
+        return arrange_faster_video_tokens(
+            slow, fast, self._newline, self._faster_token, self.config.faster_token_stride
+        )
 
     def num_video_tokens(self, num_frames: int) -> int:
         """Returns how many tokens stand for a clip of `num_frames` frames."""

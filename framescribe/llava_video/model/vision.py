@@ -28,7 +28,7 @@ def pool_patches(patches: Tensor, config: ModelConfig, stride: int = POOL_STRIDE
     return pooled.flatten(2).transpose(1, 2)
 
 
-def lay_out_video(pooled: Tensor, newline: Tensor | None, config: ModelConfig) -> Tensor:
+def arrange_video_tokens(pooled: Tensor, newline: Tensor | None, config: ModelConfig) -> Tensor:
     """Strings the pooled tokens [T, p, D] of one clip together with its newlines: [V, D]."""
     if not config.needs_newline:
         return pooled.flatten(0, 1)
@@ -40,7 +40,9 @@ def lay_out_video(pooled: Tensor, newline: Tensor | None, config: ModelConfig) -
     return torch.cat([pooled.flatten(0, 1), newline[None]])
 
 
-def lay_out_faster_video(slow: Tensor, fast: Tensor, newline: Tensor, faster_token: Tensor, stride: int) -> Tensor:
+def arrange_faster_video_tokens(
+    slow: Tensor, fast: Tensor, newline: Tensor, faster_token: Tensor, stride: int
+) -> Tensor:
     """Strings slow tokens [T, p, D] of every `stride`-th frame and fast ones [T, q, D] of the others: [V, D].
 
     Each frame ends with the learnt `faster_token`. The public code builds this but cannot run it (a NameError); this

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from framescribe.decoding.sampling import Stretch, plan_stretches
+from framescribe.decoding.sampling import SeekRange, plan_seek_ranges
 from framescribe.decoding.timeline import Timeline
 
 
@@ -39,21 +39,21 @@ def timeline_with_keys_at(*key_indices: int) -> Timeline:
 
 
 def test_frames_of_one_group_of_pictures_are_one_stretch():
-    assert plan_stretches(timeline_with_keys_at(0), [0, 500, 999]) == [Stretch(None, {0: 0, 5000: 500, 9990: 999})]
+    assert plan_seek_ranges(timeline_with_keys_at(0), [0, 500, 999]) == [SeekRange(None, {0: 0, 5000: 500, 9990: 999})]
 
 
 def test_a_new_stretch_starts_at_the_last_key_frame_up_to_a_wanted_frame():
-    stretches = plan_stretches(timeline_with_keys_at(0, 400, 450, 900), [0, 500, 900])
-    assert stretches == [Stretch(None, {0: 0}), Stretch(4500, {5000: 500}), Stretch(9000, {9000: 900})]
+    seek_ranges = plan_seek_ranges(timeline_with_keys_at(0, 400, 450, 900), [0, 500, 900])
+    assert seek_ranges == [SeekRange(None, {0: 0}), SeekRange(4500, {5000: 500}), SeekRange(9000, {9000: 900})]
 
 
 def test_a_gap_that_the_decoders_delay_may_fill_is_decoded():
-    assert plan_stretches(timeline_with_keys_at(0, 100), [80, 120]) == [Stretch(None, {800: 80, 1200: 120})]
+    assert plan_seek_ranges(timeline_with_keys_at(0, 100), [80, 120]) == [SeekRange(None, {800: 80, 1200: 120})]
 
 
 def test_a_window_starts_at_the_key_frame_before_it():
-    assert plan_stretches(timeline_with_keys_at(0, 300), [310, 320]) == [Stretch(3000, {3100: 310, 3200: 320})]
+    assert plan_seek_ranges(timeline_with_keys_at(0, 300), [310, 320]) == [SeekRange(3000, {3100: 310, 3200: 320})]
 
 
 def test_repeated_frames_are_wanted_once():
-    assert plan_stretches(timeline_with_keys_at(0), [0, 0, 1, 1]) == [Stretch(None, {0: 0, 10: 1})]
+    assert plan_seek_ranges(timeline_with_keys_at(0), [0, 0, 1, 1]) == [SeekRange(None, {0: 0, 10: 1})]
