@@ -19,8 +19,8 @@ from statistics import median_high
 import psutil
 
 from run_pipeline import main as run_framescribe
-from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
-from tests.stub_engine import StubEngine
+from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
+from tests.support.stub_engine import StubEngine
 from transforms.worker import loaded_engines
 
 _CLIPS_A_SHARD = 500

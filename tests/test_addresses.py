@@ -19,9 +19,9 @@ from pipeline.options import parse_command
 from pipeline.units import plan_units
 from run_pipeline import main
 from schemas.records import Clip
-from tests.run_fixtures import annotate_arguments, read_tables, start_run, tiny_clip
-from tests.shards_fixtures import FlakyFileSystem, write
-from tests.web_fixtures import (
+from tests.support.run_fixtures import annotate_arguments, read_tables, start_run, tiny_clip
+from tests.support.shards_fixtures import FlakyFileSystem, write
+from tests.support.web_fixtures import (
     give,
     give_less_than_asked,
     give_short,

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
-from golden_cases import COMMITTED
 
 from framescribe.decoding.sampling import Sampling
 from framescribe.digests import digest_frames
@@ -26,6 +25,7 @@ from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 from framescribe.recipes import Recipe, parse_recipe
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
+from tests.support.golden_cases import COMMITTED
 from transforms import worker as engine_registry
 from transforms.annotate_clips import AnnotateClips, ModelChanged
 from transforms.engine_video import EngineVideo, WrongVideo, choose_segment_frames

@@ -9,8 +9,8 @@ import pytest
 
 from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import open_output
-from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
-from tests.stub_engine import BlindEngine, ConfusedEngine, StubEngine, SwappingEngine
+from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
+from tests.support.stub_engine import BlindEngine, ConfusedEngine, StubEngine, SwappingEngine
 from transforms.canary import Canary, CanaryAnswer, CanaryFailed, check_same_answers
 
 ONE, TWO = CanaryAnswer(((1, 2, 3), (9,)), True), CanaryAnswer(((1, 5, 6), (9,)), False)

@@ -15,7 +15,7 @@ from framescribe.storage.access import Store, version_of
 from framescribe.storage.errors import ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from run_pipeline import main
-from tests.run_fixtures import (
+from tests.support.run_fixtures import (
     annotate_arguments,
     annotate_with,
     checkpoint_revision,
@@ -24,8 +24,8 @@ from tests.run_fixtures import (
     start_run,
     tiny_clip,
 )
-from tests.shards_fixtures import make_tar, read_all, write
-from tests.talking_engine import TalkingEngine
+from tests.support.shards_fixtures import make_tar, read_all, write
+from tests.support.talking_engine import TalkingEngine
 
 
 def change(path, content: bytes) -> None:

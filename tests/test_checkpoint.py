@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import WHOLE_CHECKPOINT, Checkpoint, find_checkpoint
-from tests.run_fixtures import CHECKPOINT
+from tests.support.run_fixtures import CHECKPOINT
 
 _MEBIBYTE = 1 << 20
 

@@ -10,8 +10,8 @@ import pytest
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes import RecipeResult, parse_recipe
 from schemas.records import KeptCompletion
-from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
-from tests.talking_engine import TalkingEngine
+from tests.support.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
+from tests.support.talking_engine import TalkingEngine
 from transforms.answer_reuse import ClipMemory, RememberingVideo, digest_question
 from transforms.engine_video import EngineVideo
 

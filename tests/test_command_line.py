@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.options import describe_flags, parse_command
 from run_pipeline import main
-from tests.run_fixtures import ROOT, annotate_arguments, make_shard, start_run
-from tests.shards_fixtures import write
+from tests.support.run_fixtures import ROOT, annotate_arguments, make_shard, start_run
+from tests.support.shards_fixtures import write
 
 _INTERRUPTED_IMPORT = """
 import sys

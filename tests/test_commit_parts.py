@@ -15,7 +15,7 @@ from framescribe.storage.journal import list_done_units, read_part
 from framescribe.storage.output import open_output
 from schemas.part_rows import read_outcomes
 from schemas.records import CommittedPart, UnitEnd
-from tests.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
+from tests.support.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
 from transforms.commit_parts import CommitParts
 from transforms.unit_outcomes import (
     LostClipsError,

@@ -17,8 +17,8 @@ from datasets import Dataset, Features, Value, Video, load_dataset
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound
 from pipeline.units import UnitConfig, plan_units
-from tests.run_fixtures import ROOT
-from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, write
+from tests.support.run_fixtures import ROOT
+from tests.support.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, write
 
 
 def metadata_of(clips):

@@ -18,13 +18,13 @@ from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.pool import DecoderPool, get_decoder_pool
 from framescribe.digests import digest_frames
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage
-from tests import faulty_decoders as faults
-from tests.decoding_fixtures import make_video, read_number
-from tests.source_tree import ROOT
+from tests.support import faulty_decoders as faults
+from tests.support.decoding_fixtures import make_video, read_number
+from tests.support.source_tree import ROOT
 
 CONFIG = SamplingConfig(max_frames=4, image_size=64, deadline_s=60.0, memory_limit_bytes=600 << 20)
 IMPATIENT = replace(CONFIG, deadline_s=5.0)
-FAULTY = ("--sample-with", "tests.faulty_decoders:sample_or_fail")
+FAULTY = ("--sample-with", "tests.support.faulty_decoders:sample_or_fail")
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +166,8 @@ from pathlib import Path
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
 from schemas.records import Clip, ClipRef
-from tests.faulty_decoders import SPIN
-pool = DecoderPool(1, SamplingConfig(), ("--sample-with", "tests.faulty_decoders:sample_or_fail"))
+from tests.support.faulty_decoders import SPIN
+pool = DecoderPool(1, SamplingConfig(), ("--sample-with", "tests.support.faulty_decoders:sample_or_fail"))
 clip = lambda start_s: Clip(ClipRef("clip", "unit", "clip.mp4", start_s=start_s), Path({video!r}))
 pool.submit(clip(None)).result()
 pool.submit(clip(SPIN))
@@ -248,7 +248,7 @@ def test_a_decoder_process_that_cannot_start_stops_the_run_with_its_last_words(v
 
 
 def test_a_pyav_of_another_interface_stops_the_run_and_fails_no_clip(video):
-    pool = DecoderPool(1, CONFIG, ("--sample-with", "tests.other_pyav:sample_video"))
+    pool = DecoderPool(1, CONFIG, ("--sample-with", "tests.support.other_pyav:sample_video"))
     with pytest.raises(RuntimeError, match=r"a decoder process does not start: .*unexpected keyword argument"):
         pool.submit(clip_of(video)).result()
     pool.close()

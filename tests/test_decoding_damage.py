@@ -25,7 +25,7 @@ from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import SampledFrames
 from framescribe.decoding.timeline import TimeWindow
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip
-from tests.decoding_fixtures import (
+from tests.support.decoding_fixtures import (
     SHARED_MEDIA,
     make_video,
     needs_encoder,

@@ -17,7 +17,7 @@ from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sample import probe_duration_s, sample_video
 from framescribe.decoding.sampling import SampledFrames
 from framescribe.decoding.timeline import TimeWindow
-from tests.decoding_fixtures import (
+from tests.support.decoding_fixtures import (
     SHARED_MEDIA,
     decode_plainly,
     make_video,

@@ -11,7 +11,7 @@ from framescribe.storage.journal import DamagedRunError, commit_part
 from framescribe.storage.output import open_output, part_name
 from schemas.part_rows import build_part
 from schemas.records import KeptCompletion, SampledClip
-from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
+from tests.support.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from transforms import worker as engine_registry
 from transforms.answer_reuse import EarlierAnswers, OtherDtypeError, ReusableRun, check_same_dtype
 

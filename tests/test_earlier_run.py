@@ -10,7 +10,7 @@ from framescribe.storage.journal import RunRecord, record_start
 from framescribe.storage.output import open_output
 from pipeline.checks import describe_run, find_earlier_run
 from pipeline.start import OtherRunError
-from tests.output_fixtures import commit, make_annotation, make_units, memory_output
+from tests.support.output_fixtures import commit, make_annotation, make_units, memory_output
 
 MODEL = {"name": "7b", "revision": "abc", "dtype": "bfloat16"}
 RUN = RunRecord(

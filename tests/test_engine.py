@@ -14,7 +14,7 @@ from framescribe.llava_video import Engine, EngineConfig, FinishReason, Generati
 from framescribe.llava_video.engine import runner as model_runner
 from framescribe.llava_video.engine.errors import ClipTooLarge, EngineClosed, PromptTooLong
 from framescribe.llava_video.engine.runner import ModelRunner
-from tests.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
+from tests.support.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
 
 
 @pytest.fixture(scope="module")

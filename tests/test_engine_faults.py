@@ -29,7 +29,7 @@ from framescribe.llava_video.engine.stats import EngineStats
 from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTask
 from framescribe.llava_video.engine.thread import EngineThread
 from framescribe.llava_video.model.prompts import VideoPrefix
-from tests.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
+from tests.support.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
 
 
 class _FaultyRunner:

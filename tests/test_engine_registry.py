@@ -12,8 +12,8 @@ import torch
 
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
-from tests.run_fixtures import ROOT
-from tests.stub_engine import StubEngine
+from tests.support.run_fixtures import ROOT
+from tests.support.stub_engine import StubEngine
 from transforms import worker as engine_registry
 from transforms.worker import SlotTaken, get_engine, is_loaded
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.moments import OnSight, draw_moment, kill_at
 from tests.faults.warm import fork_run
-from tests.run_fixtures import annotate_arguments, find_hidden, make_shard, read_tables
+from tests.support.run_fixtures import annotate_arguments, find_hidden, make_shard, read_tables
 
 _NUM_UNITS = 5
 _KILLS_A_RUN = 2

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from framescribe.storage.output import open_output
 from framescribe.storage.retries import StoreError
 from schemas.tables import TABLES
-from tests.run_fixtures import (
+from tests.support.run_fixtures import (
     annotate_arguments,
     annotate_with,
     checkpoint_revision,
@@ -21,7 +21,7 @@ from tests.run_fixtures import (
     make_shard,
     read_tables,
 )
-from tests.stub_engine import StubEngine
+from tests.support.stub_engine import StubEngine
 
 
 class UnrulyFileSystem(MemoryFileSystem):

@@ -23,7 +23,7 @@ from framescribe.storage.journal import RunRecord
 from pipeline.config import RunConfig, record_run
 from pipeline.units import UnitConfig
 from run_pipeline import main
-from tests.run_fixtures import (
+from tests.support.run_fixtures import (
     CHECKPOINT,
     annotate_arguments,
     annotate_with,
@@ -31,7 +31,7 @@ from tests.run_fixtures import (
     make_shard,
     read_tables,
 )
-from tests.stub_engine import StubEngine
+from tests.support.stub_engine import StubEngine
 
 
 def record(model: str = CHECKPOINT, dtype: str = "float32", decoder: str = "auto", **engine: Any) -> RunRecord:

@@ -24,7 +24,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip
-from tests.shards_fixtures import FlakyFileSystem, make_tar, read_all
+from tests.support.shards_fixtures import FlakyFileSystem, make_tar, read_all
 
 LIMITS = ReadConfig(max_video_bytes=10_000, max_sidecar_bytes=2_000, backoff_s=0.0, max_attempts=1)
 fuzzed = settings(

@@ -27,7 +27,7 @@ from framescribe.recipes.answers import (
     parse_wrong_answers,
     read_pair_status,
 )
-from tests.recipes_fixtures import DETAILED_YAML, LEVELS_YAML, FakeVideo
+from tests.support.recipes_fixtures import DETAILED_YAML, LEVELS_YAML, FakeVideo
 
 PIECES = [
     "Question", "question:", "Question: ", "Answer: ", "**Answer:** ", "Q: ", "A: ", "Q1: ", "A2: ", "\n", "\n\n", " ",

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_cases import COMMITTED, SHARED, GoldenCase, find_cases
 
 from framescribe.llava_video import Engine, EngineConfig, FinishReason, GenerationConfig
 from framescribe.llava_video.model.checkpoint import Checkpoint, find_checkpoint
@@ -20,6 +19,7 @@ from framescribe.llava_video.model.model import LlavaVideoModel, load_model
 from framescribe.llava_video.model.prompts import PromptTokenizer
 from framescribe.llava_video.model.vision import normalise_pixels, pool_patches, resize_frames
 from framescribe.llava_video.model.weights import read_weights
+from tests.support.golden_cases import COMMITTED, SHARED, GoldenCase, find_cases
 
 TOLERANCE = 1e-5
 CASES = find_cases()

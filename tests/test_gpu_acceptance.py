@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.acceptance_setting import Check, NotHere, Setting, StageResult
 from benchmarks.gpu_acceptance import STAGES, Stage, main, run_stage, run_stages
-from tests.source_tree import ROOT
+from tests.support.source_tree import ROOT
 
 CPU = torch.device("cpu")
 PASSES, FAILS = Check("one", 1, "1", passes=True), Check("two", 1, "2", passes=False)

@@ -10,9 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, read_tables, start_run, tiny_clip
-from tests.shards_fixtures import make_tar, write
-from tests.stub_engine import StubEngine
+from tests.support.run_fixtures import (
+    annotate_arguments,
+    annotate_with,
+    checkpoint_revision,
+    read_tables,
+    start_run,
+    tiny_clip,
+)
+from tests.support.shards_fixtures import make_tar, write
+from tests.support.stub_engine import StubEngine
 
 KEY, SECRET, PASSWORD, SIGNATURE = "AKPLANTEDKEY99", "planted/secret+value", "planted-password", "plantedsignature77"
 PLANTED = (KEY, SECRET, PASSWORD, SIGNATURE)

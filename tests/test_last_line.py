@@ -12,9 +12,9 @@ import pytest
 
 from framescribe.storage.journal import add_to_plan, record_start
 from framescribe.storage.output import open_output
-from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
-from tests.run_fixtures import ROOT, annotate_arguments, find_hidden, make_shard
-from tests.shards_fixtures import write
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
+from tests.support.run_fixtures import ROOT, annotate_arguments, find_hidden, make_shard
+from tests.support.shards_fixtures import write
 
 # A limited process must not leave half a file of bytecode in this checkout.
 _NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}

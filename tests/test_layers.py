@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.source_tree import FOLDERS, ROOT, imports, loaded_with, source_modules
+from tests.support.source_tree import FOLDERS, ROOT, imports, loaded_with, source_modules
 
 # The library proper imports nothing above it; `schemas` builds on the records that it returns.
 LIBRARY = {"framescribe", "framescribe.decoding", "framescribe.llava_video", "framescribe.recipes"}

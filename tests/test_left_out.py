@@ -8,9 +8,9 @@ import pytest
 
 from framescribe.storage.config import ReadConfig
 from run_pipeline import main
-from tests.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, read_tables
-from tests.shards_fixtures import FlakyFileSystem, write
-from tests.stub_engine import StubEngine
+from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, read_tables
+from tests.support.shards_fixtures import FlakyFileSystem, write
+from tests.support.stub_engine import StubEngine
 
 
 def _annotate(folder, inputs) -> int:

@@ -9,8 +9,8 @@ from framescribe.storage.errors import InputError
 from framescribe.storage.output import open_output
 from pipeline.checks import check_inputs_apart
 from run_pipeline import main
-from tests.run_fixtures import annotate_arguments
-from tests.shards_fixtures import write
+from tests.support.run_fixtures import annotate_arguments
+from tests.support.shards_fixtures import write
 
 
 def check(output: str, *inputs: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.source_tree import FOLDERS, ROOT, imports, source_modules, top_level_imports_of_tests
+from tests.support.source_tree import FOLDERS, ROOT, imports, source_modules, top_level_imports_of_tests
 
 if sys.version_info >= (3, 11):
     import tomllib

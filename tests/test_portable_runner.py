@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from golden_cases import COMMITTED
 
-from tests.shards_fixtures import write
+from tests.support.golden_cases import COMMITTED
+from tests.support.shards_fixtures import write
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """\

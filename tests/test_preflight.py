@@ -14,9 +14,9 @@ from framescribe.llava_video.engine.memory import find_device
 from framescribe.storage.journal import record_start
 from framescribe.storage.output import open_output
 from run_pipeline import main
-from tests.output_fixtures import RUN_RECORD, commit, make_annotation
-from tests.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
-from tests.shards_fixtures import write
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation
+from tests.support.run_fixtures import CHECKPOINT, annotate_arguments, make_shard
+from tests.support.shards_fixtures import write
 
 _NO_DATAFLOW = (
     find_spec("google") is None

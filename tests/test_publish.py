@@ -25,7 +25,7 @@ from framescribe.storage.parts import read_parts
 from pipeline.start import start_run
 from schemas.part_rows import build_part
 from schemas.tables import TABLES
-from tests.output_fixtures import (
+from tests.support.output_fixtures import (
     RUN,
     RUN_RECORD,
     commit,

@@ -15,7 +15,7 @@ from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
 from pipeline.start import start_run
 from schemas.tables import TABLES
-from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
 
 
 def publish_card(output: Path, outcomes, run=RUN_RECORD) -> str:

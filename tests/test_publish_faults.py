@@ -12,7 +12,7 @@ import pytest
 from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
 from pipeline.start import start_run
-from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 
 PUBLISH_AND_DIE = """
 import os, signal, sys

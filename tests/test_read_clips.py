@@ -13,7 +13,7 @@ from framescribe.decoding.config import UndecodableClip
 from framescribe.storage.errors import InputError, ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip, UnitEnd
-from tests.shards_fixtures import QUICK, make_tar, webdataset_members, write
+from tests.support.shards_fixtures import QUICK, make_tar, webdataset_members, write
 from transforms.read_clips import ReadClips
 
 

@@ -20,7 +20,7 @@ from framescribe.storage.output import OutputStore, open_output
 from framescribe.storage.retries import store_errors
 from schemas.tables import TABLES
 from tests.faults.warm import fork_run
-from tests.run_fixtures import annotate_arguments, make_shard, read_tables
+from tests.support.run_fixtures import annotate_arguments, make_shard, read_tables
 
 pytestmark = pytest.mark.stores
 

@@ -9,7 +9,7 @@ import pytest
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import parse_recipe
 from framescribe.recipes.annotation import Status
-from tests.recipes_fixtures import FakeVideo, completed
+from tests.support.recipes_fixtures import FakeVideo, completed
 
 SEED_YAML = """\
 recipe: model_card

@@ -12,7 +12,7 @@ from demo import answers, questions
 from demo.world import random_scene
 from framescribe.recipes import load_recipe
 from framescribe.recipes.annotation import Status
-from tests.recipes_fixtures import FakeVideo
+from tests.support.recipes_fixtures import FakeVideo
 
 
 def script_of(scene):

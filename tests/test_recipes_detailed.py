@@ -14,8 +14,8 @@ from framescribe.recipes.annotation import Status
 from framescribe.recipes.config import PromptConfig, RecheckConfig
 from framescribe.recipes.multiple_choice import spread_letters
 from framescribe.recipes.open_ended import add_scores
-from tests.output_fixtures import make_pair
-from tests.recipes_fixtures import DETAILED_YAML, FakeVideo, completed
+from tests.support.output_fixtures import make_pair
+from tests.support.recipes_fixtures import DETAILED_YAML, FakeVideo, completed
 
 RECIPE = parse_recipe(DETAILED_YAML, "my.yaml")
 SCRIPT = {

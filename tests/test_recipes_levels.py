@@ -11,7 +11,7 @@ from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import RecipeError, parse_recipe
 from framescribe.recipes.annotation import Status
 from framescribe.recipes.levels import split_segments
-from tests.recipes_fixtures import LEVELS_YAML, FakeVideo, completed
+from tests.support.recipes_fixtures import LEVELS_YAML, FakeVideo, completed
 
 
 def annotate(duration_s, segment=None, summary=None, recipe_yaml=LEVELS_YAML):

@@ -13,7 +13,7 @@ import pytest
 from framescribe import recipes
 from framescribe.recipes import SHIPPED, RecipeError, load_recipe, parse_recipe
 from framescribe.recipes.annotation import Status
-from tests.recipes_fixtures import DETAILED_YAML, FakeVideo
+from tests.support.recipes_fixtures import DETAILED_YAML, FakeVideo
 
 RECIPES = Path(recipes.__file__).parent
 

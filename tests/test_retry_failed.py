@@ -11,7 +11,7 @@ from framescribe.llava_video.engine.errors import ClipTooLarge
 from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import open_output
 from run_pipeline import main
-from tests.run_fixtures import (
+from tests.support.run_fixtures import (
     annotate_arguments,
     annotate_with,
     checkpoint_revision,
@@ -19,7 +19,7 @@ from tests.run_fixtures import (
     make_shard,
     read_tables,
 )
-from tests.stub_engine import StubEngine
+from tests.support.stub_engine import StubEngine
 
 
 class FullEngine(StubEngine):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from run_pipeline import main
-from tests.recipes_fixtures import DETAILED_YAML
-from tests.run_fixtures import (
+from tests.support.recipes_fixtures import DETAILED_YAML
+from tests.support.run_fixtures import (
     ROOT,
     annotate_arguments,
     annotate_with,
@@ -20,7 +20,7 @@ from tests.run_fixtures import (
     make_shard,
     read_tables,
 )
-from tests.talking_engine import TalkingEngine
+from tests.support.talking_engine import TalkingEngine
 
 CHANGED_YAML = DETAILED_YAML.replace("Be brief.", "Be very brief.")
 NUM_CLIPS, NUM_VERIFICATIONS = 4, 3 * 2

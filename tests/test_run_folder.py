@@ -11,7 +11,7 @@ from framescribe.publish.publish import publish
 from framescribe.storage.journal import DamagedRunError, PlannedUnit, Source, list_done_units, read_plan, read_run
 from framescribe.storage.output import open_output, part_name
 from pipeline.start import OtherRunError, check_same_run, describe_difference, overwrite_run, start_run
-from tests.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
 
 SHARD = (Source("s3://bucket/shards/000.tar", ""),)
 OTHER_RUN = replace(RUN_RECORD, fingerprint="beef", settings={"sampling": {"max_frames": 32}, "recipe": "detailed"})

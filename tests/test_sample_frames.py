@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import get_decoder_pool
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
-from tests.decoding_fixtures import make_video, read_number
+from tests.support.decoding_fixtures import make_video, read_number
 from transforms.sample_frames import SampleFrames, SampleFramesFn
 from transforms.worker import FrameBudget, get_frame_budget
 

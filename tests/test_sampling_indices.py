@@ -13,7 +13,7 @@ from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import choose_as_model_card, choose_frames, rate_indices, spread_indices
 from framescribe.decoding.timeline import TimeWindow
-from tests.decoding_fixtures import SHARED_MEDIA
+from tests.support.decoding_fixtures import SHARED_MEDIA
 
 GOLDEN_VIDEOS = SHARED_MEDIA.parent / "golden" / "videos"
 GOLDEN = json.loads((GOLDEN_VIDEOS / "load_video_golden.json").read_text()) if GOLDEN_VIDEOS.is_dir() else {}

@@ -12,7 +12,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged, StoreRefused
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip
-from tests.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
+from tests.support.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip
-from tests.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
+from tests.support.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
 
 
 def write_table(file, row_group_size=None, **columns):

@@ -17,7 +17,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged, StoreRefused, StoreUnavailable
 from framescribe.storage.redaction import redact, strip_credentials
 from pipeline.units import UnitConfig, plan_units
-from tests.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
+from tests.support.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 CLOSED_PORT = "http://127.0.0.1:9"
 

@@ -13,7 +13,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import FailedClip, Stage
-from tests.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
+from tests.support.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from framescribe.shards.videos import FetchedOnce
 from framescribe.storage.errors import InputError, VideoUnreadable
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, ClipRef
-from tests.shards_fixtures import FlakyFileSystem, read_all
+from tests.support.shards_fixtures import FlakyFileSystem, read_all
 
 
 def clip(start_s=None, end_s=None, clip_id="set/a"):

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_cases import COMMITTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -38,6 +37,7 @@ from framescribe.llava_video.engine.runner import row_of
 from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
 from framescribe.llava_video.model.language_model import LanguageModel
 from framescribe.llava_video.model.prompts import VideoPrefix
+from tests.support.golden_cases import COMMITTED
 
 CPU = torch.device("cpu")
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", static_decode=False)

@@ -21,7 +21,7 @@ from framescribe.storage.journal import list_done_units, read_part
 from framescribe.storage.local_files import remove_leftovers, scratch_folder
 from framescribe.storage.output import OutputStore, open_output
 from framescribe.storage.retries import RetryPolicy, StoreError, may_pass, retry_passing_errors
-from tests.output_fixtures import memory_output
+from tests.support.output_fixtures import memory_output
 
 PATIENT = RetryPolicy(max_tries=4, sleep=lambda delay_s: None)
 NO_ROOM = """
@@ -35,7 +35,7 @@ import itertools, sys
 from framescribe.storage.output import open_output
 from framescribe.storage.journal import commit_part
 from schemas.part_rows import build_part
-from tests.output_fixtures import RUN, make_annotation
+from tests.support.output_fixtures import RUN, make_annotation
 store, part = open_output(sys.argv[1]), build_part("one", [make_annotation("a")], RUN)
 print("started", flush=True)
 for number in itertools.count():

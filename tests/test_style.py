@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.source_tree import source_modules
+from tests.support.source_tree import source_modules
 
 MAX_LINES_OF_A_FILE = 400
 MAX_LINES_OF_A_FUNCTION = 60

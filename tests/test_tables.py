@@ -15,7 +15,7 @@ from schemas.part_rows import build_part, read_outcomes
 from schemas.records import ClipRef, KeptCompletion
 from schemas.run_columns import RunColumns
 from schemas.tables import PART_SCHEMA, TABLES, describe_tables, field_description
-from tests.output_fixtures import RUN, make_annotation, make_caption, make_failed, make_pair, make_ref
+from tests.support.output_fixtures import RUN, make_annotation, make_caption, make_failed, make_pair, make_ref
 
 README = Path(__file__).parent.parent / "README.md"
 CARRIED_BY_EVERY_ROW = {"clip_id", "source", "member", "start_s", "end_s"} | {

@@ -10,7 +10,7 @@ import pytest
 from framescribe.storage.errors import InputError
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import InputKind
-from tests.shards_fixtures import ids_of, make_tar, read_all, webdataset_members, write
+from tests.support.shards_fixtures import ids_of, make_tar, read_all, webdataset_members, write
 
 
 def manifest_of(*rows):

@@ -26,8 +26,8 @@ from schemas.run_columns import (
     describe_other_versions,
     find_versions,
 )
-from tests.output_fixtures import RUN, make_annotation, make_failed, memory_output
-from tests.run_fixtures import ROOT
+from tests.support.output_fixtures import RUN, make_annotation, make_failed, memory_output
+from tests.support.run_fixtures import ROOT
 from transforms.commit_parts import CommitParts
 
 OLD_OUTPUT = ROOT / "tests" / "golden" / "outputs" / "framescribe-0.1.0.tar.gz"

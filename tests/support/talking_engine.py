@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from framescribe.llava_video.engine.errors import ClipTooLarge
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
-from tests.stub_engine import StubEngine, StubVideo
+from tests.support.stub_engine import StubEngine, StubVideo
 
 
 class TalkingVideo(StubVideo):

@@ -16,11 +16,11 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from run_pipeline import main
 from schemas.tables import TABLES
-from tests.shards_fixtures import make_tar, write
-from tests.stub_engine import StubEngine
+from tests.support.shards_fixtures import make_tar, write
+from tests.support.stub_engine import StubEngine
 from transforms.worker import use_engine
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHECKPOINT = str(ROOT / "tests" / "golden" / "checkpoints" / "g9")
 _RECIPE = """
 recipe: model_card

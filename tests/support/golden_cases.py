@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-COMMITTED = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared" / "golden"
+COMMITTED = Path(__file__).parents[1] / "golden"
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from golden_cases import COMMITTED
 
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
+from tests.support.golden_cases import COMMITTED
 
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32")
 SHORT = GenerationConfig(max_new_tokens=6)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from framescribe.decoding.demux import open_container
 
-SHARED_MEDIA = Path(__file__).parent.parent.parent / "shared" / "media"
+SHARED_MEDIA = Path(__file__).parents[3] / "shared" / "media"
 needs_shared_media = pytest.mark.skipif(not SHARED_MEDIA.is_dir(), reason="../shared/media is not there")
 _BITS = 8
 
