@@ -24,11 +24,11 @@ from framescribe.decoding.pool import DecoderPool
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.recipes import Recipe, parse_recipe
+from framescribe.recipes.engine_video import EngineVideo
 from pipeline.annotate import AnnotateRequest, annotate
 from pipeline.config import RunConfig
 from pipeline.units import UnitConfig
 from schemas.records import Clip, ClipRef, SampledClip
-from transforms.engine_video import EngineVideo
 from transforms.worker import RunningEngine, get_engine, use_engine
 
 _RECIPE = """

@@ -24,11 +24,11 @@ from framescribe.llava_video import Engine, EngineConfig
 from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 from framescribe.recipes import Recipe, parse_recipe
+from framescribe.recipes.engine_video import EngineVideo, WrongVideo, choose_segment_frames
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from tests.support.golden_cases import COMMITTED
 from transforms import worker as engine_registry
 from transforms.annotate_clips import AnnotateClips, ModelChanged
-from transforms.engine_video import EngineVideo, WrongVideo, choose_segment_frames
 from transforms.worker import SlotTaken, claim_slot, get_clip_budget, get_frame_budget
 
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)

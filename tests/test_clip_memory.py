@@ -9,11 +9,11 @@ import pytest
 
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes import RecipeResult, parse_recipe
+from framescribe.recipes.engine_video import EngineVideo
 from schemas.records import KeptCompletion
 from tests.support.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
 from tests.support.talking_engine import TalkingEngine
 from transforms.answer_reuse import ClipMemory, RememberingVideo, digest_question
-from transforms.engine_video import EngineVideo
 
 FRAMES = np.random.default_rng(5).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
 TIMES_S = tuple(5.0 * number for number in range(8))

@@ -14,10 +14,10 @@ from apache_beam.metrics import Metrics
 
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, PromptTooLong
+from framescribe.recipes.engine_video import EngineVideo, WrongVideo
 from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
 from transforms.answer_reuse import ClipMemory, EarlierAnswers, RememberingVideo, ReusableRun
-from transforms.engine_video import EngineVideo, WrongVideo
 from transforms.lookahead import LookAheadDoFn
 from transforms.worker import EngineMetrics, FrameBudget, RunningEngine, get_clip_budget, get_engine, get_frame_budget
 

@@ -19,12 +19,12 @@ from dataclasses import astuple, dataclass, field
 import pyarrow as pa
 
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.recipes.engine_video import EngineVideo
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import DamagedRunError, read_part
 from framescribe.storage.output import OutputStore, open_output, part_name
 from schemas.part_rows import read_completions
 from schemas.records import KeptCompletion, SampledClip
-from transforms.engine_video import EngineVideo
 from transforms.worker import computed_dtype
 
 _DIGEST_BYTES = 16

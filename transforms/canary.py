@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from framescribe.llava_video.engine.generation import GenerationConfig
-from transforms.engine_video import EngineVideo
+from framescribe.recipes.engine_video import EngineVideo
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine

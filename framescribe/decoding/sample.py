@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import av
+from threadpoolctl import threadpool_limits
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.decode import decode_with_pyav, is_mirrored, read_video_timeline
@@ -15,6 +18,34 @@ from framescribe.decoding.sampling import SampledFrames
 from framescribe.decoding.timeline import Timeline, TimeWindow
 
 PYAV = f"pyav {av.__version__}"
+
+
+def sample_frames(
+    video: str | os.PathLike[str] | bytes, config: SamplingConfig | None = None, window: TimeWindow | None = None
+) -> SampledFrames:
+    """Samples the frames of one video in this process.
+
+    Args:
+        video: the path of a local file, or its bytes.
+        config: which frames; None takes 64, evenly spread.
+        window: the part of the video to sample; None is the whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UndecodableClip: no faithful frames can be had.
+    """
+    if isinstance(video, bytes):
+        with tempfile.NamedTemporaryFile(suffix=".video") as file:
+            file.write(video)
+            file.flush()
+            return sample_frames(file.name, config, window)
+    path = Path(video).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no video at {os.fspath(video)!r}: wanted the path of a local file, or its bytes")
+    # One thread, as in decoder processes: the resize's many small products only get slower with more, and 8K frames
+    # take four times the CPU time.
+    with threadpool_limits(1, user_api="blas"):
+        return sample_video(str(path), window or TimeWindow(), config or SamplingConfig())[0]
 
 
 def sample_video(path: str, window: TimeWindow, config: SamplingConfig) -> tuple[SampledFrames, str]:

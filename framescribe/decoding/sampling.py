@@ -121,6 +121,10 @@ class SampledFrames:
     height_px: int
     decoded_fraction: float = 1.0
 
+    def stack(self) -> np.ndarray:
+        """Returns uint8 [T, S, S, 3] RGB: the frames in their order, repeats included."""
+        return np.stack([self.frames[index] for index in self.frame_indices])
+
 
 def choose_from(timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> tuple[int, FrameChoice]:
     """Returns the index of a window's first frame, and the frames to sample, counted from it.
