@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -149,16 +150,16 @@ def test_the_committed_cases_are_the_shared_ones() -> None:
 
 
 @pytest.mark.parametrize("layout", ["seed_style", "demo_style", "training"])
-def test_prompt_layouts_have_the_ids_of_the_whole_qwen2_tokenizer(layout: str) -> None:
-    tokenizer_folder = SHARED / "tokenizer_qwen2_full"
-    if not tokenizer_folder.is_dir():
-        pytest.skip("../shared/golden with Qwen2's whole tokenizer (10 MB) is not here")
-    golden = json.loads((SHARED / "tokens_golden.json").read_text(encoding="utf-8"))
-    assert _build_layout(tokenizer_folder, layout) == _golden_layout(golden, layout)
+def test_prompt_layouts_have_the_ids_of_the_whole_qwen2_tokenizer(layout: str, tmp_path: Path) -> None:
+    with tarfile.open(COMMITTED / "tokenizer_qwen2_full.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    golden = json.loads((COMMITTED / "tokens_golden.json").read_text(encoding="utf-8"))
+    assert _build_layout(tmp_path / "tokenizer_qwen2_full", layout) == _golden_layout(golden, layout)
 
 
 def _build_layout(folder: Path, layout: str) -> list[int]:
-    tokenizer = PromptTokenizer(Checkpoint("qwen2", folder, ""), layout.removesuffix("_style"))
+    ours = {"seed_style": "model_card", "demo_style": "demo"}.get(layout, layout)
+    tokenizer = PromptTokenizer(Checkpoint("qwen2", folder, ""), ours)
     prefix = tokenizer.video_prefix([0.0, 4.16, 8.32, 12.44], 12.48)
     question = {"training": "Please provide a detailed description of the video."}.get(
         layout, "Please describe this video in detail."

@@ -13,12 +13,11 @@ from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import choose_as_model_card, choose_frames, rate_indices, spread_indices
 from framescribe.decoding.timeline import TimeWindow
-from tests.support.decoding_fixtures import SHARED_MEDIA
+from tests.support.golden_cases import COMMITTED
 
-GOLDEN_VIDEOS = SHARED_MEDIA.parent / "golden" / "videos"
-GOLDEN = json.loads((GOLDEN_VIDEOS / "load_video_golden.json").read_text()) if GOLDEN_VIDEOS.is_dir() else {}
-SEED_CASES = [(clip, case) for clip, cases in GOLDEN.items() for case in cases if case != "pyav"]
-needs_golden = pytest.mark.skipif(not GOLDEN, reason="../shared/golden/videos is not there")
+GOLDEN_VIDEOS = COMMITTED / "videos"
+GOLDEN = json.loads((GOLDEN_VIDEOS / "load_video_golden.json").read_text())
+CARD_CASES = [(clip, case) for clip, cases in GOLDEN.items() for case in cases if case != "pyav"]
 
 
 def card_config(case: str) -> SamplingConfig:
@@ -34,9 +33,8 @@ def card_config(case: str) -> SamplingConfig:
     )
 
 
-@needs_golden
-@pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" not in GOLDEN[c[0]][c[1]]])
-def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
+@pytest.mark.parametrize(("clip", "case"), [c for c in CARD_CASES if "error" not in GOLDEN[c[0]][c[1]]])
+def test_the_time_base_model_card_does_the_model_cards_arithmetic(clip, case):
     golden = GOLDEN[clip][case]
     sampled, _ = sample_video(str(GOLDEN_VIDEOS / clip), TimeWindow(), card_config(case))
     assert list(sampled.frame_indices) == golden["frame_idx"]
@@ -44,8 +42,7 @@ def test_the_seed_time_base_does_the_model_cards_arithmetic(clip, case):
     assert sampled.duration_s == golden["video_time"]
 
 
-@needs_golden
-@pytest.mark.parametrize(("clip", "case"), [c for c in SEED_CASES if "error" in GOLDEN[c[0]][c[1]]])
+@pytest.mark.parametrize(("clip", "case"), [c for c in CARD_CASES if "error" in GOLDEN[c[0]][c[1]]])
 def test_where_the_model_cards_arithmetic_raises_the_clip_fails_with_a_reason(clip, case):
     with pytest.raises(UndecodableClip, match="too low for the time base model_card"):
         sample_video(str(GOLDEN_VIDEOS / clip), TimeWindow(), card_config(case))
@@ -69,12 +66,12 @@ def test_the_seed_arithmetic_falls_back_to_an_even_spread_above_the_cap():
     assert choice.indices == (0, 59, 119)
 
 
-def test_a_rate_of_half_a_frame_a_second_fails_under_the_seed_time_base():
+def test_a_rate_of_half_a_frame_a_second_fails_under_the_time_base_model_card():
     with pytest.raises(UndecodableClip, match="frame rate 0.5 too low for the time base model_card"):
         choose_as_model_card(6, Fraction(1, 2), max_frames=64, fps=None)
 
 
-def test_a_video_without_a_mean_rate_fails_under_the_seed_time_base():
+def test_a_video_without_a_mean_rate_fails_under_the_time_base_model_card():
     with pytest.raises(UndecodableClip, match="no frame rate"):
         choose_as_model_card(6, None, max_frames=64, fps=None)
 
@@ -135,7 +132,7 @@ def test_an_even_spread_holds_the_first_and_the_last_frame(num_frames, max_frame
         ({"fps": 0.0}, "fps must be a positive number of frames a second, got 0.0"),
         ({"fps": float("nan")}, "fps must be a positive number of frames a second, got nan"),
         ({"decoder": "ffmpeg"}, "decoder must be one of auto, decord, pyav, got 'ffmpeg'"),
-        ({"time_base": "wall"}, "time_base must be one of pts, seed, got 'wall'"),
+        ({"time_base": "wall"}, "time_base must be one of pts, model_card, got 'wall'"),
         ({"min_decoded_fraction": 1.5}, "min_decoded_fraction must lie between 0 and 1, got 1.5"),
         ({"deadline_s": -1.0}, "deadline_s must be positive, got -1.0"),
     ],

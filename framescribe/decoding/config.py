@@ -18,7 +18,8 @@ class SamplingConfig:
     Attributes:
         max_frames: frames a clip; with `fps` the most frames a clip.
         fps: frames a second of the clip; None for `max_frames` frames spread evenly, as the model card does.
-        time_base: `pts` for true presentation times, `model_card` for the model card's arithmetic (index over mean rate).
+        time_base: `pts` for true presentation times, `model_card` for the model card's arithmetic (index over mean
+            rate).
         decoder: `auto` is `pyav`: right on every file, and cheaper than decord where decord is right too.
         image_size: width and height in pixels that every frame is resized to; the aspect ratio is not kept.
         deadline_s: seconds of wall time a clip may take; its decoder is killed after that.

@@ -42,7 +42,8 @@ def choose_frames(
     """Chooses frames of a clip whose frames are shown at `times_s` (seconds from the first, increasing).
 
     Raises:
-        UndecodableClip: the model card's arithmetic, asked for by `time_base="model_card"`, cannot be done for this clip.
+        UndecodableClip: the model card's arithmetic, asked for by `time_base="model_card"`, cannot be done for this
+            clip.
     """
     if config.time_base == "model_card":
         return choose_as_model_card(len(times_s), average_rate, config.max_frames, config.fps)
