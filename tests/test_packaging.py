@@ -35,13 +35,13 @@ PLATFORMS = {
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 }
 OURS = {*FOLDERS, "run_pipeline", "tests"}
-INSTALLED = [folder for folder in FOLDERS if folder != "benchmarks"]
+INSTALLED = [folder for folder in FOLDERS if folder not in ("benchmarks", "demo")]
 DISTRIBUTION_OF_MODULE = {
     "grpc": "grpcio",
     "PIL": "pillow",
     "yaml": "pyyaml",
-    "tomllib": "tomli",
-}  # tomllib: in the library from 3.11 on
+    "tomllib": "tomli",  # in the library from 3.11 on
+}
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -74,9 +74,9 @@ def test_every_data_file_of_the_source_is_packaged():
     assert [file for file in data if not shipped(file)] == []
 
 
-def test_benchmarks_tests_and_the_demo_models_training_are_not_installed():
+def test_neither_benchmarks_nor_tests_nor_the_demo_are_installed():
     packaged = SETUPTOOLS["packages"]["find"]["include"]
-    assert sorted(packaged) == ["demo", "framescribe*", "pipeline*", "schemas*", "transforms*"]
+    assert sorted(packaged) == ["framescribe*", "pipeline*", "schemas*", "transforms*"]
 
 
 def test_every_package_that_the_source_imports_is_declared():
