@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism test-stores fuzz soak test-mutants lint format types check bench constraints
+.PHONY: help setup demo test test-slow test-faults test-prism test-stores fuzz soak test-mutants lint format types check bench docs constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -25,6 +25,7 @@ help:
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
 	@echo "  make bench        the engine and the decoding against the model card's loop, small, on this machine"
+	@echo "  make docs         docs/flags.md and docs/columns.md anew, from the parser and the schemas"
 	@echo "  make setup        only the virtual environment, .venv"
 	@echo "  make constraints  resolve constraints.txt anew from pyproject.toml"
 	@echo
@@ -93,6 +94,10 @@ check: test lint types
 bench: setup
 	$(PY) -m benchmarks.engine --make-checkpoint small --clips 4 --num-frames 16
 	$(PY) -m benchmarks.decode --clips made
+
+docs: setup
+	$(PY) -m pipeline.options >docs/flags.md
+	$(PY) -m schemas.tables >docs/columns.md
 
 constraints: setup
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras --upgrade \

@@ -277,7 +277,7 @@ def measure_workload(setting: Setting) -> StageResult:
         "interpreter_wait_s": stats.interpreter_wait_s,
         "phases_s": {name: getattr(stats, name) for name in ("encode_s", "prefill_s", "question_s", "decode_s")},
         "caption_8_clips_per_s": captions.clips_per_s,
-        "seed_loop_s_per_3_answers": loop.wall_s,
+        "model_card_loop_s_per_3_answers": loop.wall_s,
         "replayed_share": 0.0 if decoder is None else decoder.num_replays / max(1, decoder.num_steps),
         "shapes": 0 if decoder is None else len(decoder._steps),
         "predicted": "0.9 to 1.1 clips/s for the default recipe's mix of 64-frame clips, H100 and H200, as modelled",

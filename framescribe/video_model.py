@@ -8,15 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.sample import sample_frames
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.engine.engine import Engine, Video
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.engine_video import EngineVideo
 from framescribe.recipes.loading import load_recipe
 from framescribe.recipes.recipe import Recipe, RecipeResult
+
+if TYPE_CHECKING:
+    from framescribe.llava_video.engine.engine import Engine, Video
 
 MODEL_CARD_PROMPT = "Please describe this video in detail."
 VideoFile = str | os.PathLike[str] | bytes
@@ -36,6 +39,8 @@ def load(
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported; the message says what to do.
     """
+    from framescribe.llava_video.engine.engine import Engine  # torch takes seconds to import
+
     loaded = Engine.load(replace(engine or EngineConfig(model), model=os.path.expanduser(model)))
     sampling = sampling or SamplingConfig(max_frames=num_frames, time_base="model_card")
     return VideoModel(loaded, replace(sampling, image_size=loaded.model.config.tower.image_size))

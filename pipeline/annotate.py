@@ -131,7 +131,8 @@ def _start(
         again = write_count(started.num_clips_again, "clip")
         _say(
             f"warning: up to {again} of those done before will be annotated again, or leave the tables if their files "
-            "are gone, since their shards are cut into other units now: files came or went, or --clips-per-unit is another"
+            "are gone, since their shards are cut into other units now: files came or went, or --clips-per-unit is "
+            "another"
         )
     if started.num_outdated:
         _say(f"in no table: {write_count(started.num_outdated, 'part')} of shards that were cut into other units since")

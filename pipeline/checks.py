@@ -72,7 +72,8 @@ def check_prompts(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig)
             raise CannotStart(
                 f"--num-frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe's "
                 f"{prompt.id!r} {num_question} and more, with answers up to {prompt.max_new_tokens}: over the model's "
-                f"context of {model.max_length}. Give at most about --num-frames {num_frames * room // num_prefix}, or a "
+                f"context of {model.max_length}. Give at most about --num-frames {num_frames * room // num_prefix}, "
+                f"or a "
                 "recipe with a shorter prompt or a smaller max_new_tokens"
             )
 

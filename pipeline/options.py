@@ -1,6 +1,6 @@
 """The command line: every flag, parsed and checked here and nowhere else.
 
-Prints the README's table of flags from the parser itself: `python -m pipeline.options`.
+`python -m pipeline.options` prints docs/flags.md from the parser itself.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def _find_version() -> str:
 
 
 def describe_flags() -> str:
-    """Returns the flags of `annotate` as Markdown, a row each, in the groups of `--help`."""
+    """Returns docs/flags.md: the flags of `annotate`, a row each, in the groups of `--help`."""
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     groups = [group for group in commands.choices["annotate"]._action_groups if group.title and group._group_actions]
     rows = [
@@ -310,7 +310,13 @@ def describe_flags() -> str:
         for action in group._group_actions
         if not isinstance(action, argparse._HelpAction)
     ]
-    return "\n".join(["| group | flag | what it does (default) |", "|---|---|---|", *rows])
+    head = [
+        "# Flags of `annotate`",
+        "",
+        "Made from the parser by `make docs`. Flags of Beam and its runners pass through.",
+        "",
+    ]
+    return "\n".join([*head, "| group | flag | what it does (default) |", "|---|---|---|", *rows])
 
 
 def _describe(group: str, action: argparse.Action) -> str:

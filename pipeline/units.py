@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from framescribe.shards.clip_index import IndexedClip
+from framescribe.shards.files import JoinedTables, add_metadata, index_files, join_tables
 from framescribe.shards.kinds import compression_of
 from framescribe.shards.listing import FoundFile, find_inputs
 from framescribe.shards.manifests import index_manifest
 from framescribe.shards.naming import NamedShard, hash_id, make_unit_id, name_shards
 from framescribe.shards.parquet import index_parquet
 from framescribe.shards.tar import index_tar
-from framescribe.shards.videos import JoinedTables, add_metadata, index_files, join_tables
 from framescribe.storage.access import Store
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound, NoVideos

@@ -65,7 +65,8 @@ _FLAGS_OF_OTHERS = {
         "a worker uses one GPU, --device cuda:1 says which; --device-map auto spreads one model over all of them"
     ),
     "--num-workers --workers --num-proc --num-processes --num-threads --threads --jobs": (
-        "--decoder-processes is the number of decoder processes per worker; flags of the --runner set the number of workers"
+        "--decoder-processes is the number of decoder processes per worker; flags of the --runner set the number of "
+        "workers"
     ),
     "--model-name --model-path --model-id --model-base --model-name-or-path --checkpoint --pretrained": "use --model",
     "--input-dir --data-dir --video-dir --video --videos --video-path --dataset --data": "use --input",

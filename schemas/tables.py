@@ -1,4 +1,4 @@
-"""The Arrow schemas of every table; `python -m schemas.tables` prints them as the README's column tables."""
+"""The Arrow schemas of every table; `python -m schemas.tables` prints docs/columns.md."""
 
 from __future__ import annotations
 
@@ -178,8 +178,9 @@ TABLE_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
 
 
 def describe_tables() -> str:
-    """Returns the columns of the published tables as Markdown, one table each, with types and descriptions."""
-    return "\n\n".join(
+    """Returns docs/columns.md: the columns of the published tables, with types and descriptions."""
+    head = "# Columns of the tables\n\nMade from the schemas by `make docs`; every file has the descriptions too."
+    return f"{head}\n\n" + "\n\n".join(
         f"**`{name}/`** {TABLE_DESCRIPTIONS[name]}\n\n{describe_columns(schema)}" for name, schema in TABLES.items()
     )
 

@@ -36,7 +36,6 @@ PROMISES: dict[str, str] = {
     "pipeline/config.py": "tests/test_fingerprint.py -k 'not gone_on and not refused'",
     "pipeline/start.py": "tests/test_run_folder.py",
     "framescribe/publish/sort.py": "tests/test_publish.py",
-    "framescribe/publish/sort.py": "tests/test_publish.py",
     "framescribe/publish/tables.py": "tests/test_publish.py",
     "framescribe/recipes/answers.py": "tests/test_parsers.py",
     "framescribe/recipes/answer_text.py": "tests/test_parsers.py tests/test_recipes_detailed.py",

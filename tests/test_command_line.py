@@ -62,8 +62,8 @@ def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
     assert f"got '{device}', wanted cuda, the number of a GPU as in cuda:1, cpu or auto" in capsys.readouterr().err
 
 
-def test_the_readme_holds_every_flag_as_the_parser_describes_it():
-    assert describe_flags() in (ROOT / "README.md").read_text(), "paste what `python -m pipeline.options` prints"
+def test_the_page_of_flags_is_what_the_parser_says():
+    assert (ROOT / "docs" / "flags.md").read_text() == describe_flags() + "\n", "run `make docs`"
 
 
 def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
@@ -121,7 +121,7 @@ def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [("annotate", "--over"), ("annotate", "--retry"), ("plan", "--unit", "3"), ("publish", "--out", "x")]
+    "flags", [("annotate", "--over"), ("annotate", "--retry"), ("plan", "--clips-per", "3"), ("publish", "--out", "x")]
 )
 def test_a_flag_that_is_cut_short_is_refused_with_the_whole_one(flags, capsys):
     command, cut, *rest = flags

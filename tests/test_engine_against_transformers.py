@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.seed_loop import SeedLoop
+from benchmarks.model_card_loop import ModelCardLoop
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
 
 CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
@@ -29,7 +29,7 @@ def test_questions_about_two_clips_asked_at_once_equal_generate_one_by_one(engin
     videos = [engine.open(clip, [0.0, 1.5], 3.0) for clip in clips]
     futures = [video.ask(question, GenerationConfig(max_new_tokens=24)) for video in videos for question in QUESTIONS]
     ours = [list(future.result().token_ids) for future in futures]
-    loop = SeedLoop(engine)
+    loop = ModelCardLoop(engine)
     theirs = [loop.ask(clip, [0.0, 1.5], 3.0, question, 24) for clip in clips for question in QUESTIONS]
     assert ours == theirs
 
@@ -47,7 +47,7 @@ def test_a_given_answer_is_as_likely_as_transformers_finds_it(has_fixed_shapes: 
             other = video.ask(QUESTIONS[0], GenerationConfig(max_new_tokens=8))  # in the same steps
             done = video.score(QUESTIONS[1], given).result()
             assert other.result().scores == ()
-        loop = SeedLoop(engine)
+        loop = ModelCardLoop(engine)
         prompt = loop.embed(clip, [0.0, 1.5], 3.0, QUESTIONS[1])
         module = engine.model.language.module
         answer = module.model.embed_tokens(torch.tensor(given[:-1]))

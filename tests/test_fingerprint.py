@@ -104,7 +104,8 @@ OTHERS: dict[str, Any] = {
 # Settings that change no row, and where they count instead if they do.
 UNHASHED = {
     "RunConfig": {
-        "output", "max_failed_fraction", "retry_failed", "num_decoder_processes", "frame_memory_bytes", "prefetch_clips",
+        "output", "max_failed_fraction", "retry_failed", "num_decoder_processes", "frame_memory_bytes",
+        "prefetch_clips",
         "canary_every", "earlier", "allow_other_versions", "storage_options",
     },
     "EngineConfig": {
@@ -211,7 +212,8 @@ def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"max_failed_fraction": -0.1}, {"max_failed_fraction": 1.1}, {"num_decoder_processes": 0}, {"frame_memory_bytes": 0},
+        {"max_failed_fraction": -0.1}, {"max_failed_fraction": 1.1}, {"num_decoder_processes": 0},
+        {"frame_memory_bytes": 0},
         {"prefetch_clips": 0}, {"split_s": 0.5}, {"canary_every": -1},
     ],
 )  # fmt: skip
@@ -225,7 +227,8 @@ def test_settings_out_of_their_range_are_refused_by_their_name(wrong):
 @pytest.mark.parametrize(
     "right",
     [
-        {"max_failed_fraction": 0.0}, {"max_failed_fraction": 0.5}, {"num_decoder_processes": 1}, {"frame_memory_bytes": 1},
+        {"max_failed_fraction": 0.0}, {"max_failed_fraction": 0.5}, {"num_decoder_processes": 1},
+        {"frame_memory_bytes": 1},
         {"prefetch_clips": 1}, {"split_s": 1.0}, {"canary_every": 0},
     ],
 )  # fmt: skip

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from framescribe.decoding.config import UndecodableClip
-from framescribe.decoding.decode import DecodeTally
 from framescribe.decoding.timeline import USUAL_RATE, Timeline, TimeWindow, usual_gap_s
 
 _GAP = 1.5  # times the usual distance of two frames: nearer ones leave none out
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTally:
+    """What a decode of every frame gave.
+
+    Attributes:
+        good: (place in the decoder's output, presentation timestamp) of each faithful frame, in output order.
+        bad_pts: timestamps of the packets whose frames are not faithful, or did not come for an error.
+        num_bad: how many packets these are.
+        begins_late: whether the file begins with frames that refer to some before it.
+    """
+
+    good: list[tuple[int, int | None]] = field(default_factory=list)
+    bad_pts: frozenset[int | None] = frozenset()
+    num_bad: int = 0
+    begins_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

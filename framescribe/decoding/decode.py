@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, dropwhile, islice
 
 import av.container
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from framescribe.decoding.config import SamplingConfig
-from framescribe.decoding.damage import match_decoded_frames
+from framescribe.decoding.damage import DecodeTally, match_decoded_frames
 from framescribe.decoding.demux import (
     LogLine,
     check_dimensions,
@@ -34,23 +34,6 @@ from framescribe.decoding.timeline import Timeline, TimeWindow, read_timeline
 _SKIPPABLE_CODECS = ("h264", "hevc")
 # ValueError is what PyAV 19 raises once a decoder could not be opened, over bad headers for instance.
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeTally:
-    """What a decode of every frame gave.
-
-    Attributes:
-        good: (place in the decoder's output, presentation timestamp) of each faithful frame, in output order.
-        bad_pts: timestamps of the packets whose frames are not faithful, or did not come for an error.
-        num_bad: how many packets these are.
-        begins_late: whether the file begins with frames that refer to some before it.
-    """
-
-    good: list[tuple[int, int | None]] = field(default_factory=list)
-    bad_pts: frozenset[int | None] = frozenset()
-    num_bad: int = 0
-    begins_late: bool = False
 
 
 def decode_announced(path: str, seek_ranges: Sequence[SeekRange], config: SamplingConfig) -> DecodedFrames | None:

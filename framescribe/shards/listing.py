@@ -34,7 +34,8 @@ class FoundFile:
         root: URI of the folder that its ids are relative to: the part of the `--input` before any wildcard.
         relative: its path below the root, `/` as separator.
         size: bytes, None where the listing does not say.
-        version: what changes with its contents, see `framescribe.storage.access.version_of`; empty where the listing does not say.
+        version: what changes with its contents, see `framescribe.storage.access.version_of`; empty
+            where the listing does not say.
         named: whether an input names it; a manifest that was only found is no input, but may say things about videos.
     """
 

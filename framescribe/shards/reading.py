@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from framescribe.shards.files import read_files
 from framescribe.shards.manifests import read_manifest
 from framescribe.shards.naming import window_suffix
 from framescribe.shards.parquet import read_parquet
 from framescribe.shards.tar import read_tar
-from framescribe.shards.videos import read_files
 from framescribe.storage.access import Store
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError

@@ -19,7 +19,8 @@ class ReadConfig:
         max_attempts: how often a store is asked before the run stops.
         backoff_s: the wait before the second attempt; it doubles with each, so the default waits 7.5 s in all.
         trusted_hosts: whom rows may name though their network address is private, and who gets the credentials of web
-            addresses (`framescribe.storage.web_client`): hosts as `host`, `host:port` or `https://host:port`, and whole stores as
+            addresses (`framescribe.storage.web_client`): hosts as `host`, `host:port` or
+            `https://host:port`, and whole stores as
             `sftp://host`, since rows may name others of the usual protocols only. A shard's own host is always one.
         patience_s: no further attempt after so long: most clients of stores try for half a minute by themselves.
     """
