@@ -30,7 +30,7 @@ import psutil
 from benchmarks.model_card import cpu_seconds_of_model_card
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
-from schemas.records import Clip, ClipRef, SampledClip
+from framescribe.decoding.sampling import ClipFrames
 
 _PACKAGES = ("av", "decord", "pillow", "numpy")
 _VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".ts", ".3gp"}
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         clips = _make_clips(Path(folder)) if options.clips == "made" else _list_clips(Path(options.clips))
-        print(json.dumps(_compare(clips, options.frames, options.rounds, options.decoders), indent=1))
+        print(json.dumps(_compare(clips, options.num_frames, options.rounds, options.decoders), indent=1))
 
 
 def _compare(clips: Sequence[Path], frames: int, rounds: int, decoders: Sequence[str]) -> dict[str, object]:
@@ -90,14 +90,14 @@ class _Side:
 
     def __init__(self, frames: int, decoder: str, warm_up: Path) -> None:
         self.pool = DecoderPool(1, SamplingConfig(max_frames=frames, decoder=decoder))
-        self.pool.submit(_clip(warm_up)).result()
+        self.pool.submit(warm_up).result()
 
     def sample(self, path: Path) -> tuple[float, str] | None:
         """Returns CPU seconds and the digest of the frames, None if the clip fails."""
         started_s = _cpu_seconds_of_children() + time.process_time()
-        result = self.pool.submit(_clip(path)).result()
+        result = self.pool.submit(path).result()
         cpu_s = time.process_time() + _cpu_seconds_of_children() - started_s  # in this order: looking takes time too
-        return (cpu_s, result.sampling.frames_digest) if isinstance(result, SampledClip) else None
+        return (cpu_s, result.sampling.frames_digest) if isinstance(result, ClipFrames) else None
 
 
 def _cpu_seconds_of_children() -> float:
@@ -121,10 +121,6 @@ def _compare_clip(card: ProcessPoolExecutor, sides: dict[str, _Side], clip: Path
 
 def _median(seconds: list[float]) -> float | None:
     return statistics.median(seconds) if seconds else None
-
-
-def _clip(path: Path) -> Clip:
-    return Clip(ClipRef(path.name, "benchmark", str(path)), path)
 
 
 def _list_clips(folder: Path) -> list[Path]:

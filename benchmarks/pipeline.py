@@ -21,6 +21,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.videos import write_videos
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
+from framescribe.decoding.sampling import ClipFrames
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.recipes import Recipe, parse_recipe
@@ -28,8 +29,7 @@ from framescribe.recipes.engine_video import EngineVideo
 from pipeline.annotate import AnnotateRequest, annotate
 from pipeline.config import RunConfig
 from pipeline.units import UnitConfig
-from schemas.records import Clip, ClipRef, SampledClip
-from transforms.worker import RunningEngine, get_engine, use_engine
+from transforms.worker import WORKER, RunningEngine, WorkerConfig
 
 _RECIPE = """
 recipe: detailed
@@ -46,31 +46,31 @@ retries: []
 """
 
 
-def sample_all(videos: list[Path], sampling: SamplingConfig) -> list[SampledClip]:
+def sample_all(videos: list[Path], sampling: SamplingConfig) -> list[ClipFrames]:
     """Decodes every video; what the engine alone is given."""
     pool = DecoderPool(2, sampling)
-    futures = [pool.submit(Clip(ClipRef(video.stem, "unit", str(video)), video)) for video in videos]
-    sampled = [result for result in (future.result() for future in futures) if isinstance(result, SampledClip)]
+    futures = [pool.submit(video) for video in videos]
+    sampled = [result for result in (future.result() for future in futures) if isinstance(result, ClipFrames)]
     pool.close()
     assert len(sampled) == len(videos), "made videos decode"
     return sampled
 
 
-def run_engine_alone(running: RunningEngine, recipe: Recipe, clips: list[SampledClip]) -> float:
+def run_engine_alone(running: RunningEngine, recipe: Recipe, clips: list[ClipFrames]) -> float:
     """Returns the seconds that the recipe takes over clips whose frames lie in memory."""
 
     async def annotate_all() -> None:
-        await asyncio.gather(*(_annotate(running, recipe, clip) for clip in clips))
+        await asyncio.gather(*(_annotate(running, recipe, f"clip-{n}", clip) for n, clip in enumerate(clips)))
 
     started = time.perf_counter()
     running.run(annotate_all()).result()
     return time.perf_counter() - started
 
 
-async def _annotate(running: RunningEngine, recipe: Recipe, clip: SampledClip) -> None:
+async def _annotate(running: RunningEngine, recipe: Recipe, clip_id: str, clip: ClipFrames) -> None:
     sampling = clip.sampling
-    video = EngineVideo.open(running.engine, clip.ref.clip_id, clip.frames, sampling.timestamps_s, sampling.duration_s)
-    await recipe.annotate(video, clip.ref.clip_id)
+    video = EngineVideo.open(running.engine, clip_id, clip.frames, sampling.timestamps_s, sampling.duration_s)
+    await recipe.annotate(video, clip_id)
     video.close()
 
 
@@ -104,15 +104,21 @@ def _compare(flags: argparse.Namespace, folder: Path) -> dict[str, object]:
     engine = make_engine(flags.make_checkpoint, engine_config, checkpoint, flags.tokenizer)
     # The engine was made in memory; the pipeline asks the folder for the revision, and both must be the same.
     engine.checkpoint = find_checkpoint(str(checkpoint), files=CONFIGURATION)
-    use_engine(engine_config, engine)
+    WORKER.use_engine(engine_config, engine)
     recipe = parse_recipe(_RECIPE, "benchmark")
     sampling = SamplingConfig(max_frames=flags.num_frames, image_size=engine.model.config.tower.image_size)
     config = RunConfig(
-        str(folder / "out"), engine_config, recipe, sampling, units=UnitConfig(max_clips=4), canary_every=0
+        str(folder / "out"),
+        engine_config,
+        recipe,
+        sampling,
+        units=UnitConfig(max_clips=4),
+        workers=WorkerConfig(canary_every=0),
     )
     clips = sample_all(videos, sampling)
-    run_engine_alone(get_engine(engine_config), recipe, clips[:1])  # warm
-    alone_s = run_engine_alone(get_engine(engine_config), recipe, clips)
+    running = WORKER.get_engine(engine_config)
+    run_engine_alone(running, recipe, clips[:1])  # warm
+    alone_s = run_engine_alone(running, recipe, clips)
     pipeline_s = run_pipeline(config, folder / "videos", checkpoint)
     return {
         "benchmark": "pipeline",

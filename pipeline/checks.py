@@ -36,7 +36,7 @@ from pipeline.start import describe_difference
 from schemas.records import WorkUnit
 from schemas.tables import TABLES
 from transforms.answer_reuse import ReusableRun
-from transforms.worker import is_loaded
+from transforms.worker import WORKER
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def prepare_model(config: RunConfig, model: ModelConfig) -> str:
     dtype = choose_dtype(engine.dtype, device)
     if engine.attn_implementation == "flash_attention_2":
         _check_flash_attention(device)
-    if not is_loaded(engine):
+    if not WORKER.has_engine(engine):
         checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options)
         find_weight_files(checkpoint)
         if engine.kv_budget_bytes is not None:

@@ -31,6 +31,7 @@ from pipeline.runners import RunnerFailed, UnknownRunner, WorkerStopped
 from pipeline.units import UnitConfig, plan_units
 from schemas.run_columns import OtherVersionsError
 from transforms.unit_outcomes import TooManyFailedClipsError, describe_reasons
+from transforms.worker import WorkerConfig
 
 USER_ERRORS = (
     AddressError,
@@ -70,10 +71,12 @@ def run_annotate(command: Command) -> None:
         split_s=flags.split_seconds,
         max_failed_fraction=flags.max_failed_fraction,
         retry_failed=flags.retry_failed,
-        num_decoder_processes=flags.decoder_processes,
-        frame_memory_bytes=int(flags.frame_memory_gib * 2**30),
-        prefetch_clips=flags.prefetch_clips,
-        canary_every=flags.canary_every,
+        workers=WorkerConfig(
+            num_decoder_processes=flags.decoder_processes,
+            frame_memory_bytes=int(flags.frame_memory_gib * 2**30),
+            prefetch_clips=flags.prefetch_clips,
+            canary_every=flags.canary_every,
+        ),
         allow_other_versions=flags.allow_other_versions,
         storage_options=flags.storage_options,
     )

@@ -18,7 +18,12 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import RunRecord
 from pipeline.units import UnitConfig
 from schemas.run_columns import RunColumns, find_versions
+from transforms.annotate_clips import AnnotateClipsConfig
 from transforms.answer_reuse import ReusableRun
+from transforms.commit_parts import CommitPartsConfig
+from transforms.read_clips import ReadClipsConfig
+from transforms.sample_frames import SampleFramesConfig
+from transforms.worker import WorkerConfig
 
 # Raised by hand when the program's own rules change what is written for the same settings.
 ROW_VERSION = 2
@@ -33,10 +38,6 @@ class RunConfig:
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
         max_failed_fraction: a worker stops once more than this share of its clips failed; the run, at its end.
         retry_failed: units that are done again ask the model about their failed clips only.
-        num_decoder_processes: decoder processes a worker; None takes one a core.
-        frame_memory_bytes: frames a worker holds between decoding and encoding.
-        prefetch_clips: clips that a worker has in the model at once, and each of its threads in decoding at the most.
-        canary_every: clips of a worker from one canary (`transforms.canary`) to the next; 0 asks none.
         earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.checks`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
             transformers, and with workers that have one.
@@ -52,10 +53,7 @@ class RunConfig:
     split_s: float | None = None
     max_failed_fraction: float = 1.0
     retry_failed: bool = False
-    num_decoder_processes: int | None = None
-    frame_memory_bytes: int = 4 << 30
-    prefetch_clips: int = 48
-    canary_every: int = 500
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
     earlier: ReusableRun | None = None
     allow_other_versions: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
@@ -63,14 +61,34 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction must lie between 0 and 1, got {self.max_failed_fraction}")
-        for name in ("num_decoder_processes", "frame_memory_bytes", "prefetch_clips"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
         if self.split_s is not None:
             check_split_s(self.split_s)
-        if self.canary_every < 0:
-            raise ValueError(f"canary_every must be at least 0, got {self.canary_every}")
+
+    def read_clips(self, run: RunColumns) -> ReadClipsConfig:
+        """Returns settings of the step that reads what a run has not annotated yet."""
+        return ReadClipsConfig(
+            reading=self.reading,
+            split_s=self.split_s,
+            sampling=self.sampling,
+            workers=self.workers,
+            output=self.output,
+            fingerprint=run.fingerprint,
+            retry_failed=self.retry_failed,
+            storage_options=self.storage_options,
+        )
+
+    def sample_frames(self) -> SampleFramesConfig:
+        """Returns settings of the step that decodes."""
+        return SampleFramesConfig(self.sampling, self.workers)
+
+    def annotate_clips(self, run: RunColumns) -> AnnotateClipsConfig:
+        """Returns settings of the step that asks the model of a run."""
+        return AnnotateClipsConfig(self.engine, self.recipe, run.model_revision, self.workers, self.earlier)
+
+    def commit_parts(self, run: RunColumns) -> CommitPartsConfig:
+        """Returns settings of the step that writes the rows of a run."""
+        versions = None if self.allow_other_versions else find_versions()
+        return CommitPartsConfig(self.output, run, self.max_failed_fraction, versions, self.storage_options)
 
 
 def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: str) -> RunRecord:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipeline.config import RunConfig
-from schemas.records import CommittedPart, WorkUnit
-from schemas.run_columns import RunColumns, find_versions
+from schemas.records import WorkUnit
+from schemas.run_columns import RunColumns
 from transforms.annotate_clips import AnnotateClips
-from transforms.commit_parts import CommitParts, SkipCommitted
-from transforms.read_clips import KeepAnnotated, PoolProbe, ReadClips
-from transforms.sample_frames import SampleFrames, num_cores
+from transforms.commit_parts import CommitParts
+from transforms.read_clips import ReadClips
+from transforms.sample_frames import SampleFrames
 
 
 def build_graph(
@@ -44,33 +44,11 @@ class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Composes the steps from units to committed parts."""
-        config = self._config
-        probe = PoolProbe(config.num_decoder_processes or num_cores(), config.sampling)
-        read = ReadClips(config.reading, config.storage_options, config.split_s, probe)
-        versions = None if config.allow_other_versions else find_versions()
-        commit = CommitParts(config.output, self._columns, config.storage_options, config.max_failed_fraction, versions)
-        if not config.retry_failed:
-            units |= "Skip committed units" >> beam.ParDo(
-                SkipCommitted(config.output, self._columns.fingerprint, config.storage_options)
-            )
-        clips = units | "Read clips" >> beam.ParDo(read)
-        if config.retry_failed:
-            clips |= "Keep annotated clips" >> beam.ParDo(KeepAnnotated(config.output, config.storage_options))
+        config, columns = self._config, self._columns
         return (
-            clips
-            | "Sample frames"
-            >> SampleFrames(
-                config.sampling, config.num_decoder_processes, config.frame_memory_bytes, config.prefetch_clips
-            )
-            | "Annotate clips"
-            >> AnnotateClips(
-                config.engine,
-                config.recipe,
-                self._columns.model_revision,
-                config.frame_memory_bytes,
-                config.prefetch_clips,
-                config.canary_every,
-                config.earlier,
-            )
-            | "Commit parts" >> beam.ParDo(commit).with_output_types(CommittedPart)
+            units
+            | "Read clips" >> ReadClips(config.read_clips(columns))
+            | "Sample frames" >> SampleFrames(config.sample_frames())
+            | "Annotate clips" >> AnnotateClips(config.annotate_clips(columns))
+            | "Commit parts" >> CommitParts(config.commit_parts(columns))
         )

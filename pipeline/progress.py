@@ -1,8 +1,7 @@
-"""Shows how far a run is: counts committed parts, which is true on every runner and after every restart.
+"""Says how far a run is, and what limited it once it has ended.
 
-Reads what the workers counted, and says in one line what limited the run.
-
-How numbers are said in messages.
+Progress is counted in committed parts, which is true on every runner and after every restart. What limited a run is
+read from the workers' counters.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import OutputStore
 from framescribe.storage.retries import StoreError
 from schemas.records import WorkUnit
-from transforms.worker import loaded_engines
+from transforms.worker import WORKER, Worker
 
 if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineResult
@@ -32,9 +31,9 @@ _FIRST_LOOK_PAUSE_S, _LONGEST_LOOK_PAUSE_S, _SHARE_OF_ELAPSED = 2.0, 60.0, 0.02
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 
 
-def describe_engines() -> str:
+def describe_engines(worker: Worker = WORKER) -> str:
     """Returns what this process's engines have done so far; nothing is loaded where the workers are other processes."""
-    stats = [engine.stats for engine in loaded_engines()]
+    stats = [engine.stats for engine in worker.engines]
     if not stats:
         return ""
     clips, tokens = sum(one.encoded_clips for one in stats), sum(one.generated_tokens for one in stats)
@@ -67,11 +66,15 @@ class ProgressBar:
 
     Args:
         before_engine: what to say while this process has no engine.
+        worker: whose engines the bar speaks of.
     """
 
-    def __init__(self, store: OutputStore, units: Sequence[WorkUnit], before_engine: str = "") -> None:
+    def __init__(
+        self, store: OutputStore, units: Sequence[WorkUnit], before_engine: str = "", worker: Worker = WORKER
+    ) -> None:
         self._store = store
         self._before_engine = before_engine
+        self._worker = worker
         self._num_clips = {unit.unit_id: unit.stop - unit.start for unit in units}
         self._ended = threading.Event()
         self._printed_clips, self._next_line_s, self._pause_s = -1, 0.0, _FIRST_PAUSE_S
@@ -103,7 +106,7 @@ class ProgressBar:
         bar.n = sum(self._num_clips.get(unit_id, 0) for unit_id in done)
 
     def _show(self, bar: tqdm, now_s: float) -> None:
-        engine = describe_engines() or self._before_engine
+        engine = describe_engines(self._worker) or self._before_engine
         if bar.disable:
             self._print_line(bar.n, engine, now_s)
             return

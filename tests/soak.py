@@ -21,7 +21,7 @@ import psutil
 from run_pipeline import main as run_framescribe
 from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
 from tests.support.stub_engine import StubEngine
-from transforms.worker import loaded_engines
+from transforms.worker import WORKER
 
 _CLIPS_A_SHARD = 500
 _SECONDS_BETWEEN_SAMPLES = 0.5
@@ -74,7 +74,7 @@ def take_sample(process: psutil.Process) -> Sample:
     cpu = process.cpu_times()
     return Sample(
         time_s=time.monotonic(),
-        num_clips=sum(engine.stats.encoded_clips for engine in loaded_engines()),
+        num_clips=sum(engine.stats.encoded_clips for engine in WORKER.engines),
         cpu_s=cpu.user + cpu.system + cpu.children_user + cpu.children_system + sum(cpu_s for *_, cpu_s in children),
         main_bytes=process.memory_info().rss,
         main_descriptors=process.num_fds(),

@@ -16,7 +16,7 @@ from framescribe.storage.output import open_output
 from schemas.part_rows import read_outcomes
 from schemas.records import CommittedPart, UnitEnd
 from tests.support.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
-from transforms.commit_parts import CommitParts
+from transforms.commit_parts import CommitParts, CommitPartsConfig, CommitPartsFn
 from transforms.unit_outcomes import (
     LostClipsError,
     PendingUnit,
@@ -33,7 +33,7 @@ def output(request, tmp_path):
 
 def run_bundle(output, elements, **settings):
     """Runs one bundle as a runner does, and returns what was committed."""
-    commit = CommitParts(output, RUN, **settings)
+    commit = CommitPartsFn(CommitPartsConfig(output, RUN, **settings))
     commit.setup()
     commit.start_bundle()
     committed = [part for element in elements for part in commit.process(element)]
@@ -100,7 +100,7 @@ def test_a_unit_that_ends_twice_stops_the_run():
 
 
 def test_a_bundle_that_failed_leaves_nothing_to_the_next_one(output):
-    commit = CommitParts(output, RUN)
+    commit = CommitPartsFn(CommitPartsConfig(output, RUN))
     commit.setup()
     commit.start_bundle()
     list(commit.process(make_annotation("a", "one")))
@@ -134,14 +134,16 @@ def test_a_bundle_that_is_executed_twice_commits_its_units_once(tmp_path):
     twice = PipelineOptions(["--runner=FnApiRunner", "--direct_runner_bundle_repeat=1"])
     with TestPipeline(options=twice) as pipeline:
         elements = pipeline | beam.Create([make_unit("one", ["a", "b", "c"])]) | beam.FlatMap(list)
-        assert_that(elements | beam.ParDo(CommitParts(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)]))
+        assert_that(
+            elements | CommitParts(CommitPartsConfig(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)])
+        )
     assert read_part(open_output(str(tmp_path)), "one").num_rows == 3
 
 
 def test_in_a_pipeline_parts_and_clips_are_counted(tmp_path):
     pipeline = TestPipeline(runner="FnApiRunner")
     committed = pipeline | beam.Create([make_unit("one", ["a", "b", "c"])]) | beam.FlatMap(list)
-    assert_that(committed | beam.ParDo(CommitParts(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)]))
+    assert_that(committed | CommitParts(CommitPartsConfig(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)]))
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace("framescribe"))["counters"]

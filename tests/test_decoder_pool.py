@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.pool import DecoderPool, get_decoder_pool
+from framescribe.decoding.pool import DecoderPool
+from framescribe.decoding.sampling import ClipFrames
+from framescribe.decoding.timeline import TimeWindow
 from framescribe.digests import digest_frames
-from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage
 from tests.support import faulty_decoders as faults
 from tests.support.decoding_fixtures import make_video, read_number
 from tests.support.source_tree import ROOT
@@ -46,16 +47,12 @@ def impatient_pool() -> Iterator[DecoderPool]:
     pool.close()
 
 
-def clip_of(video: bytes | Path, start_s: float | None = None) -> Clip:
-    return Clip(ClipRef("clip", "unit", "clip.mp4", start_s=start_s), video)
-
-
 def children_of_this_process() -> set[psutil.Process]:
     return set(psutil.Process().children())
 
 
 def test_a_clip_comes_back_as_its_resized_frames_with_times_and_digest(pool, video):
-    sampled = pool.submit(clip_of(video)).result()
+    sampled = pool.submit(video).result()
     assert sampled.frames.shape == (4, 64, 64, 3)
     assert sampled.frames.dtype == np.uint8
     assert [read_number(frame) for frame in sampled.frames] == [0, 9, 19, 29]
@@ -67,7 +64,7 @@ def test_a_clip_comes_back_as_its_resized_frames_with_times_and_digest(pool, vid
 
 
 def test_bytes_and_a_path_give_the_same_record(pool, video):
-    by_path, by_bytes = pool.submit(clip_of(video)), pool.submit(clip_of(video.read_bytes()))
+    by_path, by_bytes = pool.submit(video), pool.submit(video.read_bytes())
     assert by_path.result().sampling == by_bytes.result().sampling
 
 
@@ -80,33 +77,33 @@ def test_bytes_and_a_path_give_the_same_record(pool, video):
     ],
 )
 def test_a_fault_ends_as_one_failed_clip_and_its_neighbours_are_untouched(pool, video, fault, reason):
-    before, faulty, after = (pool.submit(clip_of(video, start_s)) for start_s in (None, fault, None))
-    assert isinstance(before.result(), SampledClip)
-    assert isinstance(faulty.result(), FailedClip)
-    assert (faulty.result().stage, faulty.result().reason) == (Stage.DECODE, reason)
-    assert isinstance(after.result(), SampledClip)
+    before, faulty, after = (pool.submit(video, TimeWindow(start_s)) for start_s in (None, fault, None))
+    assert isinstance(before.result(), ClipFrames)
+    assert isinstance(faulty.result(), UndecodableClip)
+    assert faulty.result().reason == reason
+    assert isinstance(after.result(), ClipFrames)
 
 
 @pytest.mark.parametrize("fault", [faults.HANG, faults.SPIN])
 def test_a_decoder_that_never_returns_is_killed_at_the_deadline(impatient_pool, video, fault):
-    hanging, after = (impatient_pool.submit(clip_of(video, start_s)) for start_s in (fault, None))
-    assert isinstance(hanging.result(), FailedClip)
+    hanging, after = (impatient_pool.submit(video, TimeWindow(start_s)) for start_s in (fault, None))
+    assert isinstance(hanging.result(), UndecodableClip)
     assert hanging.result().reason == "deadline exceeded"
-    assert isinstance(after.result(), SampledClip)
+    assert isinstance(after.result(), ClipFrames)
 
 
 def test_the_message_of_a_crash_tells_how_the_process_died(pool, video):
-    assert "SIGSEGV" in pool.submit(clip_of(video, faults.SEGFAULT)).result().message
-    assert "ZeroDivisionError: a bug of the decoder" in pool.submit(clip_of(video, faults.RAISE)).result().message
+    assert "SIGSEGV" in pool.submit(video, TimeWindow(faults.SEGFAULT)).result().message
+    assert "ZeroDivisionError: a bug of the decoder" in pool.submit(video, TimeWindow(faults.RAISE)).result().message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the process's files in /proc")
 def test_a_decoder_that_floods_its_log_goes_on_and_fills_no_disk(video):
     known = children_of_this_process()
     pool = DecoderPool(1, CONFIG, FAULTY)
-    results = [pool.submit(clip_of(video, faults.FLOOD_LOG)).result() for _ in range(3)]
+    results = [pool.submit(video, TimeWindow(faults.FLOOD_LOG)).result() for _ in range(3)]
     (child,) = children_of_this_process() - known
-    assert [isinstance(result, SampledClip) for result in results] == [True] * 3
+    assert [isinstance(result, ClipFrames) for result in results] == [True] * 3
     assert 0 < os.stat(f"/proc/{child.pid}/fd/2").st_size <= 1 << 20
     pool.close()
 
@@ -115,7 +112,7 @@ def test_a_decoder_process_gets_no_credentials(monkeypatch, video):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted")
     monkeypatch.setenv("HF_TOKEN", "planted")
     pool = DecoderPool(1, CONFIG, FAULTY)
-    told = pool.submit(clip_of(video, faults.TELL_ENVIRONMENT)).result().sampling.decoder
+    told = pool.submit(video, TimeWindow(faults.TELL_ENVIRONMENT)).result().sampling.decoder
     pool.close()
     assert "PYTHONPATH" in told
     assert "AWS_SECRET_ACCESS_KEY" not in told
@@ -125,20 +122,20 @@ def test_a_decoder_process_gets_no_credentials(monkeypatch, video):
 def test_a_process_that_is_killed_from_outside_costs_one_clip(video):
     known = children_of_this_process()
     pool = DecoderPool(1, CONFIG, FAULTY)
-    pool.submit(clip_of(video)).result()
-    hanging = pool.submit(clip_of(video, faults.HANG))
+    pool.submit(video).result()
+    hanging = pool.submit(video, TimeWindow(faults.HANG))
     (child,) = children_of_this_process() - known
     child.kill()
     assert hanging.result().reason == "decoder crashed"
-    assert isinstance(pool.submit(clip_of(video)).result(), SampledClip)
+    assert isinstance(pool.submit(video).result(), ClipFrames)
     pool.close()
 
 
 def test_closing_the_pool_ends_its_processes_in_the_middle_of_a_clip(video):
     known = children_of_this_process()
     pool = DecoderPool(2, CONFIG, FAULTY)
-    pool.submit(clip_of(video)).result()
-    hanging = pool.submit(clip_of(video, faults.HANG))
+    pool.submit(video).result()
+    hanging = pool.submit(video, TimeWindow(faults.HANG))
     pool.close()
     with pytest.raises(RuntimeError, match="the decoder pool is closed"):
         hanging.result()
@@ -165,12 +162,11 @@ import time, psutil
 from pathlib import Path
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
-from schemas.records import Clip, ClipRef
+from framescribe.decoding.timeline import TimeWindow
 from tests.support.faulty_decoders import SPIN
 pool = DecoderPool(1, SamplingConfig(), ("--sample-with", "tests.support.faulty_decoders:sample_or_fail"))
-clip = lambda start_s: Clip(ClipRef("clip", "unit", "clip.mp4", start_s=start_s), Path({video!r}))
-pool.submit(clip(None)).result()
-pool.submit(clip(SPIN))
+pool.submit(Path({video!r})).result()
+pool.submit(Path({video!r}), TimeWindow(SPIN))
 time.sleep(0.3)
 print(psutil.Process().children()[0].pid, flush=True)
 time.sleep(60)
@@ -181,10 +177,10 @@ def test_a_process_is_replaced_after_its_number_of_clips(monkeypatch, video):
     monkeypatch.setattr("framescribe.decoding.pool._CLIPS_PER_CHILD", 2)
     known = children_of_this_process()
     pool = DecoderPool(1, CONFIG)
-    pool.submit(clip_of(video)).result()
+    pool.submit(video).result()
     (first,) = children_of_this_process() - known
-    pool.submit(clip_of(video)).result()
-    pool.submit(clip_of(video)).result()
+    pool.submit(video).result()
+    pool.submit(video).result()
     assert first not in children_of_this_process()
     pool.close()
 
@@ -194,16 +190,16 @@ def test_without_memory_files_bytes_go_through_a_temporary_file_that_is_gone_aft
 ):
     monkeypatch.setattr("framescribe.decoding.child_process.HAS_MEMORY_FILES", False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    by_file = pool.submit(clip_of(video.read_bytes())).result()
-    assert by_file.sampling == pool.submit(clip_of(video)).result().sampling
+    by_file = pool.submit(video.read_bytes()).result()
+    assert by_file.sampling == pool.submit(video).result().sampling
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_descriptor_and_no_memory_is_left_behind(pool, video):
-    pool.submit(clip_of(video.read_bytes())).result()
+    pool.submit(video.read_bytes()).result()
     before = psutil.Process().num_fds()
     for _ in range(20):
-        pool.submit(clip_of(video.read_bytes())).result()
+        pool.submit(video.read_bytes()).result()
     assert _wait_for_descriptors(before) == before
 
 
@@ -217,15 +213,15 @@ def _wait_for_descriptors(number: int) -> int:
 
 def test_a_pipe_is_refused_without_opening_it(pool, tmp_path):
     os.mkfifo(tmp_path / "endless.mp4")
-    assert pool.submit(clip_of(tmp_path / "endless.mp4")).result().reason == "not a regular file"
+    assert pool.submit(tmp_path / "endless.mp4").result().reason == "not a regular file"
 
 
 def test_an_endless_device_is_refused(pool):
-    assert pool.submit(clip_of(Path("/dev/zero"))).result().reason == "not a regular file"
+    assert pool.submit(Path("/dev/zero")).result().reason == "not a regular file"
 
 
 def test_a_missing_file_is_a_failed_clip(pool, tmp_path):
-    assert pool.submit(clip_of(tmp_path / "gone.mp4")).result().reason == "file cannot be read"
+    assert pool.submit(tmp_path / "gone.mp4").result().reason == "file cannot be read"
 
 
 def test_the_length_of_a_video_is_told_without_decoding_it(pool, video):
@@ -234,29 +230,23 @@ def test_the_length_of_a_video_is_told_without_decoding_it(pool, video):
         pool.probe_duration_s(b"")
 
 
-def test_the_same_configuration_gives_the_same_pool_in_every_thread():
-    pool = get_decoder_pool(1, CONFIG)
-    assert get_decoder_pool(1, CONFIG) is pool
-    assert get_decoder_pool(2, CONFIG) is not pool
-
-
 def test_a_decoder_process_that_cannot_start_stops_the_run_with_its_last_words(video):
     pool = DecoderPool(1, CONFIG, ("--sample-with", "framescribe.decoding.sample:no_such_function"))
     with pytest.raises(RuntimeError, match="a decoder process does not start: .*no_such_function"):
-        pool.submit(clip_of(video)).result()
+        pool.submit(video).result()
     pool.close()
 
 
 def test_a_pyav_of_another_interface_stops_the_run_and_fails_no_clip(video):
     pool = DecoderPool(1, CONFIG, ("--sample-with", "tests.support.other_pyav:sample_video"))
     with pytest.raises(RuntimeError, match=r"a decoder process does not start: .*unexpected keyword argument"):
-        pool.submit(clip_of(video)).result()
+        pool.submit(video).result()
     pool.close()
 
 
 def test_a_clip_that_hangs_does_not_hold_up_the_others(video):
     pool = DecoderPool(2, CONFIG, FAULTY)
-    hanging = pool.submit(clip_of(video, faults.HANG))
-    assert isinstance(pool.submit(clip_of(video)).result(), SampledClip)
+    hanging = pool.submit(video, TimeWindow(faults.HANG))
+    assert isinstance(pool.submit(video).result(), ClipFrames)
     assert not hanging.done()
     pool.close()

@@ -22,9 +22,8 @@ from framescribe.decoding.damage import match_decoded_frames
 from framescribe.decoding.decode import DecodeTally, read_video_timeline
 from framescribe.decoding.pool import DecoderPool
 from framescribe.decoding.sample import sample_video
-from framescribe.decoding.sampling import SampledFrames
+from framescribe.decoding.sampling import ClipFrames, SampledFrames
 from framescribe.decoding.timeline import TimeWindow
-from schemas.records import Clip, ClipRef, FailedClip, SampledClip
 from tests.support.decoding_fixtures import (
     SHARED_MEDIA,
     make_video,
@@ -60,8 +59,8 @@ def make_large_video(path: Path, **settings: Any) -> Path:
     return make_video(path, 60, is_noisy=True, options={"g": "10"}, **settings)
 
 
-def result_of(pool: DecoderPool, video: bytes | Path) -> SampledClip | FailedClip:
-    return pool.submit(Clip(ClipRef("clip", "unit", "clip"), video)).result()
+def result_of(pool: DecoderPool, video: bytes | Path) -> ClipFrames | UndecodableClip:
+    return pool.submit(video).result()
 
 
 def sample(path: Path, **settings: object) -> SampledFrames:
@@ -83,8 +82,10 @@ BROKEN = [json.loads(line) for line in MANIFEST.read_text().splitlines()] if MAN
 @pytest.mark.parametrize("entry", [pytest.param(e, id=e["file"]) for e in BROKEN])
 def test_every_broken_file_ends_in_time_as_frames_or_as_a_reason_for_people(pool, entry):
     result = result_of(pool, SHARED_MEDIA / "broken" / entry["file"])
-    outcome = result.reason if isinstance(result, FailedClip) else f"{result.sampling.decoded_fraction:.2f} decoded"
-    assert outcome.startswith(REASONS) or (isinstance(result, SampledClip) and result.sampling.decoded_fraction >= 0.9)
+    outcome = (
+        result.reason if isinstance(result, UndecodableClip) else f"{result.sampling.decoded_fraction:.2f} decoded"
+    )
+    assert outcome.startswith(REASONS) or (isinstance(result, ClipFrames) and result.sampling.decoded_fraction >= 0.9)
 
 
 @needs_shared_media
@@ -106,7 +107,7 @@ def test_every_broken_file_ends_in_time_as_frames_or_as_a_reason_for_people(pool
 )
 def test_the_reason_names_what_is_wrong(pool, name, reason):
     result = result_of(pool, SHARED_MEDIA / "broken" / name)
-    assert isinstance(result, FailedClip)
+    assert isinstance(result, UndecodableClip)
     assert result.reason == reason
 
 
@@ -396,8 +397,8 @@ def test_a_table_that_declares_billions_of_frames_costs_one_clip(pool, video, bo
     assert_failed_or_in_order(result_of(pool, bytes(content)))
 
 
-def assert_failed_or_in_order(result: SampledClip | FailedClip) -> None:
-    numbers = [read_number(frame) for frame in result.frames] if isinstance(result, SampledClip) else []
+def assert_failed_or_in_order(result: ClipFrames | UndecodableClip) -> None:
+    numbers = [read_number(frame) for frame in result.frames] if isinstance(result, ClipFrames) else []
     assert numbers == sorted(numbers)
     assert all(number < 60 for number in numbers)
 
@@ -412,7 +413,7 @@ def test_flipped_bytes_end_as_right_frames_or_as_a_failed_clip(pool, video, seed
     assert_failed_or_in_order(result)
     # What FFmpeg does not notice, nobody can. What it does is worth a share, or was not needed for these frames.
     assert (
-        isinstance(result, FailedClip)
+        isinstance(result, UndecodableClip)
         or result.sampling.decoded_fraction < 1.0
         or not logs_an_error(tmp_path / "flipped.mp4")
     )
@@ -427,7 +428,7 @@ def test_flipped_bytes_of_real_clips_end_as_frames_or_as_a_failed_clip(pool, nam
         random = np.random.default_rng(seed)
         content = whole.copy()
         content[random.integers(0, len(content), 1 + seed)] = random.integers(0, 256, 1 + seed)
-        assert isinstance(result_of(pool, content.tobytes()), SampledClip | FailedClip)
+        assert isinstance(result_of(pool, content.tobytes()), ClipFrames | UndecodableClip)
 
 
 class Listener:

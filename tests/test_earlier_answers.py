@@ -12,15 +12,9 @@ from framescribe.storage.output import open_output, part_name
 from schemas.part_rows import build_part
 from schemas.records import KeptCompletion, SampledClip
 from tests.support.output_fixtures import RUN, make_annotation, make_failed, memory_output
-from transforms import worker as engine_registry
 from transforms.answer_reuse import EarlierAnswers, OtherDtypeError, ReusableRun, check_same_dtype
 
 KEPT = (KeptCompletion(b"a" * 16, (1, 2), "stop", 7), KeptCompletion(b"b" * 16, (3,), "length", 8))
-
-
-@pytest.fixture(autouse=True)
-def _no_engines(monkeypatch):
-    monkeypatch.setattr(engine_registry, "_running", {})
 
 
 @pytest.fixture
@@ -39,7 +33,7 @@ def clip(clip_id: str, unit_id: str = "one", frames_digest: str = "d1" * 32) -> 
 
 
 def test_the_completions_of_a_clip_are_found_by_the_digests_of_their_questions(output):
-    answers = EarlierAnswers(ReusableRun(output, RUN.fingerprint))
+    answers = EarlierAnswers(ReusableRun(output, RUN.fingerprint), RUN.dtype)
     assert answers.find(clip("one-1")) == {b"a" * 16: KEPT[0], b"b" * 16: KEPT[1]}
     assert answers.find(clip("two-0", "two")) == {b"a" * 16: KEPT[0]}
 
@@ -50,11 +44,11 @@ def test_the_completions_of_a_clip_are_found_by_the_digests_of_their_questions(o
     ids=["other frames", "failed then", "new clip", "other unit", "new unit"],
 )
 def test_a_clip_that_is_not_the_same_has_no_answers(output, asked):
-    assert EarlierAnswers(ReusableRun(output, RUN.fingerprint)).find(asked) == {}
+    assert EarlierAnswers(ReusableRun(output, RUN.fingerprint), RUN.dtype).find(asked) == {}
 
 
 def test_the_parts_of_the_last_units_are_read_once(output):
-    answers = EarlierAnswers(ReusableRun(output, RUN.fingerprint))
+    answers = EarlierAnswers(ReusableRun(output, RUN.fingerprint), RUN.dtype)
     answers.find(clip("one-1"))
     open_output(output).remove(part_name("one"))
     answers.find(clip("two-1", "two"))
@@ -63,7 +57,7 @@ def test_the_parts_of_the_last_units_are_read_once(output):
 
 def test_a_part_of_other_settings_than_the_run_stops(output):
     with pytest.raises(DamagedRunError, match=r"settings 'f00d', but the run there has 'beef'.*--reuse-from"):
-        EarlierAnswers(ReusableRun(output, "beef")).find(clip("one-1"))
+        EarlierAnswers(ReusableRun(output, "beef"), RUN.dtype).find(clip("one-1"))
 
 
 def test_answers_of_another_number_format_stop_with_what_to_do():

@@ -131,7 +131,7 @@ def test_a_rerun_of_a_finished_run_asks_nothing_and_changes_nothing(tmp_path, sh
     ("place", "error"),
     [
         ("transforms.read_clips.read_unit", OSError(errno.EIO, "input/output error")),
-        ("framescribe.decoding.pool.sample_clip", RuntimeError("a decoder process does not start")),
+        ("framescribe.decoding.pool.allocate", RuntimeError("a decoder process does not start")),
         ("transforms.commit_parts.build_part", RuntimeError("a bug of ours")),
         ("transforms.commit_parts.commit_part", StoreError("cannot write: no room left")),
     ],

@@ -11,6 +11,7 @@ from framescribe.storage.output import OutputStore, part_name
 from framescribe.storage.retries import RetryPolicy
 from pipeline.progress import ProgressBar, show_progress
 from schemas.records import InputKind, WorkUnit
+from transforms.worker import Worker
 
 
 def _unit(number: int) -> WorkUnit:
@@ -58,7 +59,6 @@ def _watch_for_s(seconds: int, bar: ProgressBar, monkeypatch: pytest.MonkeyPatch
         now[0] = next(times, 2 * seconds) / 2
         return now[0] < seconds
 
-    monkeypatch.setattr("pipeline.progress.loaded_engines", list)
     monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
     bar.end()  # no pauses
     bar.watch(is_running)
@@ -70,7 +70,7 @@ def test_a_store_is_asked_every_two_seconds_at_most_and_less_as_time_goes_on(
 ) -> None:
     files = CountingFileSystem(auto_mkdir=True, skip_instance_cache=True)
     (tmp_path / "_framescribe" / "parts").mkdir(parents=True)
-    _watch_for_s(seconds, ProgressBar(OutputStore(files, str(tmp_path)), [_unit(0)]), monkeypatch)
+    _watch_for_s(seconds, ProgressBar(OutputStore(files, str(tmp_path)), [_unit(0)], worker=Worker()), monkeypatch)
     assert most * 3 / 4 < files.num_listings <= most
 
 
@@ -86,6 +86,6 @@ def test_a_log_file_is_told_now_and_then_that_the_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = OutputStore(LocalFileSystem(auto_mkdir=True), str(tmp_path))
-    _watch_for_s(39, ProgressBar(store, [_unit(0)], "loading the model"), monkeypatch)
+    _watch_for_s(39, ProgressBar(store, [_unit(0)], "loading the model", Worker()), monkeypatch)
     # At 0 s, and 5, 10 and 20 s after the line before.
     assert capsys.readouterr().err.splitlines() == ["annotated 0 of 4 clips, loading the model"] * 4

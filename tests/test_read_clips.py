@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import apache_beam as beam
 import pytest
 from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 
-from framescribe.decoding.config import UndecodableClip
-from framescribe.storage.errors import InputError, ShardChanged
+from framescribe.decoding.config import SamplingConfig
+from framescribe.storage.errors import ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip, UnitEnd
+from tests.support.decoding_fixtures import make_video
 from tests.support.shards_fixtures import QUICK, make_tar, webdataset_members, write
-from transforms.read_clips import ReadClips
+from transforms.read_clips import ReadClips, ReadClipsConfig, ReadClipsFn
+from transforms.worker import Worker, WorkerConfig
 
 
 @pytest.fixture
@@ -22,20 +24,25 @@ def shard(tmp_path):
     return write(tmp_path / "s" / "a.tar", make_tar([*webdataset_members(3), ("0003.mp4", b"")]))
 
 
-def probe_seventy_seconds(video: bytes | Path) -> float:
-    return 70.0
-
-
-def refuse_to_probe(video: bytes | Path) -> float:
-    raise UndecodableClip("no video stream", "seen: nothing")
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
 
 
 def describe(element: Clip | FailedClip | UnitEnd) -> tuple[str, str]:
     return type(element).__name__, "" if isinstance(element, UnitEnd) else element.ref.clip_id
 
 
-def read(units, **settings):
-    return [element for unit in units for element in ReadClips(QUICK, **settings).process(unit)]
+def read(units):
+    return [element for unit in units for element in ReadClipsFn(ReadClipsConfig(QUICK)).process(unit)]
+
+
+def read_in_seconds(unit, worker):
+    """Reads a unit whose videos are cut into windows of a second."""
+    config = ReadClipsConfig(QUICK, 1.0, SamplingConfig(max_frames=4), WorkerConfig(num_decoder_processes=1))
+    return list(ReadClipsFn(config, worker).process(unit))
 
 
 def test_a_unit_gives_its_clips_one_by_one_and_then_its_end(shard):
@@ -57,27 +64,18 @@ def test_every_record_carries_the_id_of_its_unit(shard):
     assert [clip.ref.unit_id for clip in clips] == [units[0].unit_id] * 2 + [units[1].unit_id] * 2
 
 
-def test_long_videos_are_cut_and_the_end_of_the_unit_counts_the_windows(tmp_path):
-    units = plan_units([write(tmp_path / "s" / "a.mp4", b"video")])
-    *windows, end = read(units, split_s=30.0, probe=probe_seventy_seconds)
-    assert [clip.ref.clip_id for clip in windows] == ["s/a@0-30", "s/a@30-60", "s/a@60-70"]
-    assert end.num_clips == 3
+def test_long_videos_are_cut_and_the_end_of_the_unit_counts_the_windows(tmp_path, worker):
+    (tmp_path / "s").mkdir()
+    (unit,) = plan_units([str(make_video(tmp_path / "s" / "a.mp4", num_frames=23, rate=10))])
+    *windows, end = read_in_seconds(unit, worker)
+    assert [clip.ref.clip_id for clip in windows] == ["s/a@0-1", "s/a@1-2.3"]
+    assert end.num_clips == 2
 
 
-def test_a_video_whose_length_cannot_be_told_stays_whole(tmp_path):
-    units = plan_units([write(tmp_path / "s" / "a.mp4", b"video")])
-    clip, end = read(units, split_s=30.0, probe=refuse_to_probe)
+def test_a_video_whose_length_cannot_be_told_stays_whole(tmp_path, worker):
+    (unit,) = plan_units([write(tmp_path / "s" / "a.mp4", b"video")])
+    clip, end = read_in_seconds(unit, worker)
     assert (clip.ref.clip_id, end.num_clips) == ("s/a", 1)
-
-
-def test_splitting_without_a_probe_is_refused():
-    with pytest.raises(ValueError, match="split_s needs a probe"):
-        ReadClips(split_s=30.0)
-
-
-def test_windows_too_short_to_be_meant_are_refused_before_anything_is_read():
-    with pytest.raises(InputError, match="windows of 0.01 s"):
-        ReadClips(split_s=0.01, probe=probe_seventy_seconds)
 
 
 def test_a_unit_that_cannot_be_read_has_no_end(tmp_path, shard):
@@ -85,14 +83,14 @@ def test_a_unit_that_cannot_be_read_has_no_end(tmp_path, shard):
     write(tmp_path / "s" / "a.tar", make_tar(webdataset_members(9)))
     seen = []
     with pytest.raises(ShardChanged):
-        seen.extend(ReadClips(QUICK).process(units[0]))
+        seen.extend(ReadClipsFn(ReadClipsConfig(QUICK)).process(units[0]))
     assert not any(isinstance(element, UnitEnd) for element in seen)
 
 
 def test_units_are_read_in_a_pipeline_and_counted(shard):
     units = plan_units([shard], UnitConfig(max_clips=2))
     pipeline = beam.Pipeline("FnApiRunner")
-    read_back = pipeline | beam.Create(units) | beam.Reshuffle() | "Read clips" >> beam.ParDo(ReadClips(QUICK))
+    read_back = pipeline | beam.Create(units) | beam.Reshuffle() | ReadClips(ReadClipsConfig(QUICK))
     expected = [
         *(("Clip", f"s/a/000{n}") for n in range(3)),
         ("FailedClip", "s/a/0003"),

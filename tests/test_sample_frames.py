@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import apache_beam as beam
@@ -11,13 +12,13 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from framescribe.decoding.config import SamplingConfig
-from framescribe.decoding.pool import get_decoder_pool
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from tests.support.decoding_fixtures import make_video, read_number
-from transforms.sample_frames import SampleFrames, SampleFramesFn
-from transforms.worker import FrameBudget, get_frame_budget
+from transforms.sample_frames import SampleFrames, SampleFramesConfig, SampleFramesFn
+from transforms.worker import Budget, Worker, WorkerConfig
 
 CONFIG = SamplingConfig(max_frames=4, image_size=64)
+MEMORY = 5 * CONFIG.frames_bytes // 2
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,20 @@ def clip_of(video: Path | bytes, clip_id: str = "clip") -> Clip:
     return Clip(ClipRef(clip_id, "unit", "clip.mp4"), video)
 
 
-def run(elements: list[object], threads: int = 1, **settings: object) -> tuple[list[object], dict[str, int]]:
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def configure(num_decoder_processes: int, prefetch_clips: int) -> SampleFramesConfig:
+    return SampleFramesConfig(CONFIG, WorkerConfig(num_decoder_processes, MEMORY, prefetch_clips))
+
+
+def run(
+    worker: Worker, elements: list[object], threads: int = 1, prefetch_clips: int = 16
+) -> tuple[list[object], dict[str, int]]:
     """Runs the step over elements and returns its outputs, as they were written down, and its counters."""
     with _lock:
         _written.clear()
@@ -39,8 +53,8 @@ def run(elements: list[object], threads: int = 1, **settings: object) -> tuple[l
         pipeline
         | beam.Create(elements)
         | beam.Reshuffle()
-        | SampleFrames(CONFIG, num_children=2, **settings)
-        | beam.Map(_write_down)
+        | SampleFrames(configure(2, prefetch_clips), worker)
+        | beam.Map(_write_down, worker)
     )
     result = pipeline.run()
     result.wait_until_finish()
@@ -52,23 +66,18 @@ _written: list[object] = []
 _lock = threading.Lock()
 
 
-def _write_down(element: object) -> None:
+def _write_down(element: object, worker: Worker) -> None:
     if isinstance(element, SampledClip):
         # As AnnotateClips does once the engine has taken the frames.
-        get_frame_budget(_budget_bytes).release(element.frames.nbytes)
+        worker.get_frame_budget(MEMORY).release(element.frames.nbytes)
     with _lock:
         _written.append(element)
 
 
-_budget_bytes = 5 * CONFIG.frames_bytes // 2
-
-
-def test_clips_are_sampled_and_everything_else_passes_through(video):
+def test_clips_are_sampled_and_everything_else_passes_through(video, worker):
     failed = FailedClip(ClipRef("bad", "unit", "bad.mp4"), Stage.READ, "unreadable", "no such member")
     end = UnitEnd("unit", 3)
-    written, counters = run(
-        [clip_of(video, "good"), failed, clip_of(b"no video", "broken"), end], frame_memory_bytes=_budget_bytes
-    )
+    written, counters = run(worker, [clip_of(video, "good"), failed, clip_of(b"no video", "broken"), end])
     sampled = [element for element in written if isinstance(element, SampledClip)]
     assert failed in written
     assert end in written
@@ -82,36 +91,36 @@ def test_clips_are_sampled_and_everything_else_passes_through(video):
     assert counters["decode_milliseconds"] > 0
 
 
-def test_more_bundle_threads_than_the_budget_has_room_for_finish_all_the_same(video):
+def test_more_bundle_threads_than_the_budget_has_room_for_finish_all_the_same(video, worker):
     clips = [clip_of(video, f"clip-{i}") for i in range(24)]
-    written, counters = run(clips, threads=4, frame_memory_bytes=_budget_bytes, prefetch_clips=8)
+    written, counters = run(worker, clips, threads=4, prefetch_clips=8)
     assert sorted(clip.ref.clip_id for clip in written) == sorted(clip.ref.clip_id for clip in clips)
     assert counters["clips_sampled"] == 24
-    assert get_frame_budget(_budget_bytes).held_bytes == 0
+    assert worker.get_frame_budget(MEMORY).held == 0
 
 
-def test_what_a_failed_bundle_sampled_is_given_back(video):
-    step = SampleFramesFn(CONFIG, num_children=1, frame_memory_bytes=_budget_bytes, prefetch_clips=8)
+def test_what_a_failed_bundle_sampled_is_given_back(video, worker):
+    step = SampleFramesFn(configure(1, prefetch_clips=8), worker)
     step.setup()
     step.start_bundle()
     list(step.process(clip_of(video)))
     step.teardown()
-    get_decoder_pool(1, CONFIG).submit(clip_of(video)).result()  # the only decoder is past the abandoned clip now
-    assert get_frame_budget(_budget_bytes).held_bytes == 0
+    worker.get_decoder_pool(CONFIG, 1).submit(video).result()  # the only decoder is past the abandoned clip now
+    assert worker.get_frame_budget(MEMORY).held == 0
 
 
 def test_a_clip_larger_than_the_whole_budget_is_let_in_alone():
-    budget = FrameBudget(100)
+    budget = Budget(100)
     assert budget.try_acquire(500)
     assert not budget.try_acquire(1)
     budget.release(500)
     assert budget.try_acquire(60)
     assert not budget.try_acquire(60)
-    assert budget.held_bytes == 60
+    assert budget.held == 60
 
 
 def test_a_thread_waits_for_room_until_another_releases():
-    budget = FrameBudget(100)
+    budget = Budget(100)
     budget.try_acquire(80)
     waiting = threading.Thread(target=budget.wait_for_room, args=(50,))
     waiting.start()
@@ -123,9 +132,5 @@ def test_a_thread_waits_for_room_until_another_releases():
 
 
 def test_a_budget_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="limit_bytes must be positive, got 0"):
-        FrameBudget(0)
-
-
-def test_all_threads_of_a_process_share_the_budget():
-    assert get_frame_budget(12345) is get_frame_budget(12345)
+    with pytest.raises(ValueError, match="limit must be positive, got 0"):
+        Budget(0)

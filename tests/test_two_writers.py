@@ -23,7 +23,7 @@ from tests.faults.moments import Moment, OnSight
 from tests.faults.warm import fork_run
 from tests.support.output_fixtures import RUN, RUN_RECORD, commit, make_annotation, make_failed, make_units
 from tests.support.run_fixtures import annotate_arguments, find_hidden, make_shard, read_tables
-from transforms.commit_parts import SkipCommitted
+from transforms.read_clips import SkipCommitted
 
 IN_ITS_PUBLISH = OnSight("_framescribe/.framescribe-scratch-*")
 FIRST_PART = OnSight("_framescribe/parts/*.parquet")

@@ -28,7 +28,7 @@ from schemas.run_columns import (
 )
 from tests.support.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from tests.support.run_fixtures import ROOT
-from transforms.commit_parts import CommitParts
+from transforms.commit_parts import CommitPartsConfig, CommitPartsFn
 
 OLD_OUTPUT = ROOT / "tests" / "golden" / "outputs" / "framescribe-0.1.0.tar.gz"
 CLIPS = ("01_left", "02_right_up", "03_up")
@@ -159,7 +159,7 @@ def test_answers_of_another_minor_version_are_not_taken_unless_that_is_allowed(f
 
 
 def test_a_worker_of_another_minor_version_writes_nothing():
-    step = CommitParts(memory_output(), RUN, versions={**find_versions(), "torch": "0.0.9"})
+    step = CommitPartsFn(CommitPartsConfig(memory_output(), RUN, versions={**find_versions(), "torch": "0.0.9"}))
     with pytest.raises(OtherVersionsError, match=r"torch 0\.0\.9 -> .*--allow-other-versions"):
         step.setup()
 

@@ -1,4 +1,4 @@
-"""Annotates sampled clips with the engine of this worker process."""
+"""Annotates sampled clips with the worker's engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -19,12 +20,12 @@ from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
 from transforms.answer_reuse import ClipMemory, EarlierAnswers, RememberingVideo, ReusableRun
 from transforms.lookahead import LookAheadDoFn
-from transforms.worker import EngineMetrics, FrameBudget, RunningEngine, get_clip_budget, get_engine, get_frame_budget
+from transforms.worker import ENGINE_TOTALS, WORKER, Budget, RunningEngine, Worker, WorkerConfig, name_dtype
 
 _log = logging.getLogger(__name__)
 # sysexits.h EX_SOFTWARE: the runner starts another process.
 _EXIT_BROKEN_DEVICE = 70
-_NAMESPACE = "framescribe"
+_NAMESPACE, _ENGINE_NAMESPACE = "framescribe", "engine"
 _Outcome = ClipAnnotation | FailedClip
 
 
@@ -32,32 +33,28 @@ class ModelChanged(RuntimeError):
     """The worker found another revision of the model than the run was started with."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnnotateClipsConfig:
+    """What is asked about each clip, and of which model.
+
+    Attributes:
+        model_revision: what the checkpoint's revision must be in the worker; None accepts any.
+        earlier: a run of the same model and frames; what it asked already is not asked again.
+    """
+
+    engine: EngineConfig
+    recipe: Recipe
+    model_revision: str | None = None
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    earlier: ReusableRun | None = None
+
+
 class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
-    """SampledClip -> ClipAnnotation | FailedClip; FailedClip and UnitEnd pass through."""
+    """SampledClip -> ClipAnnotation | FailedClip; what is no SampledClip passes through."""
 
-    def __init__(
-        self,
-        engine: EngineConfig,
-        recipe: Recipe,
-        model_revision: str | None = None,
-        frame_memory_bytes: int = 4 << 30,
-        prefetch_clips: int = 48,
-        canary_every: int = 0,
-        earlier: ReusableRun | None = None,
-    ) -> None:
-        """Composes the step.
-
-        Args:
-            model_revision: what the checkpoint's revision must be in the worker; None accepts any.
-            frame_memory_bytes: the size of the budget that `SampleFrames` took the frames' memory from.
-            prefetch_clips: clips that a worker has under way here, whatever the number of its bundle threads.
-            canary_every: clips of a worker from one check with clips of known content to the next; 0 never checks.
-            earlier: a run of the same model and frames; what it asked already is not asked again.
-        """
+    def __init__(self, config: AnnotateClipsConfig, worker: Worker = WORKER) -> None:
         super().__init__()
-        self._fn = AnnotateClipsFn(
-            engine, recipe, model_revision, frame_memory_bytes, prefetch_clips, canary_every, earlier
-        )
+        self._fn = AnnotateClipsFn(config, worker)
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
         """Puts the step behind `clips`."""
@@ -68,43 +65,31 @@ class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
 class AnnotateClipsFn(LookAheadDoFn):
     """Runs the recipe over each clip; the engine batches the questions of all of them."""
 
-    def __init__(
-        self,
-        engine: EngineConfig,
-        recipe: Recipe,
-        model_revision: str | None,
-        frame_memory_bytes: int,
-        prefetch_clips: int,
-        canary_every: int,
-        earlier: ReusableRun | None,
-    ) -> None:
-        super().__init__(prefetch_clips)
-        self._engine_config = engine
-        self._recipe = recipe
-        self._model_revision = model_revision
-        self._frame_memory_bytes = frame_memory_bytes
-        self._canary_every = canary_every
-        self._earlier = earlier
+    def __init__(self, config: AnnotateClipsConfig, worker: Worker = WORKER) -> None:
+        super().__init__(config.workers.prefetch_clips)
+        self._config = config
+        self._worker = worker
         self._num_asked = Metrics.counter(_NAMESPACE, "answers_asked")
         self._num_reused = Metrics.counter(_NAMESPACE, "answers_reused")
+        self._totals = {name: Metrics.counter(_ENGINE_NAMESPACE, _metric_name(name)) for name in ENGINE_TOTALS}
 
     def setup(self) -> None:
-        """Finds or loads this process's engine.
+        """Finds or loads the worker's engine.
 
         Raises:
             ModelChanged: it has another revision than the run was started with.
         """
         super().setup()
-        self._running: RunningEngine = get_engine(self._engine_config)
-        self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
-        self._clips: FrameBudget = get_clip_budget(self._max_ahead)
-        self._metrics = EngineMetrics(self._running.engine)
-        self._answers = None if self._earlier is None else EarlierAnswers(self._earlier)
-        found = self._running.engine.checkpoint.revision
-        if self._model_revision not in (None, found):
+        config = self._config
+        self._running: RunningEngine = self._worker.get_engine(config.engine)
+        self._frames: Budget = self._worker.get_frame_budget(config.workers.frame_memory_bytes)
+        self._clips: Budget = self._worker.get_clip_budget(config.workers.prefetch_clips)
+        engine = self._running.engine
+        self._answers = None if config.earlier is None else EarlierAnswers(config.earlier, name_dtype(engine))
+        if config.model_revision not in (None, engine.checkpoint.revision):
             raise ModelChanged(
-                f"{self._running.engine.checkpoint.name} has revision {found} here, the run was started with "
-                f"{self._model_revision}; give every worker the same checkpoint, or pin it with --revision"
+                f"{engine.checkpoint.name} has revision {engine.checkpoint.revision} here, the run was started with "
+                f"{config.model_revision}; give every worker the same checkpoint, or pin it with --revision"
             )
 
     def handles(self, element: Any) -> bool:
@@ -118,7 +103,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         """
         if not self._clips.try_acquire(1):
             return None
-        release = _once(lambda: self._budget.release(element.frames.nbytes))
+        release = _once(lambda: self._frames.release(element.frames.nbytes))
         with ExitStack() as on_error:
             on_error.callback(self._clips.release, 1)
             on_error.callback(release)
@@ -136,8 +121,8 @@ class AnnotateClipsFn(LookAheadDoFn):
     async def _annotate(
         self, clip: SampledClip, release: Callable[[], None], memory: ClipMemory
     ) -> tuple[_Outcome, ClipMemory]:
-        await self._running.canary.pass_clip(self._canary_every)
-        return await annotate_clip(self._running, self._recipe, clip, release, memory), memory
+        await self._running.canary.pass_clip(self._config.workers.canary_every)
+        return await annotate_clip(self._running, self._config.recipe, clip, release, memory), memory
 
     def collect(self, future: Future[tuple[_Outcome, ClipMemory]]) -> _Outcome:
         """Returns the annotated or failed clip; a lost GPU ends the process."""
@@ -158,9 +143,10 @@ class AnnotateClipsFn(LookAheadDoFn):
             raise
 
     def finish_bundle(self) -> Any:
-        """Yields the rest and counts what the engine did meanwhile."""
+        """Yields the rest and counts what the engine did meanwhile: metrics from its own thread would be lost."""
         yield from super().finish_bundle()
-        self._metrics.count()
+        for name, total in self._running.take_totals().items():
+            self._totals[name].inc(total)
 
 
 async def annotate_clip(
@@ -195,6 +181,10 @@ async def annotate_clip(
     finally:
         video.close()
     return ClipAnnotation(clip.ref, sampling, result.captions, result.qa_pairs, memory.completions)
+
+
+def _metric_name(name: str) -> str:
+    return name.removesuffix("_s") + "_milliseconds" if name.endswith("_s") else name
 
 
 def _once(action: Callable[[], None]) -> Callable[[], None]:

@@ -1,10 +1,9 @@
-"""Remembers what a clip was answered, so that a question it was asked before need not be asked again.
+"""Keeps what was answered about a clip, so that a question that was asked before need not be asked again.
 
 An answer depends on the model, the frames with their times, the words of the question and the limits of generation. So
 what a changed recipe asks anew follows from the questions themselves: an unchanged prompt with unchanged texts filled
-in is the very same question, and a prompt that changed, or that a changed answer is filled into, is not.
-
-Answers of an earlier run, read where a clip is about to be asked: from the part of the clip's own unit.
+in is the very same question, and a prompt that changed, or that a changed answer is filled into, is not. Answers of an
+earlier run are read when their clip comes, from the part of the clip's own unit.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from framescribe.storage.journal import DamagedRunError, read_part
 from framescribe.storage.output import OutputStore, open_output, part_name
 from schemas.part_rows import read_completions
 from schemas.records import KeptCompletion, SampledClip
-from transforms.worker import computed_dtype
 
 _DIGEST_BYTES = 16
 _Seen = tuple[str, tuple[float, ...], float]
@@ -148,8 +146,14 @@ class ReusableRun:
 class EarlierAnswers:
     """What an earlier run asked about a clip; keeps the parts of a few units at hand. One bundle thread's own."""
 
-    def __init__(self, run: ReusableRun) -> None:
+    def __init__(self, run: ReusableRun, dtype: str) -> None:
+        """Opens the run's output.
+
+        Args:
+            dtype: what this worker's engine computes in; answers of another one are refused.
+        """
         self._run = run
+        self._dtype = dtype
         self._store: OutputStore = open_output(run.output, run.storage_options)
         self._parts: OrderedDict[str, dict[str, pa.Table]] = OrderedDict()
 
@@ -163,7 +167,7 @@ class EarlierAnswers:
         row = self._rows(clip.ref.unit_id).get(clip.ref.clip_id)
         if row is None or row["frames_digest"][0].as_py() != clip.sampling.frames_digest:
             return {}
-        check_same_dtype(row["dtype"][0].as_py(), computed_dtype())
+        check_same_dtype(row["dtype"][0].as_py(), self._dtype)
         return {one.question_digest: one for one in read_completions(row["completions"][0].as_py())}
 
     def _rows(self, unit_id: str) -> dict[str, pa.Table]:
@@ -189,9 +193,9 @@ class EarlierAnswers:
         return {clip_id: part.slice(row, 1) for row, clip_id in enumerate(part["clip_id"].to_pylist())}
 
 
-def check_same_dtype(earlier: str, now: str | None) -> None:
+def check_same_dtype(earlier: str, now: str) -> None:
     """Raises `OtherDtypeError` when answers of one number format would stand beside those of another."""
-    if now not in (None, earlier):
+    if now != earlier:
         raise OtherDtypeError(
             f"the earlier run computed in {earlier}, this worker computes in {now}: its answers are not the ones that "
             f"asking would give. Start with --dtype {earlier}, or without --reuse-from to ask everything"

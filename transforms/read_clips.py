@@ -1,72 +1,80 @@
-"""Reads the clips of work units, and cuts long videos into windows.
-
-Lets a unit that is done again ask the model about its failed clips only.
-"""
+"""Reads the clips of work units, cuts long videos into windows, and leaves out what is committed already."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.pool import get_decoder_pool
-from framescribe.shards.reading import check_split_s, read_unit, split_clip
+from framescribe.shards.reading import read_unit, split_clip
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.config import ReadConfig
-from framescribe.storage.journal import read_part
+from framescribe.storage.journal import read_fingerprint, read_part
 from framescribe.storage.output import OutputStore, open_output, part_name
 from schemas.part_rows import read_outcomes
 from schemas.records import Clip, ClipAnnotation, FailedClip, UnitEnd, WorkUnit
+from transforms.worker import WORKER, Worker, WorkerConfig
 
 _NAMESPACE = "framescribe"
-DurationProbe = Callable[[bytes | Path], float]
 
 
 @dataclass(frozen=True, slots=True)
-class PoolProbe:
-    """Asks this worker's decoder processes how many seconds a video lasts."""
+class ReadClipsConfig:
+    """How the clips of units are read.
 
-    num_children: int
-    sampling: SamplingConfig
+    Attributes:
+        split_s: cuts videos into windows of so many seconds; None keeps them whole.
+        sampling, workers: of the decoder processes that are asked how long a video is, where videos are cut.
+        output: whose committed units are left out, where they have this `fingerprint`; None reads every unit.
+        retry_failed: reads committed units as well, and takes their annotated clips as they are.
+        storage_options: for fsspec, needed in the worker.
+    """
 
-    def __call__(self, video: bytes | Path) -> float:
-        """Returns the seconds; raises `UndecodableClip` where they cannot be told."""
-        return get_decoder_pool(self.num_children, self.sampling).probe_duration_s(video)
+    reading: ReadConfig = field(default_factory=ReadConfig)
+    split_s: float | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    output: str | None = None
+    fingerprint: str = ""
+    retry_failed: bool = False
+    storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
 
-class ReadClips(beam.DoFn):
+class ReadClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
+    """WorkUnit -> Clip | FailedClip | UnitEnd, and ClipAnnotation for clips that are kept."""
+
+    def __init__(self, config: ReadClipsConfig, worker: Worker = WORKER) -> None:
+        super().__init__()
+        self._config = config
+        self._worker = worker
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Puts the step behind `units`."""
+        config, read = self._config, beam.ParDo(ReadClipsFn(self._config, self._worker))
+        if config.output is None:
+            return units | "Read units" >> read
+        if config.retry_failed:
+            keep = KeepAnnotated(config.output, config.storage_options)
+            return units | "Read units" >> read | "Keep annotated clips" >> beam.ParDo(keep)
+        skip = SkipCommitted(config.output, config.fingerprint, config.storage_options)
+        return units | "Skip committed units" >> beam.ParDo(skip) | "Read units" >> read
+
+
+class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
     """Yields a `Clip` or `FailedClip` for each clip of a `WorkUnit`, one by one, and then one `UnitEnd`.
 
     A shard that cannot be read raises (see `framescribe.shards.reading`): its unit has no end then, so it is
     never committed.
-
-    Args:
-        storage_options: for fsspec, needed in the worker.
-        split_s: cuts videos into windows of so many seconds, at least 1; None keeps them whole.
-        probe: says how long a video is; only asked when videos are cut.
     """
 
-    def __init__(
-        self,
-        config: ReadConfig | None = None,
-        storage_options: Mapping[str, Any] | None = None,  # Any: fsspec takes what each store defines
-        split_s: float | None = None,
-        probe: DurationProbe | None = None,
-    ) -> None:
+    def __init__(self, config: ReadClipsConfig, worker: Worker = WORKER) -> None:
         super().__init__()
-        if split_s is not None and probe is None:
-            raise ValueError("split_s needs a probe that says how long a video is, got None")
-        if split_s is not None:
-            check_split_s(split_s)
-        self._config = config or ReadConfig()
-        self._storage_options = storage_options
-        self._split_s = split_s
-        self._probe = probe
+        self._config = config
+        self._worker = worker
         self._num_read = Metrics.counter(_NAMESPACE, "clips_read")
         self._num_unreadable = Metrics.counter(_NAMESPACE, "clips_unreadable")
         self._num_bytes = Metrics.counter(_NAMESPACE, "bytes_read")
@@ -74,7 +82,7 @@ class ReadClips(beam.DoFn):
     def process(self, unit: WorkUnit) -> Iterator[Clip | FailedClip | UnitEnd]:
         """Reads one unit."""
         num_clips = 0
-        for read in read_unit(unit, self._storage_options, self._config):
+        for read in read_unit(unit, self._config.storage_options, self._config.reading):
             for clip in self._cut(read):
                 num_clips += 1
                 self._count(clip)
@@ -84,13 +92,14 @@ class ReadClips(beam.DoFn):
     def _cut(self, clip: Clip | FailedClip) -> list[Clip] | list[FailedClip]:
         if isinstance(clip, FailedClip):
             return [clip]
-        if self._split_s is None or self._probe is None:
+        if self._config.split_s is None:
             return [clip]
+        pool = self._worker.get_decoder_pool(self._config.sampling, self._config.workers.num_decoder_processes)
         try:
-            duration_s = self._probe(clip.video)
+            duration_s = pool.probe_duration_s(clip.video)
         except UndecodableClip:
             return [clip]  # decoding it will say what is wrong with it
-        return split_clip(clip, duration_s, self._split_s)
+        return split_clip(clip, duration_s, self._config.split_s)
 
     def _count(self, clip: Clip | FailedClip) -> None:
         if isinstance(clip, FailedClip):
@@ -100,7 +109,33 @@ class ReadClips(beam.DoFn):
         self._num_bytes.inc(clip.video.stat().st_size if isinstance(clip.video, Path) else len(clip.video))
 
 
-class KeepAnnotated(beam.DoFn):
+class SkipCommitted(beam.DoFn):  # type: ignore[misc]  # Beam has no types
+    """Lets the units pass that have no part of these settings yet.
+
+    A runner that loses a worker starts the job, or a bundle of many units, from the beginning: what was committed
+    until then is not annotated again.
+    """
+
+    def __init__(self, output: str, fingerprint: str, storage_options: StorageOptions | None = None) -> None:
+        super().__init__()
+        self._output = output
+        self._fingerprint = fingerprint
+        self._storage_options = storage_options
+        self._num_skipped = Metrics.counter(_NAMESPACE, "units_skipped")
+
+    def setup(self) -> None:
+        """Opens the output in the worker."""
+        self._store: OutputStore = open_output(self._output, self._storage_options)
+
+    def process(self, unit: WorkUnit) -> Iterator[WorkUnit]:
+        """Yields the unit, or nothing."""
+        if read_fingerprint(self._store, unit.unit_id) == self._fingerprint:
+            self._num_skipped.inc()
+        else:
+            yield unit
+
+
+class KeepAnnotated(beam.DoFn):  # type: ignore[misc]  # Beam has no types
     """Replaces each clip that its unit's part holds as annotated by that annotation; the others pass.
 
     Later steps let a `ClipAnnotation` through, so that the part is written again with the old rows and the new ones.

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from framescribe.decoding.config import SamplingConfig
-from framescribe.decoding.pool import DecoderPool, SamplingFuture, get_decoder_pool
-from schemas.records import Clip, FailedClip, SampledClip, UnitEnd
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.pool import DecoderFuture, DecoderPool
+from framescribe.decoding.sampling import ClipFrames
+from framescribe.decoding.timeline import TimeWindow
+from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from transforms.lookahead import LookAheadDoFn
-from transforms.worker import FrameBudget, get_frame_budget
+from transforms.worker import WORKER, Budget, Worker, WorkerConfig
 
 _NAMESPACE = "framescribe"
+_Decoded = ClipFrames | UndecodableClip
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFramesConfig:
+    """Which frames are sampled, and by how much of a machine."""
+
+    sampling: SamplingConfig
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
 
 
 class SampleFrames(beam.PTransform):  # type: ignore[misc]  # Beam has no types
-    """Clip -> SampledClip | FailedClip; FailedClip and UnitEnd pass through."""
+    """Clip -> SampledClip | FailedClip; what is no Clip passes through."""
 
-    def __init__(
-        self,
-        config: SamplingConfig,
-        num_children: int | None = None,
-        frame_memory_bytes: int = 4 << 30,
-        prefetch_clips: int = 48,
-    ) -> None:
-        """Composes the step.
-
-        Args:
-            num_children: decoder processes a worker process; None for one a core.
-            frame_memory_bytes: frames that a worker process holds between decoding and encoding.
-            prefetch_clips: clips that a bundle thread has under way here.
-        """
+    def __init__(self, config: SampleFramesConfig, worker: Worker = WORKER) -> None:
         super().__init__()
-        self._fn = SampleFramesFn(config, num_children, frame_memory_bytes, prefetch_clips)
+        self._fn = SampleFramesFn(config, worker)
 
     def expand(self, clips: beam.PCollection) -> beam.PCollection:
         """Puts the step behind `clips`."""
@@ -46,66 +45,66 @@ class SampleFrames(beam.PTransform):  # type: ignore[misc]  # Beam has no types
 
 
 class SampleFramesFn(LookAheadDoFn):
-    """Hands clips to this process's decoder pool within this process's frame budget."""
+    """Hands clips to the worker's decoder pool within the worker's frame budget."""
 
-    def __init__(
-        self, config: SamplingConfig, num_children: int | None, frame_memory_bytes: int, prefetch_clips: int
-    ) -> None:
-        super().__init__(prefetch_clips)
+    def __init__(self, config: SampleFramesConfig, worker: Worker = WORKER) -> None:
+        super().__init__(config.workers.prefetch_clips)
         self._config = config
-        self._num_children = num_children
-        self._frame_memory_bytes = frame_memory_bytes
+        self._worker = worker
+        self._frames_bytes = config.sampling.frames_bytes
         self._sampled = Metrics.counter(_NAMESPACE, "clips_sampled")
         self._failed = Metrics.counter(_NAMESPACE, "clips_failed_to_decode")
         self._decode_ms = Metrics.counter(_NAMESPACE, "decode_milliseconds")
         self._waited_ms = Metrics.counter(_NAMESPACE, "waited_for_frame_memory_milliseconds")
 
     def setup(self) -> None:
-        """Finds or starts this process's decoder pool."""
+        """Finds or starts the worker's decoder pool."""
         super().setup()
-        self._pool: DecoderPool = get_decoder_pool(self._num_children or num_cores(), self._config)
-        self._budget: FrameBudget = get_frame_budget(self._frame_memory_bytes)
+        workers = self._config.workers
+        self._pool: DecoderPool = self._worker.get_decoder_pool(self._config.sampling, workers.num_decoder_processes)
+        self._budget: Budget = self._worker.get_frame_budget(workers.frame_memory_bytes)
+        # Weak, so that a clip that is abandoned leaves nothing behind.
+        self._refs: WeakKeyDictionary[Future[_Decoded], ClipRef] = WeakKeyDictionary()
 
     def handles(self, element: Any) -> bool:
         """Whether it is a clip that is still to be sampled."""
         return isinstance(element, Clip)
 
-    def submit(self, element: Clip) -> SamplingFuture | None:
+    def submit(self, element: Clip) -> DecoderFuture[ClipFrames] | None:
         """Hands a clip to the pool, or returns None while its frames would exceed the budget."""
-        if not self._budget.try_acquire(self._config.frames_bytes):
+        if not self._budget.try_acquire(self._frames_bytes):
             return None
-        future = self._pool.submit(element)
-        future.add_done_callback(partial(_release_unused, self._budget, self._config.frames_bytes))
+        future = self._pool.submit(element.video, TimeWindow(element.ref.start_s, element.ref.end_s))
+        future.add_done_callback(partial(_release_unused, self._budget, self._frames_bytes))
+        self._refs[future] = element.ref
         return future
 
     def wait_for_room(self, element: Clip) -> None:  # noqa: ARG002  # every clip takes the same room
         """Blocks until the budget has room for one clip."""
         started_s = time.monotonic()
-        self._budget.wait_for_room(self._config.frames_bytes)
+        self._budget.wait_for_room(self._frames_bytes)
         self._waited_ms.inc(round((time.monotonic() - started_s) * 1000))
 
-    def collect(self, future: Future[SampledClip | FailedClip]) -> SampledClip | FailedClip:
+    def collect(self, future: DecoderFuture[ClipFrames]) -> SampledClip | FailedClip:
         """Returns the sampled or failed clip and counts it."""
-        result = future.result()
-        (self._sampled if isinstance(result, SampledClip) else self._failed).inc()
-        if isinstance(future, SamplingFuture):
-            self._decode_ms.inc(round(future.decode_s * 1000))
-        return result
+        decoded, ref = future.result(), self._refs[future]
+        self._decode_ms.inc(round(future.decode_s * 1000))
+        if isinstance(decoded, UndecodableClip):
+            self._failed.inc()
+            return FailedClip(ref, Stage.DECODE, decoded.reason, decoded.message)
+        self._sampled.inc()
+        return SampledClip(ref, decoded.sampling, decoded.frames)
 
-    def discard(self, result: SampledClip | FailedClip) -> None:
+    def discard(self, result: _Decoded) -> None:
         """Gives a clip's frames back to the budget."""
-        if isinstance(result, SampledClip):
-            self._budget.release(result.frames.nbytes)
+        self._budget.release(_count_bytes(result))
 
 
-def _release_unused(budget: FrameBudget, acquired_bytes: int, future: Future[SampledClip | FailedClip]) -> None:
+def _release_unused(budget: Budget, acquired_bytes: int, future: Future[_Decoded]) -> None:
     """Leaves held what the clip's frames really take: less than asked for, or nothing if it failed."""
-    result = None if future.cancelled() or future.exception() else future.result()
-    budget.release(acquired_bytes - (result.frames.nbytes if isinstance(result, SampledClip) else 0))
+    is_lost = future.cancelled() or future.exception() is not None
+    budget.release(acquired_bytes - (0 if is_lost else _count_bytes(future.result())))
 
 
-def num_cores() -> int:
-    """Returns the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _count_bytes(decoded: _Decoded) -> int:
+    return decoded.frames.nbytes if isinstance(decoded, ClipFrames) else 0

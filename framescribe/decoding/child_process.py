@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +229,7 @@ def _receive(connection: socket.socket, num_bytes: int) -> bytes:
     return bytes(received)
 
 
-# Linux has memory that is opened like a file; where there is none, encoded videos go through a temporary file.
+# Memory that is opened like a file. Where there is none, encoded videos go through a temporary file.
 HAS_MEMORY_FILES = sys.platform == "linux"
 
 
@@ -240,12 +240,22 @@ def allocate(num_bytes: int) -> int:
     return descriptor
 
 
-def store(content: bytes) -> int:
-    """Returns a descriptor of memory that holds `content`; the caller closes it."""
-    descriptor = _create()
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(content)
-    return descriptor
+@contextmanager
+def lend_bytes(content: bytes) -> Iterator[tuple[str | None, list[int]]]:
+    """Yields None and the descriptor of memory that holds `content`, or the path of a temporary file that does."""
+    if HAS_MEMORY_FILES:
+        descriptor = _create()
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(content)
+            yield None, [descriptor]
+        finally:
+            os.close(descriptor)
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".video") as named:
+            named.write(content)
+            named.flush()
+            yield named.name, []
 
 
 def write_frames(descriptor: int, pictures: Iterable[np.ndarray]) -> None:

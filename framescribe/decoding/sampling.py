@@ -211,3 +211,11 @@ class Sampling:
     width_px: int
     height_px: int
     decoded_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """The sampled frames of one clip, repeats included: uint8 [T, S, S, 3] RGB, resized to the model's input size."""
+
+    sampling: Sampling
+    frames: np.ndarray = field(repr=False)

@@ -18,7 +18,7 @@ from run_pipeline import main
 from schemas.tables import TABLES
 from tests.support.shards_fixtures import make_tar, write
 from tests.support.stub_engine import StubEngine
-from transforms.worker import use_engine
+from transforms.worker import WORKER
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = str(ROOT / "tests" / "golden" / "checkpoints" / "g9")
@@ -70,7 +70,8 @@ def annotate_arguments(folder: Path, inputs: Sequence[str], output: Path | str, 
 
 def annotate_with(engine: StubEngine, arguments: list[str]) -> int:
     """Runs the command in this process with a stub in the model's place, and returns its exit status."""
-    use_engine(EngineConfig(model=CHECKPOINT, device="cpu", kv_budget_bytes=int(0.1 * 2**30)), engine)  # type: ignore[arg-type]
+    config = EngineConfig(model=CHECKPOINT, device="cpu", kv_budget_bytes=int(0.1 * 2**30))
+    WORKER.use_engine(config, engine)  # type: ignore[arg-type]
     return main(arguments)
 
 

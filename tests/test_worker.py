@@ -1,0 +1,255 @@
+"""What lives as long as a worker process: made once, shared by all its bundle threads, and apart from other workers."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from framescribe.decoding.config import SamplingConfig
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.llava_video.engine.engine import Engine
+from tests.support.golden_cases import COMMITTED
+from tests.support.source_tree import ROOT
+from tests.support.stub_engine import StubEngine
+from transforms.worker import WORKER, GpuTaken, Worker, WorkerConfig, claim_gpu
+
+TINY = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
+ON_CPU = EngineConfig("7b", device="cpu")
+NUM_THREADS = 4
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from transforms.worker import GpuTaken, claim_gpu
+try:
+    claim = claim_gpu([sys.argv[2]], Path(sys.argv[1]))
+except GpuTaken:
+    sys.exit(3)
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+class NotingLoads(Worker):
+    """A worker whose engines are stubs; notes on which devices they are loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(self._load_stub)
+        self.loaded_on: list[str] = []
+
+    def _load_stub(self, config: EngineConfig) -> Engine:
+        self.loaded_on.append(config.device)
+        return make_stub(config)
+
+
+def make_stub(config: EngineConfig) -> Engine:
+    return StubEngine("any")  # type: ignore[return-value]
+
+
+def refuse_to_load(config: EngineConfig) -> Engine:
+    raise FileNotFoundError("no weights")
+
+
+def start_claim(name: str) -> subprocess.Popen[str]:
+    """Starts another process that claims a GPU and keeps it, or ends with status 3."""
+    command = [sys.executable, "-c", CLAIM, tempfile.gettempdir(), name]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def is_taken(name: str) -> bool:
+    """Whether another process finds a GPU claimed."""
+    with start_claim(name) as claim:
+        claim.communicate()
+        return claim.returncode == 3
+
+
+@pytest.fixture
+def two_gpus(monkeypatch, tmp_path) -> Iterator[None]:
+    """A machine of two GPUs of which another process uses the first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    gpus = [SimpleNamespace(uuid="first"), SimpleNamespace(uuid="second")]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
+    with start_claim("first") as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        yield
+        other.kill()
+
+
+@pytest.fixture
+def worker(two_gpus) -> Iterator[NotingLoads]:
+    worker = NotingLoads()
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_without_a_number_is_any_that_is_free(worker, device):
+    worker.get_engine(EngineConfig("7b", device=device))
+    assert worker.loaded_on == ["cuda:1"]
+    assert is_taken("second")
+
+
+def test_a_gpu_by_its_number_is_that_one(worker):
+    with pytest.raises(GpuTaken):
+        worker.get_engine(EngineConfig("7b", device="cuda:0"))
+    assert not is_taken("second")
+    worker.get_engine(EngineConfig("7b", device="cuda:1"))
+    assert worker.loaded_on == ["cuda:1"]
+
+
+def test_a_second_engine_of_a_process_takes_no_gpu_of_the_first(worker):
+    worker.get_engine(EngineConfig("7b", device="cuda"))
+    with pytest.raises(GpuTaken):
+        worker.get_engine(EngineConfig("72b", device="cuda"))
+    assert worker.loaded_on == ["cuda:1"]
+
+
+def test_a_load_that_fails_leaves_its_gpu_to_others(two_gpus):
+    with pytest.raises(FileNotFoundError):
+        Worker(refuse_to_load).get_engine(EngineConfig("7b", device="cuda:1"))
+    assert not is_taken("second")
+
+
+def test_a_worker_that_is_closed_leaves_its_gpu_to_others(worker):
+    worker.get_engine(EngineConfig("7b", device="cuda:1"))
+    worker.close()
+    assert not is_taken("second")
+
+
+def test_an_engine_is_there_once_its_load_succeeded():
+    outcomes = iter([IndexError, None])
+
+    def load(config: EngineConfig) -> Engine:
+        error = next(outcomes)
+        if error is not None:
+            raise error
+        return make_stub(config)
+
+    worker = Worker(load)
+    assert not worker.has_engine(ON_CPU)
+    with pytest.raises(IndexError):
+        worker.get_engine(ON_CPU)
+    assert not worker.has_engine(ON_CPU)
+    worker.get_engine(ON_CPU)
+    assert worker.has_engine(ON_CPU)
+
+
+def test_threads_that_wait_for_a_load_that_fails_do_not_each_load_again():
+    loads: list[EngineConfig] = []
+
+    def load(config: EngineConfig) -> Engine:
+        loads.append(config)
+        time.sleep(0.5)
+        return refuse_to_load(config)
+
+    worker = Worker(load)
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        failed = [threads.submit(worker.get_engine, ON_CPU) for _ in range(NUM_THREADS)]
+    assert [str(failure.exception()) for failure in failed] == ["no weights"] * NUM_THREADS
+    assert len(loads) == 1
+    with pytest.raises(FileNotFoundError):
+        worker.get_engine(ON_CPU)
+    assert len(loads) == 2
+
+
+def test_an_engine_that_is_there_already_is_used_and_named_by_its_dtype():
+    worker, engine = Worker(), make_stub(ON_CPU)
+    assert worker.dtype is None
+    worker.use_engine(ON_CPU, engine)
+    assert worker.get_engine(ON_CPU).engine is engine
+    assert (worker.engines, worker.dtype) == ([engine], "float32")
+
+
+def test_what_an_engine_did_is_reported_once_and_in_whole_milliseconds():
+    worker, engine = Worker(), make_stub(ON_CPU)
+    worker.use_engine(ON_CPU, engine)
+    running = worker.get_engine(ON_CPU)
+    engine.stats.questions, engine.stats.decode_s = 3, 0.0014
+    first = running.take_totals()
+    engine.stats.decode_s = 0.0018
+    second = running.take_totals()
+    assert [(totals["questions"], totals["decode_s"]) for totals in (first, second)] == [(3, 1), (0, 1)]
+    assert "kv_prefix_bytes" not in first
+
+
+def test_all_threads_of_a_process_share_pools_budgets_and_tallies():
+    worker, config = Worker(), SamplingConfig(max_frames=4)
+    pool = worker.get_decoder_pool(config, 1)
+    assert worker.get_decoder_pool(SamplingConfig(max_frames=4), 1) is pool
+    assert worker.get_decoder_pool(config, 2) is not pool
+    assert worker.get_frame_budget(12345) is worker.get_frame_budget(12345)
+    assert worker.get_clip_budget(12345) is worker.get_clip_budget(12345) is not worker.get_frame_budget(12345)
+    assert worker.get_failure_tally("run") is worker.get_failure_tally("run")
+    worker.close()
+
+
+def test_a_worker_shares_nothing_with_another():
+    one, other = Worker(), Worker()
+    assert one.get_frame_budget(12345) is not other.get_frame_budget(12345)
+    one.use_engine(ON_CPU, make_stub(ON_CPU))
+    assert not other.has_engine(ON_CPU)
+
+
+def test_a_worker_that_travels_with_a_step_is_itself_in_its_process():
+    worker = Worker()
+    assert pickle.loads(pickle.dumps(worker)) is worker
+    assert pickle.loads(pickle.dumps(WORKER)) is WORKER
+
+
+def test_a_worker_that_travels_to_another_process_is_the_one_of_that_process():
+    arrive = (
+        f"import pickle; worker = pickle.loads({pickle.dumps(WORKER)!r}); "
+        "from transforms.worker import WORKER; print(worker is WORKER)"
+    )
+    arrived = subprocess.run([sys.executable, "-c", arrive], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert arrived.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("num_decoder_processes", 0), ("frame_memory_bytes", 0), ("prefetch_clips", -1)]
+)
+def test_nothing_is_not_a_size(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} must be positive, got {value}"):
+        WorkerConfig(**{setting: value})
+
+
+def test_a_process_that_ends_in_the_middle_of_an_answer_is_not_aborted():
+    ask = (
+        "import time; from framescribe.llava_video import EngineConfig, GenerationConfig;"
+        f"from transforms.worker import WORKER; engine = WORKER.get_engine({TINY!r}).engine;"
+        "asked = [engine.ask('Why?', GenerationConfig(max_new_tokens=400)) for _ in range(8)]; time.sleep(0.3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_gpu_in_use_by_another_process_is_an_error_that_names_the_runner_option(tmp_path: Path):
+    claim = (
+        "import sys; from pathlib import Path; from transforms.worker import claim_gpu;"
+        f"claim = claim_gpu(['GPU-1'], Path({str(tmp_path)!r})); print('claimed', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", claim], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(GpuTaken, match="sdk_worker_parallelism=1"):
+            claim_gpu(["GPU-1"], tmp_path)
+        assert claim_gpu(["GPU-1", "GPU-2"], tmp_path).name == "GPU-2"
+        other.kill()
+    assert claim_gpu(["GPU-1"], tmp_path).name == "GPU-1"
