@@ -18,8 +18,8 @@ import pytest
 from av.stream import Disposition
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.damage import match_decoded_frames
-from framescribe.decoding.decode import DecodeTally, read_video_timeline
+from framescribe.decoding.damage import DecodeTally, match_decoded_frames
+from framescribe.decoding.decode import read_video_timeline
 from framescribe.decoding.pool import DecoderPool
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import ClipFrames, SampledFrames

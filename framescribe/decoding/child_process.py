@@ -1,8 +1,7 @@
-"""The parent's handle on one decoder process: starts it, asks it, watches it, kills it.
+"""The parent's side of one decoder process: starts it, asks it, watches it, kills it.
 
-Messages between the pool and a decoder process: one JSON object each, with file descriptors beside it.
-
-Memory that two processes see: encoded videos go to the decoder in it, frames come back in it.
+Requests and replies are JSON objects over a socket. Encoded videos and frames go through memory that both sides see,
+whose file descriptors travel beside the messages.
 """
 
 from __future__ import annotations

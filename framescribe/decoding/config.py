@@ -1,7 +1,4 @@
-"""Which frames of a clip the model sees, and what decoding them may cost.
-
-The one exception for a video that cannot be decoded.
-"""
+"""Which frames of a clip the model sees, what decoding them may cost, and the one error for a clip without any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the timeline of a video from the frames that really decode, and judges whether they are enough."""
+"""Makes the timeline of a damaged video from the frames that really decode, and judges whether they are enough."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _check_fraction(
     if decoded.problem:
         seen += f"; {decoded.problem}"
     if begins_late:
-        seen += "; the file begins in the middle of a group of frames"
+        seen += "; the file begins in the middle of a group of pictures"
     if is_cut:
         reason = f"truncated after {decoded.end_s:.1f} s" if num_good else "truncated before its first frame"
         raise UndecodableClip(reason, seen if decoded.problem else f"{seen}; the file ends before its last frames")

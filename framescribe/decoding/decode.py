@@ -1,6 +1,7 @@
-"""One decode of a video from its start, keeping the frames of the frames that are wanted.
+"""Decodes the frames that are wanted of a video with PyAV, which is right on every container and codec FFmpeg knows.
 
-Decodes with PyAV, in order from the start: right on every container and codec FFmpeg knows.
+A video that keeps to its timeline is decoded from the key frames before wanted frames; any other is decoded whole, over
+its errors, and its damage is judged (`framescribe.decoding.damage`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,62 @@ _SKIPPABLE_CODECS = ("h264", "hevc")
 _DECODE_ERRORS = (av.error.FFmpegError, ValueError)
 
 
-def decode_announced(path: str, seek_ranges: Sequence[SeekRange], config: SamplingConfig) -> DecodedFrames | None:
-    """Decodes the frames that are wanted of some seek_ranges of a video, kept by their index in it.
+def decode_with_pyav(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
+    """Samples the frames of a window of a video.
+
+    Raises:
+        UndecodableClip: too few of its frames decode, or there are none.
+    """
+    sampled = _sample_announced(path, timeline, window, config) if timeline.is_sound else None
+    return sampled or _sample_counted(path, timeline, window, config)
+
+
+def _sample_announced(
+    path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig
+) -> SampledFrames | None:
+    """Decodes the frames the timeline announces; None when the file does not keep to it."""
+    low, choice = choose_from(timeline, window, config)
+    frame_indices = tuple(low + i for i in choice.indices)
+    seek_ranges = plan_seek_ranges(timeline, frame_indices)
+    whole = SeekRange(None, {int(timeline.pts[index]): index for index in frame_indices})
+    frames = _decode_ranges(path, seek_ranges, config)
+    if frames is None and seek_ranges != [whole]:  # the file may lie about its key frames alone
+        frames = _decode_ranges(path, [whole], config)
+    return None if frames is None else assemble(choice, frame_indices, frames, 1.0)
+
+
+def _sample_counted(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
+    """Decodes every frame, keeps to those that really come, and judges their share."""
+    low, expected = choose_from(timeline, window, config)
+    # Where every frame comes, as in a sound AVI file, this first pass finds the right ones already.
+    tally, frames = _decode_all(path, {low + i for i in expected.indices}, config)
+    decoded = match_decoded_frames(timeline, tally, window, config.min_decoded_fraction)
+    low, choice = choose_from(decoded.timeline, window, config)
+    ordinal_of = {decoded.indices[low + i]: int(decoded.timeline.pts[low + i]) for i in choice.indices}
+    if not frames.by_key.keys() >= set(ordinal_of.values()):
+        _, frames = _decode_all(path, set(ordinal_of.values()), config)
+    by_index = {index: frames.by_key[ordinal] for index, ordinal in ordinal_of.items()}
+    frame_indices = tuple(decoded.indices[low + i] for i in choice.indices)
+    return assemble(choice, frame_indices, replace(frames, by_key=by_index), decoded.decoded_fraction)
+
+
+def read_video_timeline(path: str, max_pixels: int) -> Timeline:
+    """Returns when each frame of the video is shown, see `read_timeline`."""
+    said: list[LogLine] = []
+    with open_container(path, said) as container:
+        return read_timeline(container, pick_video_stream(container, path, max_pixels), path, said)
+
+
+def is_mirrored(path: str, config: SamplingConfig) -> bool:
+    """Whether the first frame is to be shown as in a mirror, which no rotation comes to."""
+    container, stream = _open(path, config)
+    with container, suppress(*_DECODE_ERRORS):
+        return any(orientation_of(frame).is_mirrored for frame in islice(container.decode(stream), 1))
+    return False
+
+
+def _decode_ranges(path: str, seek_ranges: Sequence[SeekRange], config: SamplingConfig) -> DecodedFrames | None:
+    """Decodes the wanted frames of some ranges of a video, kept by their index in it.
 
     Returns:
         None at the first sign that the file does not keep to its timeline: an error, even one that the decoder only
@@ -59,7 +114,7 @@ def decode_announced(path: str, seek_ranges: Sequence[SeekRange], config: Sampli
 def _decode_seek_range(
     packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, keep: _Keeper, said: list[LogLine]
 ) -> bool:
-    """Whether all of its frames came as announced; the next seek_range goes on with the packets that are left."""
+    """Whether all of its frames came as announced; the next range goes on with the packets that are left."""
     num_missing = len(seek_range.wanted)
     for frame in _decode_from(packets, stream, seek_range, said):
         if frame is None or frame.is_corrupt:
@@ -72,7 +127,44 @@ def _decode_seek_range(
     return False
 
 
-def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[DecodeTally, DecodedFrames]:
+def _decode_from(
+    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, said: list[LogLine]
+) -> Iterator[VideoFrame | None]:
+    """Decodes in order from a key frame on; None where there is no key frame after all, and at an error."""
+    key_pts = seek_range.key_pts
+    if key_pts is None:
+        start = next(packets)
+        if not start.is_keyframe:
+            yield None
+        yield from _decode_skipping(chain([start], packets), stream, seek_range.wanted, said)
+        return
+    stream.codec_context.flush_buffers()  # of the range before: as after a seek
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, seek_range.wanted, said)
+    # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
+    shown = dropwhile(lambda frame: frame is not None and (frame.pts is None or frame.pts < key_pts), frames)
+    first = next(shown, None)
+    if first is None or first.pts != key_pts or not first.key_frame:
+        yield None
+        return
+    yield first
+    yield from shown
+
+
+def _decode_skipping(
+    packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int], said: list[LogLine]
+) -> Iterator[VideoFrame | None]:
+    """Decodes in order, None at an error; FFmpeg leaves out what is neither wanted nor referred to, where it can."""
+    context = stream.codec_context
+    can_skip = context.name in _SKIPPABLE_CODECS
+    for packet in packets:
+        if can_skip:
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        said.clear()
+        frames = packet.decode()
+        yield from [None] if has_error(said) else frames
+
+
+def _decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[DecodeTally, DecodedFrames]:
     """Decodes every frame, over errors, and keeps those whose place in the decoder's output is wanted.
 
     A damaged frame spoils those up to the next key frame, which refer to it: the decoder shows something for them, but
@@ -105,7 +197,7 @@ def decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tu
 
 @dataclass(slots=True)
 class _Step:
-    """A packet in decoding order: whether its frame can start a group of frames, and whether it is not faithful."""
+    """A packet in decoding order: whether its frame can start a group of pictures, and whether it is not faithful."""
 
     pts: int | None
     is_key_packet: bool
@@ -122,7 +214,7 @@ def _note_frame(steps: list[_Step], frame: VideoFrame) -> _Step:
 
 def _spoil(steps: Sequence[_Step], is_lost: bool) -> None:
     """Marks what refers to a bad frame, or to what came before the file begins, up to the next sound key frame."""
-    was_lost, key_pts = False, None  # of the group of frames before
+    was_lost, key_pts = False, None  # of the group of pictures before
     for step in steps:
         if step.is_key and not step.is_bad:
             was_lost, is_lost, key_pts = is_lost, False, step.pts
@@ -133,12 +225,21 @@ def _spoil(steps: Sequence[_Step], is_lost: bool) -> None:
             step.is_bad = is_lost = step.is_bad or is_lost
 
 
-def is_mirrored(path: str, config: SamplingConfig) -> bool:
-    """Whether the first frame is to be shown as in a mirror, which no rotation comes to."""
-    container, stream = _open(path, config)
-    with container, suppress(*_DECODE_ERRORS):
-        return any(orientation_of(frame).is_mirrored for frame in islice(container.decode(stream), 1))
-    return False
+def _packets_to_first_error(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
+    """Yields the packets that can be read whole, then None, which makes the decoder hand out what it holds back."""
+    with suppress(av.error.FFmpegError):  # the timeline knows the error already
+        yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+    yield None
+
+
+def _decode_over_errors(stream: VideoStream, packet: av.Packet | None) -> list[VideoFrame] | None:
+    """Returns the frames that come out with a packet, or None if it does not decode."""
+    try:
+        return stream.decode(packet)
+    except av.error.EOFError:
+        return []
+    except _DECODE_ERRORS:
+        return None
 
 
 class _Keeper:
@@ -169,103 +270,3 @@ class _Keeper:
 def _open(path: str, config: SamplingConfig) -> tuple[av.container.InputContainer, VideoStream]:
     container = open_container(path)
     return container, pick_video_stream(container, path, config.max_pixels)
-
-
-def _decode_from(
-    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, said: list[LogLine]
-) -> Iterator[VideoFrame | None]:
-    """Decodes in order from a key frame on; None where there is no key frame after all, and at an error."""
-    key_pts = seek_range.key_pts
-    if key_pts is None:
-        start = next(packets)
-        if not start.is_keyframe:
-            yield None
-        yield from _decode_skipping(chain([start], packets), stream, seek_range.wanted, said)
-        return
-    stream.codec_context.flush_buffers()  # of the seek_range before: as after a seek
-    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, seek_range.wanted, said)
-    # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
-    shown = dropwhile(lambda frame: frame is not None and (frame.pts is None or frame.pts < key_pts), frames)
-    first = next(shown, None)
-    if first is None or first.pts != key_pts or not first.key_frame:
-        yield None
-        return
-    yield first
-    yield from shown
-
-
-def _decode_skipping(
-    packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int], said: list[LogLine]
-) -> Iterator[VideoFrame | None]:
-    """Decodes in order, None at an error; FFmpeg leaves out what is neither wanted nor referred to, where it can."""
-    context = stream.codec_context
-    can_skip = context.name in _SKIPPABLE_CODECS
-    for packet in packets:
-        if can_skip:
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
-        said.clear()
-        frames = packet.decode()
-        yield from [None] if has_error(said) else frames
-
-
-def _decode_over_errors(stream: VideoStream, packet: av.Packet | None) -> list[VideoFrame] | None:
-    """Returns the frames that come out with a packet, or None if it does not decode."""
-    try:
-        return stream.decode(packet)
-    except av.error.EOFError:
-        return []
-    except _DECODE_ERRORS:
-        return None
-
-
-def _packets_to_first_error(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
-    """Yields the packets that can be read whole, then None, which makes the decoder hand out what it holds back."""
-    with suppress(av.error.FFmpegError):  # the timeline knows the error already
-        yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
-    yield None
-
-
-def read_video_timeline(path: str, max_pixels: int) -> Timeline:
-    """Returns when each frame of the video is shown, see `read_timeline`."""
-    said: list[LogLine] = []
-    with open_container(path, said) as container:
-        return read_timeline(container, pick_video_stream(container, path, max_pixels), path, said)
-
-
-def decode_with_pyav(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
-    """Samples the frames of a window of a video.
-
-    Raises:
-        UndecodableClip: too few of its frames decode, or there are none.
-    """
-    sampled = _decode_announced(path, timeline, window, config) if timeline.is_sound else None
-    return sampled or _decode_counted(path, timeline, window, config)
-
-
-def _decode_announced(
-    path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig
-) -> SampledFrames | None:
-    """Decodes the frames the timeline announces; None when the file does not keep to it."""
-    low, choice = choose_from(timeline, window, config)
-    frame_indices = tuple(low + i for i in choice.indices)
-    seek_ranges = plan_seek_ranges(timeline, frame_indices)
-    whole = SeekRange(None, {int(timeline.pts[index]): index for index in frame_indices})
-    frames = decode_announced(path, seek_ranges, config)
-    if frames is None and seek_ranges != [whole]:  # the file may lie about its key frames alone
-        frames = decode_announced(path, [whole], config)
-    return None if frames is None else assemble(choice, frame_indices, frames, 1.0)
-
-
-def _decode_counted(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
-    """Decodes every frame, keeps to those that really come, and judges their share."""
-    low, expected = choose_from(timeline, window, config)
-    # Where every frame comes, as in a sound AVI file, this first pass finds the right ones already.
-    tally, frames = decode_all(path, {low + i for i in expected.indices}, config)
-    decoded = match_decoded_frames(timeline, tally, window, config.min_decoded_fraction)
-    low, choice = choose_from(decoded.timeline, window, config)
-    ordinal_of = {decoded.indices[low + i]: int(decoded.timeline.pts[low + i]) for i in choice.indices}
-    if not frames.by_key.keys() >= set(ordinal_of.values()):
-        _, frames = decode_all(path, set(ordinal_of.values()), config)
-    by_index = {index: frames.by_key[ordinal] for index, ordinal in ordinal_of.items()}
-    frame_indices = tuple(decoded.indices[low + i] for i in choice.indices)
-    return assemble(choice, frame_indices, replace(frames, by_key=by_index), decoded.decoded_fraction)

@@ -1,10 +1,7 @@
-"""Opens a video so that FFmpeg reads that one file, in a container we allow, and nothing else.
+"""Opens a video so that FFmpeg reads that one file, in a container we allow, and nothing else; reads its packets.
 
-Looks into the boxes of an MP4 file for what FFmpeg does not tell: is its video encrypted, was it cut or damaged.
-
-Catches what FFmpeg says of a file: often the only sign that the file is cut short.
-
-Reads the packets of a video stream: its frames as the container stores them, not decoded.
+What FFmpeg says of a file is collected: it is often the only sign that the file is cut short. What it does not say,
+such as whether an MP4 file is encrypted, the file's boxes tell.
 """
 
 from __future__ import annotations
@@ -35,12 +32,17 @@ ALLOWED_CONTAINERS = (
 # Until PyAV 19, text that is not UTF-8 was an error unless one asked for less.
 _LENIENT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(ALLOWED_CONTAINERS)}
-
 # Text that FFmpeg would take for a list of further files. Refused by name for the sake of the reason; the
 # allow-list above would refuse it too.
 _PLAYLIST_MARKS = (
     b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smil", b"<smoothstreamingmedia", b"<asx", b"<playlist",
 )  # fmt: skip
+# What FFmpeg says, without an error, when a file ends before its container does.
+_END_MARKS = ("ended prematurely", "partial file")
+_TRUNCATION_MARKS = (*_END_MARKS, "Packet corrupt", "exceeds containing master element")
+# Errors to FFmpeg that leave the pictures right: about what stands beside them, or what an earlier line said already.
+_HARMLESS = ("mmco: unref short failure", "SEI type ")
+LogLine = tuple[int, str, str]  # level, FFmpeg component, text
 
 
 def open_container(path: str, said: list[LogLine] | None = None) -> av.container.InputContainer:
@@ -60,43 +62,6 @@ def open_container(path: str, said: list[LogLine] | None = None) -> av.container
     if said is not None:
         said.extend(logs)
     return container
-
-
-def pick_video_stream(container: av.container.InputContainer, path: str, max_pixels: int) -> VideoStream:
-    """Returns the video stream that a player shows, if it may be decoded.
-
-    That is FFmpeg's `av_find_best_stream`: default streams first, then those of several frames, then those of a higher
-    bit rate. An attached picture is never a video, and a single picture beside a film is its cover.
-
-    Raises:
-        UndecodableClip: there is none, or it is encrypted, too large, or of a codec this FFmpeg lacks.
-    """
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise _explain_no_video(container)
-    films = [s for s in streams if s.frames != 1] or streams  # 0 where the container does not count them
-    best = container.streams.best("video")
-    stream = best if best in films else max(films, key=_player_rank)
-    if "enc_key_id" in stream.metadata or has_encrypted_video(Path(path)):
-        raise UndecodableClip("encrypted", "the video stream is encrypted, and no key is known")
-    if stream.codec_context is None:
-        raise UndecodableClip("codec not supported", f"PyAV {av.__version__} has no decoder for this video stream")
-    check_dimensions(stream.codec_context.width, stream.codec_context.height, max_pixels)
-    stream.codec_context.thread_count = 1  # the pool's processes are the parallelism
-    return stream
-
-
-def _player_rank(stream: VideoStream) -> tuple[bool, int, int]:
-    return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, -stream.index
-
-
-def check_dimensions(width_px: int, height_px: int, max_pixels: int) -> None:
-    """Raises UndecodableClip for a picture of more than `max_pixels`."""
-    if width_px * height_px > max_pixels:
-        raise UndecodableClip(
-            f"dimensions {width_px}x{height_px} over the limit",
-            f"a frame has {width_px * height_px} pixels, the limit is {max_pixels}",
-        )
 
 
 def _read_head(path: str) -> bytes:
@@ -128,6 +93,34 @@ def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine], head: 
     return UndecodableClip("not a readable video", f"FFmpeg: {said}; the file starts with {head[:24]!r}")
 
 
+def pick_video_stream(container: av.container.InputContainer, path: str, max_pixels: int) -> VideoStream:
+    """Returns the video stream that a player shows, if it may be decoded.
+
+    That is FFmpeg's `av_find_best_stream`: default streams first, then those of several frames, then those of a higher
+    bit rate. An attached picture is never a video, and a single picture beside a film is its cover.
+
+    Raises:
+        UndecodableClip: there is none, or it is encrypted, too large, or of a codec this FFmpeg lacks.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise _explain_no_video(container)
+    films = [s for s in streams if s.frames != 1] or streams  # 0 where the container does not count them
+    best = container.streams.best("video")
+    stream = best if best in films else max(films, key=_player_rank)
+    if "enc_key_id" in stream.metadata or has_encrypted_video(Path(path)):
+        raise UndecodableClip("encrypted", "the video stream is encrypted, and no key is known")
+    if stream.codec_context is None:
+        raise UndecodableClip("codec not supported", f"PyAV {av.__version__} has no decoder for this video stream")
+    check_dimensions(stream.codec_context.width, stream.codec_context.height, max_pixels)
+    stream.codec_context.thread_count = 1  # the pool's processes are the parallelism
+    return stream
+
+
+def _player_rank(stream: VideoStream) -> tuple[bool, int, int]:
+    return bool(stream.disposition & Disposition.default), stream.bit_rate or 0, -stream.index
+
+
 def _explain_no_video(container: av.container.InputContainer) -> UndecodableClip:
     kinds = [s.type for s in container.streams]
     if "video" in kinds:
@@ -135,109 +128,13 @@ def _explain_no_video(container: av.container.InputContainer) -> UndecodableClip
     return UndecodableClip("no video stream", f"the streams are: {', '.join(kinds) or 'none'}")
 
 
-_PATH_TO_STSD = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
-_PATH_TO_SENC = (b"moof", b"traf", b"senc")
-_FIRST_BOXES = (b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"free", b"mdat", b"wide", b"skip")
-_TOP_BOXES = {*_FIRST_BOXES, b"pnot", b"uuid", b"meta", b"mfra", b"ssix", b"emsg", b"pdin", b"prft"}
-_NOWHERE = 1 << 63  # behind the end of any file
-_INDEX = re.compile(rb"moov.{4}mvhd", re.DOTALL)
-_MAX_BOXES = 10_000
-
-
-def begins_as_mp4(head: bytes) -> bool:
-    """Whether the first bytes of a file, at least 8, are a box that MP4 and MOV files begin with."""
-    return head[4:8] in _FIRST_BOXES
-
-
-def has_encrypted_video(path: Path) -> bool:
-    """Whether an MP4 or MOV file declares an encrypted video track (sample entry `encv`); False for other files."""
-    with path.open("rb") as file:
-        if not begins_as_mp4(file.read(8)):
-            return False
-        size = file.seek(0, 2)
-        return any(_sample_entry(file, start) == b"encv" for start in _find(file, _PATH_TO_STSD, 0, size))
-
-
-def has_encrypted_fragments(path: Path) -> bool:
-    """Whether the fragments of an MP4 file say which of their bytes are encrypted (box `senc`)."""
-    with path.open("rb") as file:
-        return any(True for _ in _find(file, _PATH_TO_SENC, 0, file.seek(0, 2)))
-
-
-def ends_early(path: Path) -> bool:
-    """Whether an MP4 or MOV file was cut: its last box goes on beyond it, or has no end, or there are no data."""
-    with path.open("rb") as file:
-        ends = {kind: end for kind, _, end in _walk(file, 0, _NOWHERE)}
-        return b"mdat" not in ends or max(ends.values()) > file.seek(0, 2)
-
-
-def has_damaged_boxes(path: Path) -> bool:
-    """Whether an MP4 or MOV file without a readable index was not just cut: it has an index, or boxes of no kind."""
-    with path.open("rb") as file:
-        boxes = list(_walk(file, 0, _NOWHERE))
-        is_walked = bool(boxes) and boxes[-1][2] >= file.seek(0, 2) and {kind for kind, _, _ in boxes} <= _TOP_BOXES
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return not is_walked or _INDEX.search(content) is not None
-
-
-def _find(file: BinaryIO, path: tuple[bytes, ...], start: int, stop: int) -> Iterator[int]:
-    """Yields where the content of each box at the end of `path` starts, within two offsets of the file."""
-    for kind, content, end in _walk(file, start, stop):
-        if kind == path[0] and len(path) == 1:
-            yield content
-        elif kind == path[0]:
-            yield from _find(file, path[1:], content, end)
-
-
-def _walk(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(_MAX_BOXES):
-        file.seek(start)
-        header = file.read(16)
-        if start >= stop or len(header) < 8:
-            return
-        size, content = int.from_bytes(header[:4], "big"), start + 8
-        if size == 1:
-            size, content = int.from_bytes(header[8:16], "big"), start + 16
-        end = stop if size == 0 else min(start + size, stop)
-        if end < content:
-            return
-        yield header[4:8], content, end
-        start = end
-
-
-def _sample_entry(file: BinaryIO, content: int) -> bytes:
-    """The four-character name of the first sample entry of an `stsd` box, after its version and entry count."""
-    file.seek(content + 12)
-    return file.read(4)
-
-
-LogLine = tuple[int, str, str]  # level, FFmpeg component, text
-# Errors to FFmpeg that leave the pictures right: about what stands beside them, or what an earlier line said already.
-_HARMLESS = ("mmco: unref short failure", "SEI type ")
-
-
-@contextmanager
-def ffmpeg_log() -> Iterator[list[LogLine]]:
-    """Collects FFmpeg's warnings and errors of this thread while the context lasts."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.WARNING)
-    # Or PyAV leaves out a line like the last one, of another file perhaps, and mentions it in a third file's log.
-    av.logging.set_skip_repeated(False)
-    try:
-        with av.logging.Capture() as lines:
-            yield lines
-    finally:
-        av.logging.set_level(level)
-
-
-def has_error(lines: Iterable[LogLine]) -> bool:
-    """Whether FFmpeg says that something could not be read as it was written."""
-    return any(level <= av.logging.ERROR and not text.startswith(_HARMLESS) for level, _, text in lines)
-
-
-# What FFmpeg says, without an error, when a file ends before its container does.
-_END_MARKS = ("ended prematurely", "partial file")
-_TRUNCATION_MARKS = (*_END_MARKS, "Packet corrupt", "exceeds containing master element")
+def check_dimensions(width_px: int, height_px: int, max_pixels: int) -> None:
+    """Raises UndecodableClip for a picture of more than `max_pixels`."""
+    if width_px * height_px > max_pixels:
+        raise UndecodableClip(
+            f"dimensions {width_px}x{height_px} over the limit",
+            f"a frame has {width_px * height_px} pixels, the limit is {max_pixels}",
+        )
 
 
 @dataclass(slots=True)
@@ -323,3 +220,98 @@ def _ends(text: str) -> bool:
 
 def _find_truncation(said: list[LogLine]) -> str | None:
     return next((f"FFmpeg: {line.strip()}" for _, _, line in said if any(m in line for m in _TRUNCATION_MARKS)), None)
+
+
+@contextmanager
+def ffmpeg_log() -> Iterator[list[LogLine]]:
+    """Collects FFmpeg's warnings and errors of this thread while the context lasts."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.WARNING)
+    # Or PyAV leaves out a line like the last one, of another file perhaps, and mentions it in a third file's log.
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as lines:
+            yield lines
+    finally:
+        av.logging.set_level(level)
+
+
+def has_error(lines: Iterable[LogLine]) -> bool:
+    """Whether FFmpeg says that something could not be read as it was written."""
+    return any(level <= av.logging.ERROR and not text.startswith(_HARMLESS) for level, _, text in lines)
+
+
+_PATH_TO_STSD = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+_PATH_TO_SENC = (b"moof", b"traf", b"senc")
+_FIRST_BOXES = (b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"free", b"mdat", b"wide", b"skip")
+_TOP_BOXES = {*_FIRST_BOXES, b"pnot", b"uuid", b"meta", b"mfra", b"ssix", b"emsg", b"pdin", b"prft"}
+_NOWHERE = 1 << 63  # behind the end of any file
+_INDEX = re.compile(rb"moov.{4}mvhd", re.DOTALL)
+_MAX_BOXES = 10_000
+
+
+def begins_as_mp4(head: bytes) -> bool:
+    """Whether the first bytes of a file, at least 8, are a box that MP4 and MOV files begin with."""
+    return head[4:8] in _FIRST_BOXES
+
+
+def has_encrypted_video(path: Path) -> bool:
+    """Whether an MP4 or MOV file declares an encrypted video track (sample entry `encv`); False for other files."""
+    with path.open("rb") as file:
+        if not begins_as_mp4(file.read(8)):
+            return False
+        size = file.seek(0, 2)
+        return any(_sample_entry(file, start) == b"encv" for start in _find(file, _PATH_TO_STSD, 0, size))
+
+
+def has_encrypted_fragments(path: Path) -> bool:
+    """Whether the fragments of an MP4 file say which of their bytes are encrypted (box `senc`)."""
+    with path.open("rb") as file:
+        return any(True for _ in _find(file, _PATH_TO_SENC, 0, file.seek(0, 2)))
+
+
+def ends_early(path: Path) -> bool:
+    """Whether an MP4 or MOV file was cut: its last box goes on beyond it, or has no end, or there are no data."""
+    with path.open("rb") as file:
+        ends = {kind: end for kind, _, end in _walk(file, 0, _NOWHERE)}
+        return b"mdat" not in ends or max(ends.values()) > file.seek(0, 2)
+
+
+def has_damaged_boxes(path: Path) -> bool:
+    """Whether an MP4 or MOV file without a readable index was not just cut: it has an index, or boxes of no kind."""
+    with path.open("rb") as file:
+        boxes = list(_walk(file, 0, _NOWHERE))
+        is_walked = bool(boxes) and boxes[-1][2] >= file.seek(0, 2) and {kind for kind, _, _ in boxes} <= _TOP_BOXES
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return not is_walked or _INDEX.search(content) is not None
+
+
+def _find(file: BinaryIO, path: tuple[bytes, ...], start: int, stop: int) -> Iterator[int]:
+    """Yields where the content of each box at the end of `path` starts, within two offsets of the file."""
+    for kind, content, end in _walk(file, start, stop):
+        if kind == path[0] and len(path) == 1:
+            yield content
+        elif kind == path[0]:
+            yield from _find(file, path[1:], content, end)
+
+
+def _walk(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    for _ in range(_MAX_BOXES):
+        file.seek(start)
+        header = file.read(16)
+        if start >= stop or len(header) < 8:
+            return
+        size, content = int.from_bytes(header[:4], "big"), start + 8
+        if size == 1:
+            size, content = int.from_bytes(header[8:16], "big"), start + 16
+        end = stop if size == 0 else min(start + size, stop)
+        if end < content:
+            return
+        yield header[4:8], content, end
+        start = end
+
+
+def _sample_entry(file: BinaryIO, content: int) -> bytes:
+    """The four-character name of the first sample entry of an `stsd` box, after its version and entry count."""
+    file.seek(content + 12)
+    return file.read(4)

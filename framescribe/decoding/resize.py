@@ -1,8 +1,7 @@
-"""PIL's bicubic resize to the bit, in three quarters of its CPU time: matrix products in place of its scalar loops.
+"""From a decoded frame to the pixels that the model's processor would see: turned upright, and resized as PIL does.
 
-From a decoded frame to the pixels the model's processor would see.
-
-The weights of PIL's bicubic resize along one axis, as the whole numbers PIL computes with.
+The resize is PIL's bicubic one to the bit, in three quarters of its CPU time: matrix products in place of its scalar
+loops, over weights that are the whole numbers PIL computes with.
 """
 
 from __future__ import annotations
@@ -21,6 +20,39 @@ CHANNELS = 3
 _COLUMNS_A_BLOCK, _ROWS_A_BLOCK = 8, 16  # measured: smaller ones cost calls, larger ones multiply more zeros
 _COARSE_BITS = 8  # weights that end in so many zeros leave room for the largest sum in the 24 bits of a float32
 _TILE_SAMPLES = 3 << 20  # of a frame that are float32 at once: 12 MB, whatever its size
+PRECISION_BITS = 22
+_REACH = 2.0  # the kernel is zero from here on, in input pixels, or in output pixels where the picture shrinks
+_A = -0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFrames:
+    """The wanted frames of a video, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
+
+    by_key: dict[int, np.ndarray]
+    width_px: int
+    height_px: int
+
+
+class FrameResizer:
+    """Turns decoded frames into uint8 [S, S, 3] RGB, bit-equal to PIL's bicubic resize of the whole RGB frame."""
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+        self._reformatter = VideoReformatter()  # kept, so that swscale is set up once a clip and not once a frame
+
+    def resize(self, frame: VideoFrame) -> np.ndarray:
+        """Returns uint8 [S, S, 3]: converted, turned upright, resized without keeping the aspect ratio."""
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        rows = np.frombuffer(memoryview(rgb.planes[0]), dtype=np.uint8).reshape(rgb.height, -1)  # padded; no copy
+        resampler = _resampler(rgb.width, rgb.height, self._image_size, orientation_of(frame))
+        return resampler.resize(rows[:, : rgb.width * CHANNELS])
+
+
+def resize_frame(picture: np.ndarray, image_size: int) -> np.ndarray:
+    """Returns uint8 [S, S, 3] of an upright RGB picture uint8 [H, W, 3], as `FrameResizer` does."""
+    height_px, width_px, _ = picture.shape
+    return _resampler(width_px, height_px, image_size).resize(picture.reshape(height_px, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +70,23 @@ class Orientation:
 
 
 AS_STORED = Orientation()
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """Returns how the frame's display matrix wants it shown; angles between quarter turns go to the nearest one."""
+    side_data: Any = frame.side_data  # Any: a mapping by name, which PyAV's types call a single entry
+    if "DISPLAYMATRIX" not in side_data:
+        return AS_STORED
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y), shifted into view.
+    a, b, _, c, d = struct.unpack_from("=5i", memoryview(side_data["DISPLAYMATRIX"]))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(mirrors_columns=a < 0, mirrors_rows=d < 0)
+    return Orientation(mirrors_columns=b < 0, mirrors_rows=c < 0, is_transposed=True)
+
+
+def upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """Returns width and height in pixels as the frame is shown."""
+    return (frame.height, frame.width) if orientation_of(frame).is_transposed else (frame.width, frame.height)
 
 
 class BicubicResampler:
@@ -84,6 +133,10 @@ class BicubicResampler:
         else:
             step = max(1, _TILE_SAMPLES // width)
             yield from ((frame[i : i + step], self._between[i : i + step]) for i in range(0, height, step))
+
+
+# Its weights take 2 to 5 ms to make: most clips have the size of one before them.
+_resampler = lru_cache(maxsize=4)(BicubicResampler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,62 +234,6 @@ def _widen(block: _Block) -> _Block:
         wide[:, channel, :, channel] = block.weights.T
     inputs, outputs = (slice(s.start * CHANNELS, s.stop * CHANNELS) for s in (block.inputs, block.outputs))
     return _Block(inputs, outputs, wide.reshape(num_inputs * CHANNELS, -1))
-
-
-# Its weights take 2 to 5 ms to make: most clips have the size of one before them.
-_resampler = lru_cache(maxsize=4)(BicubicResampler)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedFrames:
-    """DecodedFrames of wanted frames, uint8 [S, S, 3] RGB by key, and the size of the frames before the resize."""
-
-    by_key: dict[int, np.ndarray]
-    width_px: int
-    height_px: int
-
-
-class FrameResizer:
-    """Turns decoded frames into uint8 [S, S, 3] RGB, bit-equal to PIL's bicubic resize of the whole RGB frame."""
-
-    def __init__(self, image_size: int) -> None:
-        self._image_size = image_size
-        self._reformatter = VideoReformatter()  # kept, so that swscale is set up once a clip and not once a frame
-
-    def resize(self, frame: VideoFrame) -> np.ndarray:
-        """Returns uint8 [S, S, 3]: converted, turned upright, resized without keeping the aspect ratio."""
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        rows = np.frombuffer(memoryview(rgb.planes[0]), dtype=np.uint8).reshape(rgb.height, -1)  # padded; no copy
-        resampler = _resampler(rgb.width, rgb.height, self._image_size, orientation_of(frame))
-        return resampler.resize(rows[:, : rgb.width * CHANNELS])
-
-
-def resize_frame(picture: np.ndarray, image_size: int) -> np.ndarray:
-    """Returns uint8 [S, S, 3] of an upright RGB picture uint8 [H, W, 3], as `FrameResizer` does."""
-    height_px, width_px, _ = picture.shape
-    return _resampler(width_px, height_px, image_size).resize(picture.reshape(height_px, -1))
-
-
-def orientation_of(frame: VideoFrame) -> Orientation:
-    """Returns how the frame's display matrix wants it shown; angles between quarter turns go to the nearest one."""
-    side_data: Any = frame.side_data  # Any: a mapping by name, which PyAV's types call a single entry
-    if "DISPLAYMATRIX" not in side_data:
-        return AS_STORED
-    # A pixel at (x, y) is shown at (a x + c y, b x + d y), shifted into view.
-    a, b, _, c, d = struct.unpack_from("=5i", memoryview(side_data["DISPLAYMATRIX"]))
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return Orientation(mirrors_columns=a < 0, mirrors_rows=d < 0)
-    return Orientation(mirrors_columns=b < 0, mirrors_rows=c < 0, is_transposed=True)
-
-
-def upright_size(frame: VideoFrame) -> tuple[int, int]:
-    """Returns width and height in pixels as the frame is shown."""
-    return (frame.height, frame.width) if orientation_of(frame).is_transposed else (frame.width, frame.height)
-
-
-PRECISION_BITS = 22
-_REACH = 2.0  # the kernel is zero from here on, in input pixels, or in output pixels where the picture shrinks
-_A = -0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,6 @@
-"""Which frames to take and what times to state for them: arithmetic only, tested without a video.
+"""Which frames of a video to take, which times to state for them, and which parts of it have to be decoded for them.
 
-What decoders agree on: which frames of a timeline are sampled, and what they hand back.
-
-Which parts of a video have to be decoded for the frames that are wanted: arithmetic only, tested without a video.
+Arithmetic only, tested without a video.
 """
 
 from __future__ import annotations
@@ -19,6 +17,100 @@ from framescribe.decoding.timeline import Timeline, TimeWindow
 
 # Presentation times are multiples of a container's tick: a frame shown at 0.9999 of a wanted time is meant by it.
 _TIME_TOLERANCE_S = 1e-3
+# Decoders hand frames out up to 16 frames late, so the last frame of a range needs some of what follows it.
+_LEAST_GAP_FRAMES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a clip the model saw, and how they were decoded.
+
+    Attributes:
+        frame_indices: [T] index of each sampled frame in presentation order, from the start of the video.
+        timestamps_s: [T] seconds from the first frame of the clip, as the prompt states them.
+        duration_s: seconds the clip lasts, as the prompt states it.
+        frames_digest: SHA-256 (hex) over shape and bytes of the frames, see `framescribe.digests.digest_frames`.
+        decoder: name and version, for example `pyav 18.1.0`; a warning follows after `; ` where there is one.
+        width_px, height_px: size of the decoded frames after rotation, before the resize.
+        decoded_fraction: decoded frames over expected frames of the clip, 1.0 unless the file is damaged.
+    """
+
+    frame_indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    frames_digest: str
+    decoder: str
+    width_px: int
+    height_px: int
+    decoded_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """The sampled frames of one clip, repeats included: uint8 [T, S, S, 3] RGB, resized to the model's input size."""
+
+    sampling: Sampling
+    frames: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledFrames:
+    """The frames chosen for one clip, each decoded once.
+
+    Attributes:
+        frame_indices: [T] index in the video of each frame, increasing, with repeats.
+        timestamps_s: [T] seconds from the clip's first frame, as the prompt states them.
+        duration_s: seconds the clip lasts, as the prompt states it.
+        frames: uint8 [S, S, 3] RGB by index in the video.
+        width_px, height_px: size of the frames as shown, before the resize.
+        decoded_fraction: frames decoded over frames expected, 1.0 for a sound clip.
+    """
+
+    frame_indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    frames: dict[int, np.ndarray]
+    width_px: int
+    height_px: int
+    decoded_fraction: float = 1.0
+
+    def stack(self) -> np.ndarray:
+        """Returns uint8 [T, S, S, 3] RGB: the frames in their order, repeats included."""
+        return np.stack([self.frames[index] for index in self.frame_indices])
+
+
+def choose_from(timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> tuple[int, FrameChoice]:
+    """Returns the index of a window's first frame, and the frames to sample, counted from it.
+
+    Raises:
+        UndecodableClip: no frame is shown in the window.
+    """
+    low, high = timeline.frames_in(window)
+    if low == high:
+        if timeline.is_cut:
+            raise UndecodableClip(f"truncated after {timeline.end_s:.1f} s", "the file ends before the window starts")
+        raise UndecodableClip(
+            "window outside of the video",
+            f"no frame between {window.start_s} s and {window.end_s} s of a video of {timeline.end_s:.3f} s",
+        )
+    end_s = timeline.times_s[high] if high < len(timeline.times_s) else timeline.end_s
+    times_s = timeline.times_s[low:high] - timeline.times_s[low]
+    return low, choose_frames(times_s, end_s - timeline.times_s[low], timeline.average_rate, config)
+
+
+def assemble(
+    choice: FrameChoice, frame_indices: tuple[int, ...], frames: DecodedFrames, fraction: float
+) -> SampledFrames:
+    """Joins a choice, its frames' indices in the video and their frames, kept by those indices."""
+    return SampledFrames(
+        frame_indices,
+        choice.timestamps_s,
+        choice.duration_s,
+        frames.by_key,
+        frames.width_px,
+        frames.height_px,
+        fraction,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,68 +194,6 @@ def choose_as_model_card(
 
 
 @dataclass(frozen=True, slots=True)
-class SampledFrames:
-    """The frames chosen for one clip, each decoded once.
-
-    Attributes:
-        frame_indices: [T] index in the video of each frame, increasing, with repeats.
-        timestamps_s: [T] seconds from the clip's first frame, as the prompt states them.
-        duration_s: seconds the clip lasts, as the prompt states it.
-        frames: uint8 [S, S, 3] RGB by index in the video.
-        width_px, height_px: size of the frames as shown, before the resize.
-        decoded_fraction: frames decoded over frames expected, 1.0 for a sound clip.
-    """
-
-    frame_indices: tuple[int, ...]
-    timestamps_s: tuple[float, ...]
-    duration_s: float
-    frames: dict[int, np.ndarray]
-    width_px: int
-    height_px: int
-    decoded_fraction: float = 1.0
-
-    def stack(self) -> np.ndarray:
-        """Returns uint8 [T, S, S, 3] RGB: the frames in their order, repeats included."""
-        return np.stack([self.frames[index] for index in self.frame_indices])
-
-
-def choose_from(timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> tuple[int, FrameChoice]:
-    """Returns the index of a window's first frame, and the frames to sample, counted from it.
-
-    Raises:
-        UndecodableClip: no frame is shown in the window.
-    """
-    low, high = timeline.frames_in(window)
-    if low == high:
-        if timeline.is_cut:
-            raise UndecodableClip(f"truncated after {timeline.end_s:.1f} s", "the file ends before the window starts")
-        raise UndecodableClip(
-            "window outside of the video",
-            f"no frame between {window.start_s} s and {window.end_s} s of a video of {timeline.end_s:.3f} s",
-        )
-    end_s = timeline.times_s[high] if high < len(timeline.times_s) else timeline.end_s
-    times_s = timeline.times_s[low:high] - timeline.times_s[low]
-    return low, choose_frames(times_s, end_s - timeline.times_s[low], timeline.average_rate, config)
-
-
-def assemble(choice: FrameChoice, frame_indices: tuple[int, ...], frames: DecodedFrames, share: float) -> SampledFrames:
-    """Joins a choice, its frames' indices in the video and their frames, kept by those indices."""
-    return SampledFrames(
-        frame_indices,
-        choice.timestamps_s,
-        choice.duration_s,
-        frames.by_key,
-        frames.width_px,
-        frames.height_px,
-        share,
-    )
-
-
-# Decoders hand frames out up to 16 frames late, so the last frame of a seek_range needs some of what follows it.
-_LEAST_GAP_FRAMES = 32
-
-
-@dataclass(frozen=True, slots=True)
 class SeekRange:
     """A part of a video that is decoded in order.
 
@@ -187,35 +217,3 @@ def plan_seek_ranges(timeline: Timeline, indices: Iterable[int]) -> list[SeekRan
             seek_ranges.append(SeekRange(key_pts))
         seek_ranges[-1].wanted[int(timeline.pts[index])] = last = index
     return seek_ranges
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Which frames of a clip the model saw, and how they were decoded.
-
-    Attributes:
-        frame_indices: [T] index of each sampled frame in presentation order, from the start of the video.
-        timestamps_s: [T] seconds from the first frame of the clip, as the prompt states them.
-        duration_s: seconds the clip lasts, as the prompt states it.
-        frames_digest: SHA-256 (hex) over shape and bytes of the frames, see `framescribe.digests.digest_frames`.
-        decoder: name and version, for example `pyav 18.1.0`; a warning follows after `; ` where there is one.
-        width_px, height_px: size of the decoded frames after rotation, before the resize.
-        decoded_fraction: decoded frames over expected frames of the clip, 1.0 unless the file is damaged.
-    """
-
-    frame_indices: tuple[int, ...]
-    timestamps_s: tuple[float, ...]
-    duration_s: float
-    frames_digest: str
-    decoder: str
-    width_px: int
-    height_px: int
-    decoded_fraction: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ClipFrames:
-    """The sampled frames of one clip, repeats included: uint8 [T, S, S, 3] RGB, resized to the model's input size."""
-
-    sampling: Sampling
-    frames: np.ndarray = field(repr=False)
