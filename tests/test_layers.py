@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
 import pytest
 
-from tests.support.source_tree import FOLDERS, ROOT, imports, loaded_with, source_modules
+from tests.support.source_tree import FOLDERS, ROOT, imports, loaded_with, source_modules, tree_of
 
 # The library proper imports nothing above it; `schemas` builds on the records that it returns.
 LIBRARY = {"framescribe", "framescribe.decoding", "framescribe.llava_video", "framescribe.recipes"}
@@ -36,6 +37,12 @@ WITH_MODEL = {"benchmarks", "demo", "demo.training", "framescribe.llava_video"}
 WITH_BEAM = {"benchmarks", "pipeline", "run_pipeline", "transforms"}
 # What `plan`, `export`, `review` and a bad flag load.
 LIGHT = {"framescribe.llava_video.engine.generation", "pipeline.options", "publish", "run_pipeline", "schemas.records"}
+# What an assignment makes that holds what changes.
+MAKES_STATE = {
+    "{}", "[]", "Condition", "Counter", "defaultdict", "deque", "dict", "Event", "list", "local", "Lock", "OrderedDict",
+    "Queue", "RLock", "set", "SimpleQueue", "Thread", "ThreadPoolExecutor", "WeakKeyDictionary", "WeakValueDictionary",
+    "Worker",
+}  # fmt: skip
 MODULES = sorted(source_modules())
 
 
@@ -54,6 +61,16 @@ def is_one_of(name: str, packages: set[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+def find_state(module: str) -> set[str]:
+    """Returns the names of a module that hold what changes: empty collections, locks, threads, workers."""
+    assigned = [node for node in tree_of(module).body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    return {
+        f"{module}.{ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)}"
+        for node in assigned
+        if ast.unparse(node.value or node).split("(")[0].split(".")[-1] in MAKES_STATE
+    }
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_its_own_folder_and_the_folders_below(module):
     imported = {folder_of(name) for name in imports(module)} & OURS
@@ -63,6 +80,11 @@ def test_a_module_imports_only_from_its_own_folder_and_the_folders_below(module)
 @pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) not in WITH_BEAM])
 def test_beam_stays_in_transforms_and_pipeline(module):
     assert not {name for name in imports(module) if folder_of(name) == "apache_beam"}
+
+
+def test_the_worker_is_the_only_state_of_steps_and_decoding():
+    holders = [name for name in MODULES if folder_of(name) in ("transforms", "framescribe.decoding")]
+    assert {state for name in holders for state in find_state(name)} == {"transforms.worker.WORKER"}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) not in WITH_MODEL])

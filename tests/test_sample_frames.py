@@ -91,6 +91,14 @@ def test_clips_are_sampled_and_everything_else_passes_through(video, worker):
     assert counters["decode_milliseconds"] > 0
 
 
+def test_every_clip_has_the_frames_of_its_own_video_whichever_is_decoded_first(video, worker, tmp_path):
+    short = make_video(tmp_path / "short.mp4", num_frames=4)
+    videos = {f"clip-{number}": short if number % 2 else video for number in range(8)}
+    written, _ = run(worker, [clip_of(path, clip_id) for clip_id, path in videos.items()], prefetch_clips=8)
+    last_frames = {clip.ref.clip_id: clip.sampling.frame_indices[-1] for clip in written}
+    assert last_frames == {clip_id: 3 if path == short else 29 for clip_id, path in videos.items()}
+
+
 def test_more_bundle_threads_than_the_budget_has_room_for_finish_all_the_same(video, worker):
     clips = [clip_of(video, f"clip-{i}") for i in range(24)]
     written, counters = run(worker, clips, threads=4, prefetch_clips=8)

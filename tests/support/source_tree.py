@@ -27,12 +27,12 @@ def top_level_imports_of_tests() -> set[str]:
 
 def imports(module: str) -> set[str]:
     """Returns the full names that `module` imports anywhere, in functions too."""
-    return set(_imported_names(module, ast.walk(_tree(module))))
+    return set(_imported_names(module, ast.walk(tree_of(module))))
 
 
 def imports_on_load(module: str) -> set[str]:
     """Returns the full names that are imported when `module` is: not those in functions or for type checkers."""
-    return set(_imported_names(module, _nodes_run_on_load(_tree(module))))
+    return set(_imported_names(module, _nodes_run_on_load(tree_of(module))))
 
 
 def loaded_with(module: str) -> set[str]:
@@ -56,7 +56,8 @@ def _module_name(file: Path) -> str:
 
 
 @functools.cache
-def _tree(module: str) -> ast.Module:
+def tree_of(module: str) -> ast.Module:
+    """Returns the syntax tree of a module."""
     return ast.parse(source_modules()[module].read_text(encoding="utf-8"))
 
 
