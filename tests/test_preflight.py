@@ -68,7 +68,7 @@ def test_settings_that_cannot_work_are_refused_before_the_old_run_is_removed(
     assert re.fullmatch(f"framescribe annotate: .*{message}.*\n", capsys.readouterr().err)
 
 
-_DETAILED = (Path(__file__).parents[1] / "recipes" / "detailed.yaml").read_text()
+_DETAILED = (Path(__file__).parents[1] / "framescribe" / "recipes" / "detailed.yaml").read_text()
 _TOO_LONG = "very long " * 17_000
 
 

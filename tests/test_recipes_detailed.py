@@ -217,9 +217,9 @@ def test_the_shipped_recipe_asks_each_type_for_its_own_pair():
 
 
 @pytest.mark.parametrize(("score", "is_consistent"), [(0.49, False), (0.5, True), (0.51, True)])
-def test_a_score_that_reaches_the_bar_is_enough(score, verified):
+def test_a_score_that_reaches_the_bar_is_enough(score, is_consistent):
     config = RecheckConfig(PromptConfig("again", "{question}", 5), min_recheck_score=0.5)
-    assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).is_consistent is verified
+    assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).is_consistent is is_consistent
 
 
 def test_what_follows_from_a_question_does_not_wait_for_the_slowest_of_the_clip():
