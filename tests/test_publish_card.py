@@ -18,9 +18,10 @@ from schemas.tables import TABLES
 from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
 
 
-def publish_card(output: Path, outcomes, run=RUN_RECORD) -> str:
-    start_run(open_output(str(output)), run, make_units("one"))
-    commit(str(output), "one", outcomes)
+def publish_card(output: Path, outcomes, run=RUN_RECORD, units=("one",)) -> str:
+    """Publishes planned units, of which the last is committed now."""
+    start_run(open_output(str(output)), run, make_units(*units))
+    commit(str(output), units[-1], outcomes)
     publish(str(output))
     return (output / "README.md").read_text()
 
@@ -60,7 +61,7 @@ def test_a_caption_cannot_end_its_block(tmp_path):
 def test_what_the_user_wrote_below_the_mark_is_kept(tmp_path):
     card = publish_card(tmp_path, [make_annotation("a")])
     (tmp_path / "README.md").write_text(card.partition(OWN_TEXT_MARK)[0] + OWN_TEXT_MARK + "\n\nCC BY 4.0\n")
-    again = publish_card(tmp_path, [make_annotation("a"), make_annotation("b")])
+    again = publish_card(tmp_path, [make_annotation("b", "two")], units=("one", "two"))
     assert again.endswith(OWN_TEXT_MARK + "\n\nCC BY 4.0\n")
     assert "of 2 clips" in again
 

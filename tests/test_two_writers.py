@@ -63,13 +63,15 @@ def end(run: BaseProcess) -> int | None:
 
 def stop_at(run: BaseProcess, moment: Moment, output: Path) -> None:
     """Suspends a run at a moment, as Ctrl-Z does, or a laptop that is closed."""
-    while not moment(output):
-        assert run.is_alive(), "the run ended before its moment"
-        time.sleep(0.001)
-    os.kill(run.pid, signal.SIGSTOP)
-    if OnSight("_framescribe/parts/.*.tmp")(output):  # in the middle of a commit: a moment later
-        go_on(run)
-        stop_at(run, moment, output)
+    while True:
+        while not moment(output):
+            assert run.is_alive(), "the run ended before its moment"
+            time.sleep(0.001)
+        os.kill(run.pid, signal.SIGSTOP)
+        if not OnSight("_framescribe/parts/.*.tmp")(output):
+            return
+        go_on(run)  # it was in the middle of a commit: a moment later
+        time.sleep(0.01)
 
 
 def go_on(run: BaseProcess) -> None:
