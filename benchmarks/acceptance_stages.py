@@ -295,14 +295,24 @@ def profile_steps(setting: Setting) -> StageResult:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
     with setting.make_engine(torch.bfloat16) as engine:
         _ask_batch(setting, engine)
-        with profile(activities=activities) as profiled:
-            _ask_batch(setting, engine)
+        profiled = profile(activities=activities)
+        # On the engine's thread: operations on a processor are seen on the thread that began to profile.
+        _run_on_thread(engine, profiled.start)
+        _ask_batch(setting, engine)
+        _run_on_thread(engine, profiled.stop)
     on_gpu = setting.device.type == "cuda"
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = sorted(profiled.key_averages(), key=lambda event: getattr(event, key), reverse=True)[:15]
-    top = [{"name": row.key[:120], "count": row.count, "ms": getattr(row, key) / 1e3} for row in rows]
-    busy_s = sum(getattr(event, key) for event in profiled.key_averages()) / 1e6
+    rows = sorted(profiled.key_averages(), key=lambda event: getattr(event, key), reverse=True)
+    top = [{"name": row.key[:120], "count": row.count, "ms": getattr(row, key) / 1e3} for row in rows[:15]]
+    busy_s = sum(getattr(row, key) for row in rows) / 1e6
     return StageResult([at_least("kernels that were seen", len(top), 10)], {"top": top, "kernel_s": busy_s})
+
+
+def _run_on_thread(engine: Engine, run: Callable[[], object]) -> None:
+    """Runs something between two steps of the engine, and waits for it."""
+    done: Future[object] = Future()
+    engine._thread._send(lambda: done.set_result(run()))
+    done.result(_ANSWER_S)
 
 
 def _ask_batch(setting: Setting, engine: Engine) -> list[list[int]]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.engine.errors import CheckpointError, EngineBroken
+from framescribe.llava_video.errors import CheckpointError, EngineBroken
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
 from framescribe.publish.publish import publish

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import WHOLE_CHECKPOINT, Checkpoint, find_checkpoint
 from tests.support.run_fixtures import CHECKPOINT
 

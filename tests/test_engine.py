@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from framescribe.llava_video import Engine, EngineConfig, FinishReason, GenerationConfig
 from framescribe.llava_video.engine import runner as model_runner
-from framescribe.llava_video.engine.errors import ClipTooLarge, EngineClosed, PromptTooLong
 from framescribe.llava_video.engine.runner import ModelRunner
+from framescribe.llava_video.errors import ClipTooLarge, EngineClosed, PromptTooLong
 from tests.support.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
 
 

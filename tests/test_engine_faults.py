@@ -21,13 +21,13 @@ from framescribe.llava_video import Engine, GenerationConfig
 from framescribe.llava_video.attention.cascade import attend_chunks
 from framescribe.llava_video.attention.kv_cache import Prefix, PrefixKV, PrefixPool
 from framescribe.llava_video.engine import thread as engine_thread
-from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, EngineClosed
 from framescribe.llava_video.engine.oom_recovery import is_memory_fault
 from framescribe.llava_video.engine.runner import ModelRunner
 from framescribe.llava_video.engine.scheduler import Limits, Scheduler
 from framescribe.llava_video.engine.stats import EngineStats
 from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTask
 from framescribe.llava_video.engine.thread import EngineThread
+from framescribe.llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
 from framescribe.llava_video.model.prompts import VideoPrefix
 from tests.support.engine_fixtures import CONFIG, QUESTIONS, SHORT, make_frames, make_times, remember_answer
 

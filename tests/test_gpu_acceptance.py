@@ -16,6 +16,17 @@ from benchmarks.gpu_acceptance import STAGES, Stage, main, run_stage, run_stages
 from tests.support.source_tree import ROOT
 
 CPU = torch.device("cpu")
+# What a machine with a GPU, PyTorch and transformers need not have.
+NOT_HERE = """
+import sys
+from importlib.machinery import PathFinder
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = {"apache_beam", "pyarrow", "av", "decord", "fasteners", "psutil", "grpc", "datasets", "pandas"}
+        return None if name.partition(".")[0] in absent else super().find_spec(name, path, target)
+sys.meta_path = [Installed if finder is PathFinder else finder for finder in sys.meta_path]
+"""
 PASSES, FAILS = Check("one", 1, "1", passes=True), Check("two", 1, "2", passes=False)
 
 
@@ -75,7 +86,7 @@ def test_the_stages_fit_the_minutes_that_one_gpu_is_at_hand() -> None:
     assert sum(stage.planned_s for stage in STAGES) <= 8 * 60
 
 
-@pytest.mark.parametrize("stage", ["kernels", "logprobs", "graphs"])
+@pytest.mark.parametrize("stage", ["machine", "kernels", "ids", "graphs", "profile"])
 def test_a_processor_runs_what_it_can_of_a_stage(stage: str, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     assert main(["--device", "cpu", "--small", "--out", str(out), "--stages", stage]) == 0
@@ -99,12 +110,15 @@ def test_a_wrong_engine_fails_the_run(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_it_needs_no_beam_no_decoder_and_no_parquet(tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['apache_beam', 'pyarrow', 'av', 'decord', 'fasteners', 'psutil']))\n"
-        "from benchmarks.gpu_acceptance import main\n"
-        "sys.exit(main(['--device', 'cpu', '--small', '--out', sys.argv[1], '--stages', 'machine']))"
-    )
-    out = str(tmp_path / "report.json")
-    done = subprocess.run([sys.executable, "-c", code, out], cwd=ROOT, capture_output=True, text=True)
+    out = tmp_path / "report.json"
+    code = f"{NOT_HERE}\nfrom benchmarks.gpu_acceptance import main\nsys.exit(main(sys.argv[1:]))"
+    flags = ["--device", "cpu", "--small", "--out", str(out), "--stages", "machine", "ids"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert [stage["state"] for stage in json.loads(out.read_text("utf-8"))["stages"]] == ["passed"] * 2
+
+
+def test_what_is_not_here_cannot_be_imported() -> None:
+    code = f"{NOT_HERE}\nimport pyarrow"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ModuleNotFoundError: No module named 'pyarrow'" in done.stderr

@@ -44,6 +44,8 @@ MAKES_STATE = {
     "Worker",
 }  # fmt: skip
 MODULES = sorted(source_modules())
+# Within the model and its engine: each may import those before it.
+MODEL_PARTS = ("framescribe.llava_video.model", "framescribe.llava_video.attention", "framescribe.llava_video.engine")
 
 
 def folder_of(module: str) -> str:
@@ -75,6 +77,14 @@ def find_state(module: str) -> set[str]:
 def test_a_module_imports_only_from_its_own_folder_and_the_folders_below(module):
     imported = {folder_of(name) for name in imports(module)} & OURS
     assert imported - {folder_of(module)} <= MAY_IMPORT[folder_of(module)]
+
+
+@pytest.mark.parametrize("number", range(len(MODEL_PARTS)))
+def test_attention_builds_on_the_model_and_the_engine_on_both(number: int):
+    own = [name for name in MODULES if is_one_of(name, {MODEL_PARTS[number]})]
+    later = set(MODEL_PARTS[number + 1 :])
+    assert own
+    assert {name: wrong for name in own if (wrong := {one for one in imports(name) if is_one_of(one, later)})} == {}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if folder_of(name) not in WITH_BEAM])

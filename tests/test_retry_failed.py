@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framescribe.llava_video.engine.errors import ClipTooLarge
+from framescribe.llava_video.errors import ClipTooLarge
 from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import open_output
 from run_pipeline import main

@@ -14,7 +14,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, PromptTooLong
+from framescribe.llava_video.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from framescribe.recipes.engine_video import EngineVideo, WrongVideo
 from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd

@@ -1,6 +1,6 @@
 """LLaVA-Video on current PyTorch and transformers: the model as its authors run it, and a fast engine around it.
 
-from llava_video import Engine, EngineConfig, GenerationConfig
+from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
 
 engine = Engine.load(EngineConfig(model="lmms-lab/LLaVA-Video-7B-Qwen2"))
 video = engine.open(frames, timestamps_s, duration_s)  # uint8 [T, H, W, 3], T seconds, and how long the clip lasts
@@ -29,4 +29,4 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'llava_video' has no attribute {name!r}")
+    raise AttributeError(f"module 'framescribe.llava_video' has no attribute {name!r}")

@@ -7,8 +7,8 @@ import re
 from concurrent.futures import Future
 from types import SimpleNamespace
 
-from framescribe.llava_video.engine.errors import ClipTooLarge
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.errors import ClipTooLarge
 from tests.support.stub_engine import StubEngine, StubVideo
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.errors import CheckpointError
 
 # Bounds the float32 score matrix of one product to 256 MB.
 _MAX_SCORES = 1 << 26

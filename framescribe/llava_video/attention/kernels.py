@@ -19,6 +19,10 @@ _log = logging.getLogger(__name__)
 # Of outputs around 1; bfloat16 keeps eight bits.
 _TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
+SDPA_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""Ways of `scaled_dot_product_attention`, best first. Not cuDNN's, which PyTorch takes first on some GPUs: it plans
+anew for every length, for tens of milliseconds, and where it finds no plan its error looks like a lost device's."""
+
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttendChunks:
     """Returns the first fused kernel that runs on this device and agrees with the plain one on a small example.
@@ -39,11 +43,6 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> At
             _log.info("%s is not to be had here: %s", kernel.__name__, error)
     _log.warning("no fused attention on this device, going on with the plain one")
     return attend_chunks
-
-
-SDPA_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-"""Ways of `scaled_dot_product_attention`, best first. Not cuDNN's, which PyTorch takes first on some GPUs: it plans
-anew for every length, for tens of milliseconds, and where it finds no plan its error looks like a lost device's."""
 
 
 def choose_backend(
@@ -74,27 +73,6 @@ def choose_backend(
 def pin_backend(backend: SDPBackend | None) -> AbstractContextManager[None]:
     """Keeps `scaled_dot_product_attention` to one way within a block; None leaves PyTorch its choice."""
     return nullcontext() if backend is None else sdpa_kernel([backend])
-
-
-def _agrees_with_eager(
-    backend: SDPBackend, device: torch.device, dtype: torch.dtype, head_dim: int, is_causal: bool
-) -> bool:
-    """Compares on lengths that do and do not fill the blocks that kernels work in."""
-    generator, tolerance = torch.Generator(device="cpu").manual_seed(0), _TOLERANCES[dtype]
-    for length in (200, 256):
-        queries, keys, values = (
-            torch.randn(1, 2, length, head_dim, generator=generator).to(device, dtype) for _ in range(3)
-        )
-        with sdpa_kernel([backend]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch says why each other way is not used
-            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
-        scores = queries.float() @ keys.float().transpose(-1, -2) * head_dim**-0.5
-        if is_causal:
-            scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
-        expected = scores.softmax(dim=-1) @ values.float()
-        if not torch.allclose(out.float(), expected, atol=tolerance, rtol=tolerance):
-            return False
-    return True
 
 
 def attend_chunks_flash(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFills) -> tuple[Tensor, Tensor]:
@@ -145,3 +123,24 @@ def _agrees_on(
     pairs = zip(attend(queries, keys, values, fills), attend_chunks(queries, keys, values, fills), strict=True)
     tolerance = _TOLERANCES[dtype]
     return all(torch.allclose(a.float(), b.float(), atol=tolerance, rtol=tolerance) for a, b in pairs)
+
+
+def _agrees_with_eager(
+    backend: SDPBackend, device: torch.device, dtype: torch.dtype, head_dim: int, is_causal: bool
+) -> bool:
+    """Compares on lengths that do and do not fill the blocks that kernels work in."""
+    generator, tolerance = torch.Generator(device="cpu").manual_seed(0), _TOLERANCES[dtype]
+    for length in (200, 256):
+        queries, keys, values = (
+            torch.randn(1, 2, length, head_dim, generator=generator).to(device, dtype) for _ in range(3)
+        )
+        with sdpa_kernel([backend]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch says why each other way is not used
+            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
+        scores = queries.float() @ keys.float().transpose(-1, -2) * head_dim**-0.5
+        if is_causal:
+            scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+        expected = scores.softmax(dim=-1) @ values.float()
+        if not torch.allclose(out.float(), expected, atol=tolerance, rtol=tolerance):
+            return False
+    return True

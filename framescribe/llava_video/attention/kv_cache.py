@@ -1,6 +1,7 @@
 """Where keys and values live: the prefix of a clip, once, and pages for the suffix of every row.
 
-Prefixes of all clips in one pool of chunks, which lie still in memory, so that one kernel can read them all.
+A clip's prefix has tensors of its own, or chunks of a pool that lies still in memory: one kernel reads those of all
+clips.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from framescribe.llava_video.attention.cascade import (
 )
 
 PAGE_TOKENS = 32
+
+CHUNK_TOKENS = 1024
+"""A 13,440-token clip fills 14 chunks and wastes 4 % of them; enough of them run side by side to fill a GPU."""
+
 _FIRST_PAGES = 64
 
 
@@ -67,66 +72,6 @@ class PrefixKV:
     def size_bytes(self) -> int:
         """Bytes that keys and values of all layers take."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
-
-class SuffixPages:
-    """Keys and values of the tokens that questions and answers add, in pages of `PAGE_TOKENS` tokens.
-
-    A row's pages are reserved when it is admitted, so that a running row never runs out, and nothing is ever
-    concatenated: a step writes one token into each row's last page. On a GPU all pages are taken from the start; on a
-    CPU they grow with their use, by doubling. One page more than promised is for rows that only fill up a batch.
-    """
-
-    def __init__(
-        self, num_pages: int, num_heads: int, head_dim: int, layer_devices: Sequence[torch.device], dtype: torch.dtype
-    ) -> None:
-        self.spare_page = num_pages
-        self._num_pages = num_pages + 1
-        held = self._num_pages if layer_devices[0].type == "cuda" else min(self._num_pages, _FIRST_PAGES)
-        shape = (held, PAGE_TOKENS, num_heads, head_dim)
-        # Zeros, not empty memory: masked positions weigh nothing, but nothing times NaN is NaN.
-        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
-        self._values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that all pages take."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
-
-    def hold(self, page: int) -> None:
-        """Makes sure that a page exists."""
-        held = len(self._keys[0])
-        if page < held:
-            return
-        more = min(max(page + 1, 2 * held), self._num_pages) - held
-        for pools in (self._keys, self._values):
-            for layer, pool in enumerate(pools):
-                pools[layer] = torch.cat([pool, pool.new_zeros(more, *pool.shape[1:])])
-
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Writes keys and values [N, K, E] into `slots` [N], counted in tokens over all pages."""
-        slots = slots.to(self._keys[layer].device)
-        for pool, new in ((self._keys[layer], keys), (self._values[layer], values)):
-            pool.flatten(0, 1)[slots] = new
-
-    def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns keys and values [R, B * PAGE_TOKENS, K, E] of rows with page tables [R, B]."""
-        tables = tables.to(self._keys[layer].device)
-        return self._keys[layer][tables].flatten(1, 2), self._values[layer][tables].flatten(1, 2)
-
-
-def slot_of(pages: Sequence[int], index: int) -> int:
-    """Returns where a row's suffix token lies, counted in tokens over all pages."""
-    return pages[index // PAGE_TOKENS] * PAGE_TOKENS + index % PAGE_TOKENS
-
-
-def bytes_per_token(num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Returns the bytes that one token's keys and values take over all layers."""
-    return 2 * num_layers * num_heads * head_dim * dtype.itemsize
-
-
-CHUNK_TOKENS = 1024
-"""A 13,440-token clip fills 14 chunks and wastes 4 % of them; enough of them run side by side to fill a GPU."""
 
 
 class PrefixPool:
@@ -239,3 +184,59 @@ class PooledPrefix:
         if not self._is_released:
             self._is_released = True
             self._pool.give_back(self.chunks)
+
+
+class SuffixPages:
+    """Keys and values of the tokens that questions and answers add, in pages of `PAGE_TOKENS` tokens.
+
+    A row's pages are reserved when it is admitted, so that a running row never runs out, and nothing is ever
+    concatenated: a step writes one token into each row's last page. On a GPU all pages are taken from the start; on a
+    CPU they grow with their use, by doubling. One page more than promised is for rows that only fill up a batch.
+    """
+
+    def __init__(
+        self, num_pages: int, num_heads: int, head_dim: int, layer_devices: Sequence[torch.device], dtype: torch.dtype
+    ) -> None:
+        self.spare_page = num_pages
+        self._num_pages = num_pages + 1
+        held = self._num_pages if layer_devices[0].type == "cuda" else min(self._num_pages, _FIRST_PAGES)
+        shape = (held, PAGE_TOKENS, num_heads, head_dim)
+        # Zeros, not empty memory: masked positions weigh nothing, but nothing times NaN is NaN.
+        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
+        self._values = [torch.zeros(shape, device=device, dtype=dtype) for device in layer_devices]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that all pages take."""
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    def hold(self, page: int) -> None:
+        """Makes sure that a page exists."""
+        held = len(self._keys[0])
+        if page < held:
+            return
+        more = min(max(page + 1, 2 * held), self._num_pages) - held
+        for pools in (self._keys, self._values):
+            for layer, pool in enumerate(pools):
+                pools[layer] = torch.cat([pool, pool.new_zeros(more, *pool.shape[1:])])
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Writes keys and values [N, K, E] into `slots` [N], counted in tokens over all pages."""
+        slots = slots.to(self._keys[layer].device)
+        for pool, new in ((self._keys[layer], keys), (self._values[layer], values)):
+            pool.flatten(0, 1)[slots] = new
+
+    def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values [R, B * PAGE_TOKENS, K, E] of rows with page tables [R, B]."""
+        tables = tables.to(self._keys[layer].device)
+        return self._keys[layer][tables].flatten(1, 2), self._values[layer][tables].flatten(1, 2)
+
+
+def slot_of(pages: Sequence[int], index: int) -> int:
+    """Returns where a row's suffix token lies, counted in tokens over all pages."""
+    return pages[index // PAGE_TOKENS] * PAGE_TOKENS + index % PAGE_TOKENS
+
+
+def bytes_per_token(num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Returns the bytes that one token's keys and values take over all layers."""
+    return 2 * num_layers * num_heads * head_dim * dtype.itemsize

@@ -1,12 +1,11 @@
 """Decoding steps whose tensors have few fixed shapes, so that a GPU replays them as CUDA graphs.
 
 A step of the 7B is a thousand small kernels; launched one by one they take longer than they run. The work of a step is
-rounded up to a shape, all numbers it depends on lie in one buffer, and nothing in it asks the host for anything.
+rounded up to a shape, all numbers it depends on lie in one buffer, and nothing in it asks the host for anything. It
+ends with the greedy choice of every row's next id, after the repetition penalty.
 
 Letters: N rows, C clips, M rows of one clip, X chunks of the pool, J chunks of one clip, B pages of one row; T tokens
 of a chunk, K key-value heads, G query heads that share one, E head width.
-
-Greedy choice of the next id of every row, after the repetition penalty.
 """
 
 from __future__ import annotations
@@ -80,12 +79,6 @@ class StepShape:
     has_forced: bool = False
 
 
-def round_up(number: int, least: int = 1) -> int:
-    """Rounds up to a power of two or to one and a half of one: at most a third is for nothing."""
-    power = max(least, 1 << (number - 1).bit_length())
-    return power * 3 // 4 if number <= power * 3 // 4 and power > max(least, 2) else power
-
-
 @dataclass(frozen=True)
 class StepNumbers(Generic[Array]):
     """All that a step depends on, int64, on the host or on the device.
@@ -116,20 +109,6 @@ class StepNumbers(Generic[Array]):
     fills: Array
     chunks: Array
     absent: Array
-
-
-def sizes_of(shape: StepShape) -> list[tuple[int, ...]]:
-    """Returns the sizes of the fields of `StepNumbers`."""
-    n, c, m, x, j, b, *_ = astuple(shape)
-    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
-
-
-def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
-    """Divides one flat buffer into the numbers of a step, as views."""
-    sizes = sizes_of(shape)
-    bounds = accumulate(map(prod, sizes), initial=0)
-    parts = zip(pairwise(bounds), sizes, strict=True)
-    return StepNumbers(*(buffer[start:stop].reshape(size) for (start, stop), size in parts))
 
 
 class StaticDecoder:
@@ -220,17 +199,6 @@ class StaticDecoder:
         return out.flatten(0, 1)[numbers.cells], lse.flatten(0, 1)[numbers.cells]
 
 
-def _spans_of_clips(rows: Sequence[StepRow]) -> list[tuple[PooledPrefix, int, int]]:
-    """Returns the prefix of each clip and its rows, `start` to `stop`."""
-    spans, start = [], 0
-    for _, run in groupby(rows, key=lambda row: id(row.prefix)):
-        prefixes = [row.prefix for row in run]
-        if prefixes[0] is not None:
-            spans.append((prefixes[0], start, start + len(prefixes)))
-        start += len(prefixes)
-    return spans
-
-
 class Chosen(NamedTuple):
     """What each of R rows goes on with.
 
@@ -276,6 +244,37 @@ class SeenIds:
             scores = _score(free, chosen)
         self._seen.index_put_((rows, chosen), self._true)
         return Chosen(chosen, scores)
+
+
+def round_up(number: int, least: int = 1) -> int:
+    """Rounds up to a power of two or to one and a half of one: at most a third is for nothing."""
+    power = max(least, 1 << (number - 1).bit_length())
+    return power * 3 // 4 if number <= power * 3 // 4 and power > max(least, 2) else power
+
+
+def sizes_of(shape: StepShape) -> list[tuple[int, ...]]:
+    """Returns the sizes of the fields of `StepNumbers`."""
+    n, c, m, x, j, b, *_ = astuple(shape)
+    return [(n,), (n,), (n,), (n, b), (n,), (n,), (n,), (n,), (n,), (c * m,), (x,), (x,), (c, j), (c, j)]
+
+
+def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
+    """Divides one flat buffer into the numbers of a step, as views."""
+    sizes = sizes_of(shape)
+    bounds = accumulate(map(prod, sizes), initial=0)
+    parts = zip(pairwise(bounds), sizes, strict=True)
+    return StepNumbers(*(buffer[start:stop].reshape(size) for (start, stop), size in parts))
+
+
+def _spans_of_clips(rows: Sequence[StepRow]) -> list[tuple[PooledPrefix, int, int]]:
+    """Returns the prefix of each clip and its rows, `start` to `stop`."""
+    spans, start = [], 0
+    for _, run in groupby(rows, key=lambda row: id(row.prefix)):
+        prefixes = [row.prefix for row in run]
+        if prefixes[0] is not None:
+            spans.append((prefixes[0], start, start + len(prefixes)))
+        start += len(prefixes)
+    return spans
 
 
 def _score(logits: Tensor, chosen: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ import numpy as np
 
 from framescribe.digests import digest_frames
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.engine.errors import EngineClosed, PromptTooLong
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 from framescribe.llava_video.engine.memory import (
     choose_device,
@@ -31,6 +30,7 @@ from framescribe.llava_video.engine.scheduler import Scheduler
 from framescribe.llava_video.engine.stats import EngineStats
 from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTask, read_generation_defaults
 from framescribe.llava_video.engine.thread import EngineThread
+from framescribe.llava_video.errors import EngineClosed, PromptTooLong
 from framescribe.llava_video.model.checkpoint import Checkpoint, find_checkpoint
 from framescribe.llava_video.model.config import read_model_config
 from framescribe.llava_video.model.model import LlavaVideoModel, check_faster_video, load_model

@@ -1,7 +1,4 @@
-"""Which devices the model lies on, and how much of their memory keys and values may take.
-
-Which device and number format the model takes.
-"""
+"""Which device and dtype the model takes, and how the device's memory is divided among keys and values."""
 
 from __future__ import annotations
 
@@ -27,13 +24,18 @@ from framescribe.llava_video.model.model import LlavaVideoModel
 
 # Left free on a GPU: a 14k-token prefill of the 7B needs about 3 GB, a tower batch of 64 frames 2 GB, CUDA graphs 2 GB.
 _ACTIVATION_BYTES = 12 << 30
+
 # Questions and answers are short beside a video's 13k tokens; a quarter of the budget holds 100 and more rows.
 _SUFFIX_SHARE = 0.25
+
 _CPU_SHARE, _CPU_MOST_BYTES = 0.3, 8 << 30
+
 # Rows wait while clips are prefilled. A GPU decodes for many rows in the time of one, so clips join it several at once.
 _PREFILL_TOKENS = {"cuda": 65536, "cpu": 16384}
+
 # Launching a start's kernels takes a GPU's host as long as computing a thousand tokens; on a CPU nothing is gained.
 _LEAST_START_TOKENS = {"cuda": 1024, "cpu": 0}
+
 _VISION_BATCH_FRAMES = {"cuda": 64, "cpu": 8}
 
 
@@ -45,19 +47,6 @@ class MemoryPlan:
     pages: SuffixPages
     pool: PrefixPool | None
     vision_batch_frames: int
-
-
-def name_gpus() -> list[str]:
-    """Returns a name for each visible GPU that is the same in every process of the machine: its UUID."""
-    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
-
-
-def choose_layer_devices(device_map: str | None, device: torch.device, num_layers: int) -> list[torch.device]:
-    """Returns a device for each language layer: one for all, or equal runs of layers over all visible GPUs."""
-    num_gpus = torch.cuda.device_count() if device_map == "auto" and device.type == "cuda" else 1
-    if num_gpus == 1:
-        return [device] * num_layers
-    return [torch.device("cuda", index * num_gpus // num_layers) for index in range(num_layers)]
 
 
 def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
@@ -89,23 +78,6 @@ def least_kv_bytes(language: LanguageConfig, dtype: torch.dtype, num_prefix: int
     per_token = bytes_per_token(language.num_hidden_layers, language.num_key_value_heads, language.head_dim, dtype)
     prefix, suffix = (-(-num // unit) * unit for num, unit in ((num_prefix, CHUNK_TOKENS), (num_suffix, PAGE_TOKENS)))
     return math.ceil(per_token * max(prefix / (1 - _SUFFIX_SHARE), suffix / _SUFFIX_SHARE))
-
-
-def _decodes_statically(config: EngineConfig, devices: Sequence[torch.device]) -> bool:
-    on_one = len(set(devices)) == 1
-    if config.static_decode and not on_one:
-        raise ValueError("static_decode is True over several GPUs, wanted one: leave it at None")
-    return devices[0].type == "cuda" and on_one if config.static_decode is None else config.static_decode
-
-
-def _free_bytes(devices: Sequence[torch.device]) -> int:
-    if devices[0].type == "cpu":
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(int(available * _CPU_SHARE), _CPU_MOST_BYTES)
-    # Layers are spread evenly, so the fullest GPU sets the pace for all.
-    distinct = set(devices)
-    least = min(torch.cuda.mem_get_info(device)[0] for device in distinct)
-    return max(least - _ACTIVATION_BYTES, least // 4) * len(distinct)
 
 
 def choose_device(name: str) -> torch.device:
@@ -142,11 +114,12 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def name_device(device: torch.device) -> str:
-    """Returns a name of the kind of device, the same in every process of the machine."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_properties(device).name)
-    return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+def choose_layer_devices(device_map: str | None, device: torch.device, num_layers: int) -> list[torch.device]:
+    """Returns a device for each language layer: one for all, or equal runs of layers over all visible GPUs."""
+    num_gpus = torch.cuda.device_count() if device_map == "auto" and device.type == "cuda" else 1
+    if num_gpus == 1:
+        return [device] * num_layers
+    return [torch.device("cuda", index * num_gpus // num_layers) for index in range(num_layers)]
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -155,3 +128,32 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "bfloat16" if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def name_device(device: torch.device) -> str:
+    """Returns a name of the kind of device, the same in every process of the machine."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_properties(device).name)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def name_gpus() -> list[str]:
+    """Returns a name for each visible GPU that is the same in every process of the machine: its UUID."""
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+
+
+def _decodes_statically(config: EngineConfig, devices: Sequence[torch.device]) -> bool:
+    on_one = len(set(devices)) == 1
+    if config.static_decode and not on_one:
+        raise ValueError("static_decode is True over several GPUs, wanted one: leave it at None")
+    return devices[0].type == "cuda" and on_one if config.static_decode is None else config.static_decode
+
+
+def _free_bytes(devices: Sequence[torch.device]) -> int:
+    if devices[0].type == "cpu":
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(int(available * _CPU_SHARE), _CPU_MOST_BYTES)
+    # Layers are spread evenly, so the fullest GPU sets the pace for all.
+    distinct = set(devices)
+    least = min(torch.cuda.mem_get_info(device)[0] for device in distinct)
+    return max(least - _ACTIVATION_BYTES, least // 4) * len(distinct)

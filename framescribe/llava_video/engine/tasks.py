@@ -1,7 +1,4 @@
-"""What the engine has to do: videos to prefill and questions to answer.
-
-When an answer ends, and what the checkpoint says about generation.
-"""
+"""The videos that the engine has to prefill, the questions that it has to answer, and when an answer ends."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from itertools import groupby
 import numpy as np
 
 from framescribe.llava_video.attention.kv_cache import Prefix
-from framescribe.llava_video.engine.errors import CheckpointError
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, TokenScore
 from framescribe.llava_video.engine.loops import is_looping
+from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.prompts import VideoPrefix
 
@@ -104,37 +101,12 @@ class QuestionTask:
         return self.video.num_tokens + len(self.token_ids)
 
 
-def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
-    """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
-    spans, start = [], 0
-    for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
-        pairs = list(run)
-        stop = start + sum(length for _, length in pairs)
-        spans.append((pairs[0][0].video, start, stop))
-        start = stop
-    return spans
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
     """The parts of `generation_config.json` that greedy decoding obeys."""
 
     eos_token_ids: frozenset[int]
     repetition_penalty: float
-
-
-def read_generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
-    """Reads the ids that end an answer and the repetition penalty.
-
-    Raises:
-        CheckpointError: no end-of-sequence id is given.
-    """
-    content = checkpoint.read_json("generation_config.json")
-    eos = content.get("eos_token_id", checkpoint.read_json("config.json").get("eos_token_id"))
-    if eos is None:
-        raise CheckpointError(f"{checkpoint.name}: neither generation_config.json nor config.json has eos_token_id")
-    ids = eos if isinstance(eos, list) else [eos]
-    return GenerationDefaults(frozenset(map(int, ids)), float(content.get("repetition_penalty", 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +124,28 @@ class StopRule:
         if question.generation.stop_loops and is_looping(question.generated):
             return FinishReason.LOOPED
         return None
+
+
+def read_generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
+    """Reads the ids that end an answer and the repetition penalty.
+
+    Raises:
+        CheckpointError: no end-of-sequence id is given.
+    """
+    content = checkpoint.read_json("generation_config.json")
+    eos = content.get("eos_token_id", checkpoint.read_json("config.json").get("eos_token_id"))
+    if eos is None:
+        raise CheckpointError(f"{checkpoint.name}: neither generation_config.json nor config.json has eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos]
+    return GenerationDefaults(frozenset(map(int, ids)), float(content.get("repetition_penalty", 1.0)))
+
+
+def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
+    """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
+    spans, start = [], 0
+    for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
+        pairs = list(run)
+        stop = start + sum(length for _, length in pairs)
+        spans.append((pairs[0][0].video, start, stop))
+        start = stop
+    return spans

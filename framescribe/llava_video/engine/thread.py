@@ -1,6 +1,6 @@
 """The thread that owns the model: it takes videos and questions in, steps, and hands answers out.
 
-How a question ends: its future gets the answer, an error that says what to do, or notice of its cancellation.
+A question ends with its answer, with an error that says what to do, or with notice that it was cancelled.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 
 from framescribe.llava_video.attention.kv_cache import PAGE_TOKENS
-from framescribe.llava_video.engine.errors import ClipTooLarge, EngineBroken, EngineClosed
 from framescribe.llava_video.engine.generation import Completion, FinishReason
 from framescribe.llava_video.engine.oom_recovery import evict_half, is_memory_fault, recover_prefill
 from framescribe.llava_video.engine.runner import ModelRunner
 from framescribe.llava_video.engine.scheduler import Scheduler
 from framescribe.llava_video.engine.stats import EngineStats
 from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTask
+from framescribe.llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
 from framescribe.llava_video.model.prompts import PromptTokenizer
 
 _IDLE_S = 0.05
+
 _MOST_IDLE = 12_000
 """Ten minutes. Counted, not timed: in a process that was stopped, those who will close their clips were stopped too."""
 

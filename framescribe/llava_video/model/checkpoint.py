@@ -1,6 +1,6 @@
-"""Finds the files of a LLaVA-Video checkpoint and reads its configuration; importable without torch.
+"""Finds a LLaVA-Video checkpoint, reads its JSON files, and says which safetensors file holds each tensor.
 
-Which safetensors file holds each tensor, by the files' headers alone; importable without torch.
+Without torch: the headers of the files are enough.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from typing import Any
 import fsspec
 from safetensors import SafetensorError, safe_open
 
-from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.errors import CheckpointError
 
 # What the original layout consists of; nothing else is fetched, least of all code or pickles.
 WHOLE_CHECKPOINT = ("*.json", "*.safetensors", "merges.txt")
+
 # Enough to start a run with, on a machine that will not load the model.
 CONFIGURATION = ("config.json", "generation_config.json", "tokenizer.json")
+
+_INDEX = "model.safetensors.index.json"
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,25 @@ def find_checkpoint(
     return _fetch_from_hub(model, revision, files)
 
 
+def find_weight_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Returns the file of each tensor, after the index where there is one.
+
+    Raises:
+        CheckpointError: there are no safetensors, or one of them is missing, damaged or cut short.
+    """
+    if (checkpoint.folder / _INDEX).exists():
+        files = _read_index(checkpoint)
+        for path in sorted(set(files.values())):
+            _read_names(checkpoint, path)
+        return files
+    paths = sorted(checkpoint.folder.glob("*.safetensors"))
+    if not paths:
+        pickles = sorted(path.name for pattern in _PICKLES for path in checkpoint.folder.glob(pattern))
+        held = f"only pickled weights ({', '.join(pickles)}), which are never loaded;" if pickles else "no weights;"
+        raise CheckpointError(f"{checkpoint.name}: {checkpoint.folder} holds {held} wanted *.safetensors")
+    return {name: path for path in paths for name in _read_names(checkpoint, path)}
+
+
 def _fetch_from_hub(model: str, revision: str | None, files: Sequence[str]) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -139,29 +163,6 @@ def _without_credentials(uri: str) -> str:
     scheme, _, rest = uri.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
-
-
-_INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-def find_weight_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Returns the file of each tensor, after the index where there is one.
-
-    Raises:
-        CheckpointError: there are no safetensors, or one of them is missing, damaged or cut short.
-    """
-    if (checkpoint.folder / _INDEX).exists():
-        files = _read_index(checkpoint)
-        for path in sorted(set(files.values())):
-            _read_names(checkpoint, path)
-        return files
-    paths = sorted(checkpoint.folder.glob("*.safetensors"))
-    if not paths:
-        pickles = sorted(path.name for pattern in _PICKLES for path in checkpoint.folder.glob(pattern))
-        held = f"only pickled weights ({', '.join(pickles)}), which are never loaded;" if pickles else "no weights;"
-        raise CheckpointError(f"{checkpoint.name}: {checkpoint.folder} holds {held} wanted *.safetensors")
-    return {name: path for path in paths for name in _read_names(checkpoint, path)}
 
 
 def _read_index(checkpoint: Checkpoint) -> dict[str, Path]:

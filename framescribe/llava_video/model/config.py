@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 
 POOL_MODES = ("average", "max", "bilinear")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import POOL_STRIDE, LanguageConfig, ModelConfig, TowerConfig
 from framescribe.llava_video.model.language_model import LanguageModel

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from framescribe.llava_video.engine.errors import CheckpointError
+from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 
 _SYSTEM = "You are a helpful assistant."
