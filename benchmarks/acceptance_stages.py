@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
@@ -294,11 +294,12 @@ def profile_steps(setting: Setting) -> StageResult:
     """Lists the kernels of a tower batch and a prefill, of starts and of decoding steps."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
     with setting.make_engine(torch.bfloat16) as engine:
-        _ask_batch(setting, engine)
+        batch = _BATCH[:1] if setting.is_small else _BATCH
+        _ask_batch(setting, engine, batch)
         profiled = profile(activities=activities)
         # On the engine's thread: operations on a processor are seen on the thread that began to profile.
         _run_on_thread(engine, profiled.start)
-        _ask_batch(setting, engine)
+        _ask_batch(setting, engine, batch)
         _run_on_thread(engine, profiled.stop)
     on_gpu = setting.device.type == "cuda"
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -315,12 +316,12 @@ def _run_on_thread(engine: Engine, run: Callable[[], object]) -> None:
     done.result(_ANSWER_S)
 
 
-def _ask_batch(setting: Setting, engine: Engine) -> list[list[int]]:
+def _ask_batch(setting: Setting, engine: Engine, batch: Sequence[tuple[int, str]] = tuple(_BATCH)) -> list[list[int]]:
     """Asks the same questions of the same clips at once."""
     clips = setting.make_clips(_NUM_CLIPS)
     videos = [engine.open(clip.frames, clip.timestamps_s, clip.duration_s) for clip in clips]
     generation = GenerationConfig(max_new_tokens=setting.num_new_tokens)
-    futures: list[Future[Completion]] = [videos[clip].ask(question, generation) for clip, question in _BATCH]
+    futures: list[Future[Completion]] = [videos[clip].ask(question, generation) for clip, question in batch]
     if wait(futures, _ANSWER_S).not_done:
         raise TimeoutError(f"questions had no answer after {_ANSWER_S} s")
     for video in videos:

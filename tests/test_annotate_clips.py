@@ -20,7 +20,6 @@ from framescribe.decoding.sampling import Sampling
 from framescribe.digests import digest_frames
 from framescribe.llava_video import Engine, EngineConfig
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
-from framescribe.llava_video.errors import CheckpointError
 from framescribe.recipes import Recipe, parse_recipe
 from framescribe.recipes.engine_video import EngineVideo, WrongVideo, choose_segment_frames
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Stage, UnitEnd

@@ -95,6 +95,7 @@ def test_a_processor_runs_what_it_can_of_a_stage(stage: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_processor_runs_all_it_can_of_the_whole(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     assert main(["--device", "cpu", "--small", "--out", str(out), "--minutes", "20"]) == 0
