@@ -45,7 +45,7 @@ PROMISES: dict[str, str] = {
     "framescribe/storage/local_files.py": "tests/test_storage.py",
     "framescribe/storage/retries.py": "tests/test_storage.py",
     "framescribe/storage/journal.py": "tests/test_run_folder.py tests/test_publish.py tests/test_storage.py",
-    "transforms/worker.py": "tests/test_sample_frames.py",
+    "transforms/worker.py": "tests/test_worker.py",
     "transforms/lookahead.py": "tests/test_lookahead.py",
     "transforms/unit_outcomes.py": "tests/test_commit_parts.py",
 }

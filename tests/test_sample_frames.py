@@ -15,7 +15,7 @@ from framescribe.decoding.config import SamplingConfig
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from tests.support.decoding_fixtures import make_video, read_number
 from transforms.sample_frames import SampleFrames, SampleFramesConfig, SampleFramesFn
-from transforms.worker import Budget, Worker, WorkerConfig
+from transforms.worker import Worker, WorkerConfig
 
 CONFIG = SamplingConfig(max_frames=4, image_size=64)
 MEMORY = 5 * CONFIG.frames_bytes // 2
@@ -115,30 +115,3 @@ def test_what_a_failed_bundle_sampled_is_given_back(video, worker):
     step.teardown()
     worker.get_decoder_pool(CONFIG, 1).submit(video).result()  # the only decoder is past the abandoned clip now
     assert worker.get_frame_budget(MEMORY).held == 0
-
-
-def test_a_clip_larger_than_the_whole_budget_is_let_in_alone():
-    budget = Budget(100)
-    assert budget.try_acquire(500)
-    assert not budget.try_acquire(1)
-    budget.release(500)
-    assert budget.try_acquire(60)
-    assert not budget.try_acquire(60)
-    assert budget.held == 60
-
-
-def test_a_thread_waits_for_room_until_another_releases():
-    budget = Budget(100)
-    budget.try_acquire(80)
-    waiting = threading.Thread(target=budget.wait_for_room, args=(50,))
-    waiting.start()
-    waiting.join(0.1)
-    assert waiting.is_alive()
-    budget.release(80)
-    waiting.join(5)
-    assert not waiting.is_alive()
-
-
-def test_a_budget_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="limit must be positive, got 0"):
-        Budget(0)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from framescribe.llava_video.engine.engine import Engine
 from tests.support.golden_cases import COMMITTED
 from tests.support.source_tree import ROOT
 from tests.support.stub_engine import StubEngine
-from transforms.worker import WORKER, GpuTaken, Worker, WorkerConfig, claim_gpu
+from transforms.worker import WORKER, Budget, GpuTaken, Worker, WorkerConfig, claim_gpu
 
 TINY = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
 ON_CPU = EngineConfig("7b", device="cpu")
@@ -196,6 +197,33 @@ def test_all_threads_of_a_process_share_pools_budgets_and_tallies():
     assert worker.get_clip_budget(12345) is worker.get_clip_budget(12345) is not worker.get_frame_budget(12345)
     assert worker.get_failure_tally("run") is worker.get_failure_tally("run")
     worker.close()
+
+
+def test_a_clip_larger_than_the_whole_budget_is_let_in_alone():
+    budget = Budget(100)
+    assert budget.try_acquire(500)
+    assert not budget.try_acquire(1)
+    budget.release(500)
+    assert budget.try_acquire(60)
+    assert not budget.try_acquire(60)
+    assert budget.held == 60
+
+
+def test_a_thread_waits_for_room_until_another_releases():
+    budget = Budget(100)
+    budget.try_acquire(80)
+    waiting = threading.Thread(target=budget.wait_for_room, args=(50,))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    budget.release(80)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="limit must be positive, got 0"):
+        Budget(0)
 
 
 def test_a_worker_shares_nothing_with_another():
