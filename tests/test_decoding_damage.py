@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,10 +24,10 @@ from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import ClipFrames, SampledFrames
 from framescribe.decoding.timeline import TimeWindow
 from tests.support.decoding_fixtures import (
-    SHARED_MEDIA,
+    list_media,
     make_video,
+    media_file,
     needs_encoder,
-    needs_shared_media,
     numbered_frame,
     read_number,
 )
@@ -74,39 +73,33 @@ def cut(video: Path, share: float, target: Path) -> Path:
     return target
 
 
-MANIFEST = SHARED_MEDIA / "broken" / "manifest.jsonl"
-BROKEN = [json.loads(line) for line in MANIFEST.read_text().splitlines()] if MANIFEST.exists() else []
-
-
-@needs_shared_media
-@pytest.mark.parametrize("entry", [pytest.param(e, id=e["file"]) for e in BROKEN])
-def test_every_broken_file_ends_in_time_as_frames_or_as_a_reason_for_people(pool, entry):
-    result = result_of(pool, SHARED_MEDIA / "broken" / entry["file"])
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in list_media("broken")])
+def test_every_broken_file_ends_in_time_as_frames_or_as_a_reason_for_people(pool, path):
+    result = result_of(pool, path)
     outcome = (
         result.reason if isinstance(result, UndecodableClip) else f"{result.sampling.decoded_fraction:.2f} decoded"
     )
     assert outcome.startswith(REASONS) or (isinstance(result, ClipFrames) and result.sampling.decoded_fraction >= 0.9)
 
 
-@needs_shared_media
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("path", "reason"),
     [
-        ("moviepy__result.webm", "empty file"),
-        ("nestegg__detodos.webm", "no video stream"),
-        ("mp4parse-rust__av1-clearkey-cbcs-video.mp4", "encrypted"),
-        ("nestegg__seek_encrypted.webm", "encrypted"),
-        ("go-mp4__sample_init.encv.mp4", "encrypted"),
-        ("web-platform-tests__invalid-codec.webm", "codec not supported"),
-        ("libwebm__invalid_vp9_bitstream-bug_1416.webm", "dimensions 12336x12336 over the limit"),
-        ("go-mp4__sample_qt.mp4", "truncated before its first frame"),
-        ("firefox-esr__1765842.webm", "damaged"),
-        ("mp4ff__2xSencNoMdat.mp4", "encrypted"),
-        ("firefox-esr__encrypted-track-without-tenc.mp4", "encrypted"),
+        media_file("broken", "moviepy__result.webm", "empty file"),
+        media_file("broken", "nestegg__detodos.webm", "no video stream"),
+        media_file("broken", "mp4parse-rust__av1-clearkey-cbcs-video.mp4", "encrypted"),
+        media_file("broken", "nestegg__seek_encrypted.webm", "encrypted"),
+        media_file("broken", "go-mp4__sample_init.encv.mp4", "encrypted"),
+        media_file("broken", "web-platform-tests__invalid-codec.webm", "codec not supported"),
+        media_file("broken", "libwebm__invalid_vp9_bitstream-bug_1416.webm", "dimensions 12336x12336 over the limit"),
+        media_file("broken", "go-mp4__sample_qt.mp4", "truncated before its first frame"),
+        media_file("broken", "firefox-esr__1765842.webm", "damaged"),
+        media_file("broken", "mp4ff__2xSencNoMdat.mp4", "encrypted"),
+        media_file("broken", "firefox-esr__encrypted-track-without-tenc.mp4", "encrypted"),
     ],
 )
-def test_the_reason_names_what_is_wrong(pool, name, reason):
-    result = result_of(pool, SHARED_MEDIA / "broken" / name)
+def test_the_reason_names_what_is_wrong(pool, path, reason):
+    result = result_of(pool, path)
     assert isinstance(result, UndecodableClip)
     assert result.reason == reason
 
@@ -312,9 +305,9 @@ def test_frames_before_the_first_key_frame_are_not_sampled_even_if_the_decoder_s
     assert sampled.decoded_fraction == pytest.approx(36 / 48)
 
 
-@needs_shared_media
-def test_a_first_frame_that_is_no_key_frame_is_not_sampled_where_the_decoder_only_warns():
-    sampled = sample(SHARED_MEDIA / "broken" / "firefox-esr__bug556821.ogv", max_frames=200)
+@pytest.mark.parametrize("path", [media_file("broken", "firefox-esr__bug556821.ogv")])
+def test_a_first_frame_that_is_no_key_frame_is_not_sampled_where_the_decoder_only_warns(path):
+    sampled = sample(path, max_frames=200)
     assert 0.9 < sampled.decoded_fraction < 1.0
     assert sampled.frame_indices[0] == 1
 
@@ -420,10 +413,15 @@ def test_flipped_bytes_end_as_right_frames_or_as_a_failed_clip(pool, video, seed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mmaction2__demo.mp4", "media__bear-vp9-odd-dimensions.webm", "mmaction2__test.avi"])
-@needs_shared_media
-def test_flipped_bytes_of_real_clips_end_as_frames_or_as_a_failed_clip(pool, name):
-    whole = np.frombuffer((SHARED_MEDIA / "clips" / name).read_bytes(), dtype=np.uint8)
+@pytest.mark.parametrize(
+    "path",
+    [
+        media_file("clips", name)
+        for name in ("mmaction2__demo.mp4", "media__bear-vp9-odd-dimensions.webm", "mmaction2__test.avi")
+    ],
+)
+def test_flipped_bytes_of_real_clips_end_as_frames_or_as_a_failed_clip(pool, path):
+    whole = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     for seed in range(40):
         random = np.random.default_rng(seed)
         content = whole.copy()

@@ -18,11 +18,10 @@ from framescribe.decoding.sample import probe_duration_s, sample_video
 from framescribe.decoding.sampling import SampledFrames
 from framescribe.decoding.timeline import TimeWindow
 from tests.support.decoding_fixtures import (
-    SHARED_MEDIA,
     decode_plainly,
+    list_media,
     make_video,
     needs_encoder,
-    needs_shared_media,
     numbered_frame,
     read_number,
 )
@@ -400,7 +399,6 @@ def test_the_length_of_a_video_is_from_its_first_frame_to_the_end_of_its_last(tm
     assert probe_duration_s(str(path), SamplingConfig()) == pytest.approx(3.0, abs=0.01)
 
 
-REAL_CLIPS = sorted(p.name for p in (SHARED_MEDIA / "clips").glob("*.*") if p.suffix != ".jsonl")
 QUICK_CLIPS = {
     "decord__video_90.mov", "ExoPlayer__video_desks.3gp", "mmaction2__test.avi", "media__bear-vp9-odd-dimensions.webm",
     "web-platform-tests__RGB_Circles.mov", "torchcodec__nasa_13013.mp4", "torchcodec__av1_video.mkv",
@@ -408,12 +406,14 @@ QUICK_CLIPS = {
 }  # fmt: skip
 
 
-@needs_shared_media
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK_CLIPS else pytest.mark.slow) for n in REAL_CLIPS]
+    "path",
+    [
+        pytest.param(path, id=path.name, marks=() if path.name in QUICK_CLIPS else pytest.mark.slow)
+        for path in list_media("clips")
+    ],
 )
-def test_frames_of_a_real_clip_are_those_of_a_plain_decode(name):
-    path = SHARED_MEDIA / "clips" / name
+def test_frames_of_a_real_clip_are_those_of_a_plain_decode(path):
     sampled, _ = sample(path, max_frames=16)
     times_s, pictures = decode_plainly(path, SIZE)
     assert [i for i in set(sampled.frame_indices) if not np.array_equal(sampled.frames[i], pictures[i])] == []

@@ -13,9 +13,23 @@ from PIL import Image
 
 from framescribe.decoding.demux import open_container
 
-SHARED_MEDIA = Path(__file__).parents[3] / "shared" / "media"
-needs_shared_media = pytest.mark.skipif(not SHARED_MEDIA.is_dir(), reason="../shared/media is not there")
+# The committed files, and a larger set that may lie beside the checkout: what is in both is the same.
+_MEDIA = Path(__file__).parents[1] / "media"
+_MORE_MEDIA = Path(__file__).parents[3] / "shared" / "media"
 _BITS = 8
+
+
+def list_media(folder: str) -> list[Path]:
+    """Returns the real files of `clips` or `broken`: the committed ones, and further ones of the larger set."""
+    found = {path.name: path for root in (_MORE_MEDIA, _MEDIA) for path in (root / folder).glob("*.*")}
+    return [found[name] for name in sorted(found) if name != "manifest.jsonl"]
+
+
+def media_file(folder: str, name: str, *values: object) -> object:
+    """Returns a test's parameters: the path of a real file, then `values`; skipped where the file is not there."""
+    path = next((path for path in list_media(folder) if path.name == name), _MORE_MEDIA / folder / name)
+    marks = pytest.mark.skipif(not path.exists(), reason=f"{name} is not among the committed files")
+    return pytest.param(path, *values, id=name, marks=marks)
 
 
 def needs_encoder(name: str) -> pytest.MarkDecorator:
