@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import aiohttp
 import pytest
@@ -14,13 +15,14 @@ from framescribe.storage.addresses import AddressError, open_file_system, select
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import StoreUnavailable
 from framescribe.storage.redaction import redact, secrets_in, secrets_of, strip_credentials
+from framescribe.storage.retries import RetryPolicy
 from pipeline.flag_values import parse_host
 from pipeline.options import parse_command
 from pipeline.units import plan_units
 from run_pipeline import main
 from schemas.records import Clip
 from tests.support.run_fixtures import annotate_arguments, read_tables, start_run, tiny_clip
-from tests.support.shards_fixtures import FlakyFileSystem, write
+from tests.support.shards_fixtures import AT_ONCE, FlakyFileSystem, write
 from tests.support.web_fixtures import (
     give,
     give_less_than_asked,
@@ -35,7 +37,8 @@ from tests.support.web_fixtures import (
 
 TOKEN, SIGNATURE = "Bearer planted-token-1", "plantedsignature77"
 WITH_TOKEN = {"http": {"headers": {"Authorization": TOKEN, "X-Api-Key": "planted-key-2"}, "cookies": {"session": "c3"}}}
-STRICT = ReadConfig(backoff_s=0.0)
+STRICT = ReadConfig(retries=AT_ONCE)
+ONCE = RetryPolicy(max_attempts=1)
 
 
 @pytest.fixture
@@ -318,7 +321,7 @@ def test_what_a_server_repeats_in_its_reason_is_in_no_message(server, said, stat
     server.answers["/a.mp4"] = say_status(status, said)
     address = f"http://user:hunter22@{server.host}/a.mp4?X-Amz-Signature={SIGNATURE}"
     with pytest.raises(Exception, match=f"{status}") as raised:
-        read_input(address, replace(STRICT, max_attempts=1), WITH_TOKEN)
+        read_input(address, replace(STRICT, retries=ONCE), WITH_TOKEN)
     assert not any(secret in str(raised.value) for secret in (SIGNATURE, "hunter22", "planted", "dXNlcjpodW50ZXIyMg"))
 
 
@@ -331,7 +334,7 @@ def test_a_body_shorter_than_announced_fails_its_clip_after_all_attempts(tmp_pat
     rows = [f"{server.url}/cut.mp4", f"{server.url}/a.mp4"]
     cut, whole = read_rows(tmp_path, rows, trusting(server.host))
     assert (cut.reason, whole.video) == ("video cut short", b"video")
-    assert sum(method == "GET" and path == "/cut.mp4" for method, path, _ in server.asked) == STRICT.max_attempts
+    assert sum(method == "GET" and path == "/cut.mp4" for method, path, _ in server.asked) == AT_ONCE.max_attempts
 
 
 def test_a_short_body_that_is_whole_at_the_next_attempt_is_read(tmp_path, server):
@@ -373,7 +376,7 @@ def test_an_address_that_is_silent_fails_its_rows_long_before_a_slow_one_would(t
     monkeypatch.setattr("framescribe.storage.web_client.TIMEOUT", aiohttp.ClientTimeout(sock_read=0.3))
     server.answers |= {"/bad.mp4": keep_waiting(1.0), "/a.mp4": give_slowly(b"video" * 20, pieces=30)}
     rows = [f"{server.url}/bad.mp4", f"{server.url}/a.mp4"]
-    config = replace(trusting(server.host), max_attempts=1)
+    config = replace(trusting(server.host), retries=ONCE)
     assert outcomes(read_rows(tmp_path, rows, config)) == ["server error", b"video" * 20]
 
 
@@ -381,7 +384,7 @@ def test_an_address_that_is_silent_fails_its_rows_long_before_a_slow_one_would(t
 def test_a_timeout_of_the_users_own_is_in_seconds(tmp_path, server, options):
     server.answers |= {"/bad.mp4": keep_waiting(1.0), "/a.mp4": give(b"video")}
     rows = [f"{server.url}/bad.mp4", f"{server.url}/a.mp4"]
-    config = replace(trusting(server.host), max_attempts=1)
+    config = replace(trusting(server.host), retries=ONCE)
     assert outcomes(read_rows(tmp_path, rows, config, {"http": options})) == ["server error", b"video"]
 
 
@@ -570,12 +573,8 @@ def test_a_manifest_of_web_videos_is_annotated_by_the_command_line(tmp_path, ser
     ],
 )
 def test_a_plan_shows_no_traceback(tmp_path, server, monkeypatch, capsys, source):
-    monkeypatch.setattr(ReadConfig, "__init__", replace_backoff(ReadConfig.__init__))
+    monkeypatch.setattr("pipeline.commands.ReadConfig", partial(ReadConfig, retries=AT_ONCE))
     server.answers["/a.tar"] = say_status(500)
     write(tmp_path / "m.txt", b"no archive")
     assert main(["plan", "--input", source.format(folder=tmp_path, port=server.server_port)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def replace_backoff(init):
-    return lambda self, **values: init(self, **{**values, "backoff_s": 0.0})

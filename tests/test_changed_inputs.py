@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from framescribe.storage.access import Store, version_of
+from framescribe.storage.access import Store, input_version
 from framescribe.storage.errors import ShardChanged
 from pipeline.units import UnitConfig, plan_units
 from run_pipeline import main
@@ -150,11 +150,11 @@ def test_a_run_that_is_killed_while_it_does_changed_inputs_again_goes_on_with_th
 
 
 def test_a_store_tells_other_contents_by_etag_generation_or_time():
-    assert version_of({"generation": "17", "etag": "CAE="}) == "generation 17"
-    assert version_of({"ETag": '"abc"', "LastModified": 1}) == version_of({"etag": "abc"}) == "etag abc"
-    assert version_of({"ETag": 'W/"abc"', "Last-Modified": "Tue"}) == "mtime Tue"
-    assert version_of({"mtime": 1.5, "created": 2.0}) == "mtime 1.500000"
-    assert version_of({"size": 3}) == ""
+    assert input_version({"generation": "17", "etag": "CAE="}) == "generation 17"
+    assert input_version({"ETag": '"abc"', "LastModified": 1}) == input_version({"etag": "abc"}) == "etag abc"
+    assert input_version({"ETag": 'W/"abc"', "Last-Modified": "Tue"}) == "mtime Tue"
+    assert input_version({"mtime": 1.5, "created": 2.0}) == "mtime 1.500000"
+    assert input_version({"size": 3}) == ""
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "mp4"])

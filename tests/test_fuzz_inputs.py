@@ -22,11 +22,12 @@ from framescribe.shards.rows import dump_metadata, merge_sidecars
 from framescribe.shards.tar_stream import iterate_members
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound
+from framescribe.storage.retries import RetryPolicy
 from pipeline.units import UnitConfig, plan_units
 from schemas.records import Clip, FailedClip
 from tests.support.shards_fixtures import FlakyFileSystem, make_tar, read_all
 
-LIMITS = ReadConfig(max_video_bytes=10_000, max_sidecar_bytes=2_000, backoff_s=0.0, max_attempts=1)
+LIMITS = ReadConfig(max_video_bytes=10_000, max_sidecar_bytes=2_000, retries=RetryPolicy(max_attempts=1))
 fuzzed = settings(
     max_examples=int(os.environ.get("FRAMESCRIBE_FUZZ_EXAMPLES", "60")),
     deadline=2000,

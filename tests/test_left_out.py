@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partialmethod
+from functools import partial
 
 import pytest
 
 from framescribe.storage.config import ReadConfig
+from framescribe.storage.retries import RetryPolicy
 from run_pipeline import main
 from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, read_tables
 from tests.support.shards_fixtures import FlakyFileSystem, write
@@ -59,7 +60,7 @@ def test_a_store_that_cannot_say_whether_a_file_is_there_stops_the_start(tmp_pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FlakyFileSystem, "info", info)
-        patch.setattr(ReadConfig, "__init__", partialmethod(ReadConfig.__init__, max_attempts=1))
+        patch.setattr("pipeline.commands.ReadConfig", partial(ReadConfig, retries=RetryPolicy(max_attempts=1)))
         assert main(arguments) == 1
     assert "cannot ask for the size of flaky://set/a.mp4" in capsys.readouterr().err
     assert _ids(tmp_path) == before

@@ -77,7 +77,7 @@ def test_a_store_is_asked_every_two_seconds_at_most_and_less_as_time_goes_on(
 def test_progress_that_may_not_list_the_parts_does_not_stop_the_run(tmp_path: Path) -> None:
     files = CountingFileSystem(auto_mkdir=True, skip_instance_cache=True)
     files.refuses = True
-    with show_progress(OutputStore(files, str(tmp_path), RetryPolicy(max_tries=1)), [_unit(0)]):
+    with show_progress(OutputStore(files, str(tmp_path), RetryPolicy(max_attempts=1)), [_unit(0)]):
         pass
     assert files.num_listings > 0
 

@@ -17,7 +17,16 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged, StoreRefused, StoreUnavailable
 from framescribe.storage.redaction import redact, strip_credentials
 from pipeline.units import UnitConfig, plan_units
-from tests.support.shards_fixtures import QUICK, FlakyFileSystem, ids_of, make_tar, read_all, webdataset_members, write
+from tests.support.shards_fixtures import (
+    AT_ONCE,
+    QUICK,
+    FlakyFileSystem,
+    ids_of,
+    make_tar,
+    read_all,
+    webdataset_members,
+    write,
+)
 
 CLOSED_PORT = "http://127.0.0.1:9"
 
@@ -74,7 +83,7 @@ def test_a_store_that_goes_on_failing_stops_the_run_with_what_to_do(shard):
     with pytest.raises(
         StoreUnavailable, match=r"cannot read flaky://s/a\.tar.*at attempt 3 of 3; run the same command again"
     ):
-        read_all(units, ReadConfig(backoff_s=0.0, max_attempts=3))
+        read_all(units, ReadConfig(retries=replace(AT_ONCE, max_attempts=3)))
 
 
 def test_a_shard_that_may_not_be_read_stops_the_run_at_once(shard):
@@ -133,7 +142,7 @@ def test_a_store_that_takes_its_time_to_fail_is_not_asked_for_ever(shard):
     units = plan_units([shard])
     FlakyFileSystem.failures += [TimeoutError("slow")] * 9
     with pytest.raises(StoreUnavailable, match="at attempt 1 of 5"):
-        read_all(units, ReadConfig(backoff_s=0.0, patience_s=0.0))
+        read_all(units, ReadConfig(retries=replace(AT_ONCE, patience_s=0.0)))
 
 
 @pytest.mark.parametrize(("uri", "extra"), [("s3://bucket/a.tar", "s3"), ("gcs://b/a.tar", "gs"), ("abfs://b/a", "az")])
@@ -248,4 +257,4 @@ def test_a_web_address_without_a_host_fails_its_row_alone(tmp_path, address):
 def test_a_closed_port_stops_the_run(tmp_path):
     units = plan_units([write(tmp_path / "m.csv", "video\nhttp://127.0.0.1:9/a.mp4\n")])
     with pytest.raises(StoreUnavailable, match="run the same command again"):
-        read_all(units, replace(QUICK, max_attempts=2))
+        read_all(units, replace(QUICK, retries=replace(AT_ONCE, max_attempts=2)))

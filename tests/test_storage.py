@@ -17,13 +17,16 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from framescribe.storage.access import Store
+from framescribe.storage.config import ReadConfig
+from framescribe.storage.errors import InputError, StoreRefused, StoreUnavailable
 from framescribe.storage.journal import list_done_units, read_part
 from framescribe.storage.local_files import remove_leftovers, scratch_folder
 from framescribe.storage.output import OutputStore, open_output
 from framescribe.storage.retries import RetryPolicy, StoreError, may_pass, retry_passing_errors
 from tests.support.output_fixtures import memory_output
 
-PATIENT = RetryPolicy(max_tries=4, sleep=lambda delay_s: None)
+PATIENT = RetryPolicy(max_attempts=4, sleep=lambda delay_s: None)
 NO_ROOM = """
 import resource, sys
 from framescribe.storage.output import open_output
@@ -129,7 +132,7 @@ def test_a_passing_error_is_tried_again():
 
 def test_a_store_that_goes_on_refusing_stops_the_run_with_what_to_do():
     store = OutputStore(RefusingStore(*[OSError(errno.EIO, "busy")] * 9), "/refusing", PATIENT)
-    with pytest.raises(StoreError, match=r"cannot write .*/a: still refused after 4 tries \(OSError.*busy\).*are kept"):
+    with pytest.raises(StoreError, match=r"cannot write .*/a: still refused after 4 attempts \(OSError.*busy\)"):
         store.put("a", b"1")
 
 
@@ -151,7 +154,7 @@ def test_an_output_that_may_not_be_written_stops_the_run_with_what_to_do(tmp_pat
 
 def test_pauses_grow_and_are_bounded():
     pauses = []
-    policy = RetryPolicy(max_tries=6, first_delay_s=1.0, max_delay_s=4.0, sleep=pauses.append)
+    policy = RetryPolicy(max_attempts=6, first_delay_s=1.0, max_delay_s=4.0, sleep=pauses.append)
 
     def fail() -> None:
         raise TimeoutError
@@ -164,6 +167,35 @@ def test_pauses_grow_and_are_bounded():
 @pytest.mark.parametrize(("status", "passes"), [(500, True), (503, True), (429, True), (403, False), (404, False)])
 def test_an_answer_of_a_store_is_judged_by_its_status(status, passes):
     assert may_pass(ForeignError(status)) is passes
+
+
+@pytest.mark.parametrize("name", ["NoCredentialsError", "DefaultCredentialsError", "ParamValidationError"])
+def test_what_only_the_user_can_mend_is_asked_once_when_reading_and_when_writing(monkeypatch, name):
+    error = type(name, (Exception,), {})  # as botocore and google.auth call it; neither needs to be installed
+    monkeypatch.setattr("aiohttp.ClientError", error)
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise error("mend it")
+
+    with pytest.raises(StoreError, match="mend it.*Check the address and the permissions"):
+        retry_passing_errors("write a", fail, PATIENT)
+    with pytest.raises((StoreRefused, InputError), match="mend it"):
+        Store().ask("read a", fail)
+    assert len(calls) == 2
+
+
+def test_a_call_that_asks_a_store_in_its_turn_is_not_repeated_as_a_whole():
+    store, calls = Store(config=ReadConfig(retries=PATIENT)), []
+
+    def fail() -> None:
+        calls.append(1)
+        raise TimeoutError("late")
+
+    with pytest.raises(StoreUnavailable, match="cannot read b: TimeoutError: late, at attempt 4 of 4"):
+        store.ask("read a", lambda: store.ask("read b", fail))
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("message", ["https://user:hunter2@host/a?X-Signature=hunter2", "AccountKey=hunter2 is wrong"])

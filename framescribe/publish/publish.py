@@ -144,13 +144,13 @@ def _publish_seen(
         )
         success = _write_success(published, paths, digests)
         with store.turn() as has_turn:
-            if is_repeated and is_success and _read_text(store, SUCCESS_FILE).encode() == success:
+            if is_repeated and is_success and store.read_text(SUCCESS_FILE).encode() == success:
                 return published  # the one who came in between has published the very same
             _check_unchanged(_look(store, own), seen, has_turn)
             # Before the first table is replaced: until the end the folder is not to be taken for a finished one.
             store.remove(SUCCESS_FILE)
             _replace_tables(store, paths, seen)
-            card = write_card(seen.run, published, counts, _read_text(store, CARD_FILE)).encode()
+            card = write_card(seen.run, published, counts, store.read_text(CARD_FILE)).encode()
             _replace(store.replace(CARD_FILE, card, seen.published.get(CARD_FILE)))
             if is_success:
                 _mark_success(store, success, seen, own, has_turn)
@@ -233,10 +233,3 @@ def _write_success(published: PublishReport, paths: Mapping[str, Sequence[Path]]
         "parts": dict(sorted(digests.items())),  # SHA-256 of each file that the tables were made of
     }
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _read_text(store: OutputStore, name: str) -> str:
-    try:
-        return store.read(name).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""

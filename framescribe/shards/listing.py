@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from framescribe.shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
-from framescribe.storage.access import Location, Store, version_of
+from framescribe.storage.access import Location, Store, input_version
 from framescribe.storage.addresses import protocol_of
 from framescribe.storage.errors import InputError, NoInputFound
 from framescribe.storage.redaction import clean_text, strip_credentials
@@ -34,8 +34,8 @@ class FoundFile:
         root: URI of the folder that its ids are relative to: the part of the `--input` before any wildcard.
         relative: its path below the root, `/` as separator.
         size: bytes, None where the listing does not say.
-        version: what changes with its contents, see `framescribe.storage.access.version_of`; empty
-            where the listing does not say.
+        version: what changes with its contents, see `framescribe.storage.access.input_version`; empty where the listing
+            does not say.
         named: whether an input names it; a manifest that was only found is no input, but may say things about videos.
     """
 
@@ -106,7 +106,7 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
     kind = kind_of(location.uri)
     assert kind is not None
     root = _root_uri(location, folder)
-    return [FoundFile(kind, location.uri, root, name, entry.get("size"), _version_of(entry))]
+    return [FoundFile(kind, location.uri, root, name, entry.get("size"), _listed_version(entry))]
 
 
 def _find_below(store: Store, folder: Location) -> dict[str, Mapping[str, Any]]:
@@ -146,7 +146,7 @@ def _take(
             passed_over.append(relative)
         else:
             uri, size = location.sibling(path).uri, entry.get("size")
-            taken.append(FoundFile(kind, uri, root_uri, relative, size, _version_of(entry), named))
+            taken.append(FoundFile(kind, uri, root_uri, relative, size, _listed_version(entry), named))
     if all(file.kind is InputKind.MANIFEST and not file.named for file in taken):
         seen = ", ".join(repr(posixpath.basename(path)) for path in sorted({**matched, **below})[:3])
         raise NoInputFound(
@@ -158,11 +158,11 @@ def _take(
     return taken
 
 
-def _version_of(entry: Mapping[str, Any]) -> str:
+def _listed_version(entry: Mapping[str, Any]) -> str:
     if not entry.get("islink"):
-        return version_of(entry)
+        return input_version(entry)
     try:  # what fsspec says of a link is its own time, not that of the file behind it
-        return version_of({"mtime": os.stat(entry["name"]).st_mtime})
+        return input_version({"mtime": os.stat(entry["name"]).st_mtime})
     except OSError:
         return ""
 

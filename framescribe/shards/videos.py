@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from framescribe.storage.access import Store, local_path
+from framescribe.storage.access import Store
 from framescribe.storage.addresses import protocol_of
 from framescribe.storage.errors import (
     AddressRefused,
@@ -148,8 +147,8 @@ def fetch_video(store: Store, uri: str, planned: str = "") -> bytes | Path:
         size = store.size(location, planned)
         check_size(store, size)
         if location.is_local:
-            store.ask(f"open {uri}", lambda: local_path(location).open("rb").close())
-            return local_path(location)
+            store.ask(f"open {uri}", lambda: location.local_path.open("rb").close())
+            return location.local_path
         video = store.read_file(location, size, store.config.max_video_bytes + 1)
     except FileNotFoundError as error:
         raise VideoUnreadable("video not found", str(error)) from None
@@ -171,11 +170,10 @@ def check_some_found(store: Store, shard: str, uris: Sequence[str]) -> None:
     Raises:
         InputError: the store of every one of them says that it is not there.
     """
-    once = replace(store, config=replace(store.config, max_attempts=1))
     num_looked_for = min(_MAX_LOOKED_FOR, len(uris))
     looked_for = [uris[number * len(uris) // num_looked_for] for number in range(num_looked_for)]
     with ThreadPoolExecutor(_MAX_LOOKED_FOR, thread_name_prefix="look") as pool:
-        answers = pool.map(partial(_is_missing, once), looked_for)
+        answers = pool.map(partial(_is_missing, store.asking_once()), looked_for)
     missing = [uri for uri, is_missing in zip(looked_for, answers, strict=True) if is_missing]
     if looked_for and len(missing) == len(looked_for):
         first = clean_text(strip_credentials(missing[0]))

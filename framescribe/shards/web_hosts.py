@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -41,6 +40,7 @@ class WebHosts:
     def __init__(self, store: Store, sample_uris: Callable[[], Iterable[str]]) -> None:
         self._store = store
         self._sample_uris = sample_uris
+        self._once = store.asking_once()
         self._gone: dict[str, str] = {}
         self._failed: dict[str, str] = {}
 
@@ -119,10 +119,6 @@ class WebHosts:
         except (FileNotFoundError, StoreRefused):
             pass
         return True
-
-    @property
-    def _once(self) -> Store:
-        return replace(self._store, config=replace(self._store.config, max_attempts=1))
 
 
 def _host_of(uri: str) -> str | None:

@@ -1,26 +1,23 @@
-"""Reads from local files and from any fsspec store, asking again when a store fails for a moment."""
+"""Reads inputs from local files and from any fsspec store: what rows may name, retries, errors people understand."""
 
 from __future__ import annotations
 
 import datetime as dt
 import errno
 import os
-import random
 import stat
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from framescribe.storage.addresses import (
-    ADDRESS_ERRORS,
     ROW_PROTOCOLS,
     AddressError,
     families_of,
@@ -42,13 +39,24 @@ from framescribe.storage.errors import (
     StoreUnavailable,
 )
 from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
-from framescribe.storage.retries import describe_error, http_status, may_pass, store_errors
+from framescribe.storage.retries import (
+    ADDRESS_ERRORS,
+    GaveUp,
+    call_with_retries,
+    describe_error,
+    http_status,
+    is_bad_request,
+    is_missing,
+    lacks_credentials,
+    may_pass,
+)
 from framescribe.storage.web_client import HostRefused
 
 _Result = TypeVar("_Result")
-_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError)  # of an input inside of an archive
+_TRANSLATED = (StoreUnavailable, StoreRefused, InputError)  # by a call inside of the one that is made
+_FINAL = (*_TRANSLATED, *ADDRESS_ERRORS, *_DAMAGED)
 _STREAM_BYTES = 1 << 20
 _QUOTES = '"'
 # What stores call the marks of a file's contents, the surest first.
@@ -76,6 +84,11 @@ class Location:
     def is_local(self) -> bool:
         """Whether it is a file of this machine."""
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def local_path(self) -> Path:
+        """Its path on this machine."""
+        return Path(self.path)
 
     @property
     def is_web(self) -> bool:
@@ -110,6 +123,10 @@ class Store:
         """Returns the store that opens what rows of a shard may name, and nothing else."""
         trusted = tuple(sorted(origins_of([shard]) | {*self.config.trusted_hosts}))
         return replace(self, config=replace(self.config, trusted_hosts=trusted), rows_of=shard)
+
+    def asking_once(self) -> Store:
+        """Returns the same store, of which each thing is asked once only."""
+        return replace(self, config=replace(self.config, retries=replace(self.config.retries, max_attempts=1)))
 
     def locate(self, uri: str) -> Location:
         """Finds the file system of a URI.
@@ -172,19 +189,10 @@ class Store:
             StoreUnavailable: it still failed at the last attempt; `CutShort` where it ended too early each time.
             InputError: its client can make nothing of the address or of the storage options.
         """
-        started_s = time.monotonic()
-        for attempt in range(1, self.config.max_attempts + 1):
-            try:
-                return action()
-            except (StoreUnavailable, StoreRefused, InputError):
-                raise
-            except store_errors() + ADDRESS_ERRORS + _DAMAGED as error:
-                cause = _cause_of(error)
-                self._raise_permanent(what, cause, uri)
-                if attempt == self.config.max_attempts or time.monotonic() - started_s > self.config.patience_s:
-                    self._give_up(what, cause, attempt, uri)
-            time.sleep(self.config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        try:
+            return call_with_retries(action, self.config.retries, _FINAL)
+        except GaveUp as gave_up:
+            raise self._translate(what, gave_up, uri) from None
 
     def size(self, location: Location, planned: str = "") -> int | None:
         """Returns the bytes of a file, or None where the store does not say.
@@ -197,16 +205,16 @@ class Store:
         """
         name = strip_credentials(location.uri)
         if location.is_local:
-            found = self.ask(f"open {name}", local_path(location).stat)
+            found = self.ask(f"open {name}", location.local_path.stat)
             if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
                 raise FileNotFoundError(f"{name} is no regular file")
-            _check_version(name, planned, version_of({"mtime": found.st_mtime}))
+            _check_version(name, planned, input_version({"mtime": found.st_mtime}))
             return found.st_size
         what = f"ask for the size of {name}"
         described = self.ask(what, lambda: location.fs.info(location.path), location.uri)
         if described.get("type") == "directory":
             raise FileNotFoundError(f"{name} is a folder, wanted a file")
-        _check_version(name, planned, version_of(described))
+        _check_version(name, planned, input_version(described))
         size = described.get("size")
         return int(size) if size is not None else None
 
@@ -246,42 +254,39 @@ class Store:
 
         return self.ask(f"read {strip_credentials(location.uri)}", read, location.uri)
 
-    def _raise_permanent(self, what: str, error: BaseException, uri: str) -> None:
-        status = http_status(error)
+    def _translate(self, what: str, gave_up: GaveUp, uri: str) -> Exception:
+        """Returns the error to raise for one that a store goes on raising, without what is secret in it."""
+        error = gave_up.error
+        if isinstance(error, _TRANSLATED):
+            return error
         if isinstance(error, AddressError):
-            raise InputError(str(error)) from None
+            return InputError(str(error))
         if isinstance(error, HostRefused):
-            raise AddressRefused(f"cannot {what}: {error}") from None
-        if isinstance(error, _MISSING) or status in (404, 410):
-            raise FileNotFoundError(f"cannot {what}: not found") from None
+            return AddressRefused(f"cannot {what}: {error}")
+        if is_missing(error):
+            return FileNotFoundError(f"cannot {what}: not found")
         if isinstance(error, OSError) and error.errno in _NO_NAME:
-            raise FileNotFoundError(f"cannot {what}: {os.strerror(error.errno or 0)}") from None
-        cause = self._describe(error, uri)
-        if isinstance(error, (*ADDRESS_ERRORS, *_DAMAGED)) or type(error).__name__ == "ParamValidationError":
-            raise InputError(f"cannot {what}: {cause}") from None
-        passing = may_pass(error) if status is not None else True
-        without_key = "Credential" in type(error).__name__  # as the clients of S3 and GCS say that they have none
-        if isinstance(error, PermissionError) or without_key or not passing:
-            raise StoreRefused(f"cannot {what}: {cause}; check the credentials") from None
-
-    def _give_up(self, what: str, error: BaseException, attempt: int, uri: str) -> NoReturn:
-        cause = self._describe(error, uri)
+            return FileNotFoundError(f"cannot {what}: {os.strerror(error.errno or 0)}")
+        cause = describe_error(error, (*secrets_in(uri), *secrets_of(self.options)))
+        if isinstance(error, _DAMAGED) or is_bad_request(error):
+            return InputError(f"cannot {what}: {cause}")
+        is_refused = http_status(error) is not None and not may_pass(error)
+        if isinstance(error, PermissionError) or lacks_credentials(error) or is_refused:
+            return StoreRefused(f"cannot {what}: {cause}; check the credentials")
         message = (
-            f"cannot {what}: {cause}, at attempt {attempt} of {self.config.max_attempts}; "
+            f"cannot {what}: {cause}, at attempt {gave_up.num_attempts} of {self.config.retries.max_attempts}; "
             "run the same command again once the store answers: finished units are kept"
         )
         if isinstance(error, _ShortBody) or type(error).__name__ == "ClientPayloadError":  # aiohttp's
-            raise CutShort(message, cause) from None
-        raise StoreUnavailable(message, cause, http_status(error)) from None
-
-    def _describe(self, error: BaseException, uri: str) -> str:
-        return describe_error(error, (*secrets_in(uri), *secrets_of(self.options)))
+            return CutShort(message, cause)
+        return StoreUnavailable(message, cause, http_status(error))
 
 
-def version_of(entry: Mapping[str, Any]) -> str:
-    """Returns what changes with the contents of a file, from its entry in a listing; empty where that says nothing.
+def input_version(entry: Mapping[str, Any]) -> str:
+    """Returns what changes with the contents of an input, fit to be shown: `etag abc`, `mtime 1.500000`.
 
-    Where there is none of a store's own marks, it is the time of the last change.
+    It is taken from the file's entry in a listing, and empty where that says nothing. Where there is none of a store's
+    own marks, it is the time of the last change.
     """
     for name, keys in _VERSIONS:
         value = next((entry[key] for key in keys if entry.get(key)), None)
@@ -306,11 +311,6 @@ def _check_version(name: str, planned: str, now: str) -> None:
         )
 
 
-def local_path(location: Location) -> Path:
-    """Returns the path of a local file."""
-    return Path(location.path)
-
-
 def _read_stream(location: Location, size: int | None, max_bytes: int) -> bytes:
     pieces, left = [], max_bytes if max_bytes >= 0 else sys.maxsize
     # A size of 0 or None would be asked for again.
@@ -328,12 +328,3 @@ def _check_length(data: bytes, announced: int | None) -> bytes:
     if announced is not None and len(data) < announced:
         raise _ShortBody(f"{len(data)} of {announced} bytes came")
     return data
-
-
-def _cause_of(error: BaseException) -> BaseException:
-    """Returns what lies behind "not found": fsspec's client for web servers says so for every failure to connect."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or cause is None or isinstance(cause, _MISSING):
-        return error
-    is_told = isinstance(cause, (OSError, *ADDRESS_ERRORS)) or type(cause).__module__.startswith("aiohttp")
-    return cause if is_told else error

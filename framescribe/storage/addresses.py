@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from framescribe.storage.redaction import redact, secrets_in, secrets_of, strip_credentials
+from framescribe.storage.retries import ADDRESS_ERRORS
 from framescribe.storage.web_client import REQUEST_OPTIONS, WebClient, web_origin
 
 StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec file system takes
@@ -20,8 +21,6 @@ StorageOptions = Mapping[str, Any]  # the values are whatever the user's fsspec 
 # What rows of manifests and Parquet may name. Not among them is whatever opens other addresses in turn (zip, tar, dir,
 # reference, caches), runs or talks to anything else (git, github, ssh, ftp) or carries its content (data).
 ROW_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
-# What file systems raise for an address or an option that they can make nothing of, besides what their store says.
-ADDRESS_ERRORS = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 _WEB = ("http", "https")
 _FAMILIES = (_WEB, ("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss"), ("file", "local"))
 _NEVER_CHAINED = {*ROW_PROTOCOLS, "file", "local", "memory"}  # `::` in such an address is part of a name

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from framescribe.storage.retries import RetryPolicy
+
+_RETRIES = RetryPolicy(max_attempts=5, patience_s=60.0)
+
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
@@ -16,23 +20,20 @@ class ReadConfig:
             `end_s` and refuses other columns that look like a window; empty takes every video whole.
         max_video_bytes: a larger video fails; 2 GiB is an hour of good 1080p, and it has to fit into memory.
         max_sidecar_bytes: a larger sidecar or manifest line is no metadata; of a sidecar only its size is kept.
-        max_attempts: how often a store is asked before the run stops.
-        backoff_s: the wait before the second attempt; it doubles with each, so the default waits 7.5 s in all.
         trusted_hosts: whom rows may name though their network address is private, and who gets the credentials of web
-            addresses (`framescribe.storage.web_client`): hosts as `host`, `host:port` or
-            `https://host:port`, and whole stores as
-            `sftp://host`, since rows may name others of the usual protocols only. A shard's own host is always one.
-        patience_s: no further attempt after so long: most clients of stores try for half a minute by themselves.
+            addresses (`framescribe.storage.web_client`): hosts as `host`, `host:port` or `https://host:port`, and whole
+            stores as `sftp://host`, since rows may name others of the usual protocols only. A shard's own host is
+            always one.
+        retries: how a store is asked again. Less often than an output is: an address that is dead costs its clip alone,
+            and the default waits 7.5 s at the most for it.
     """
 
     video_column: str | None = None
     window_columns: tuple[str, str] | tuple[()] | None = None
     max_video_bytes: int = 2 << 30
     max_sidecar_bytes: int = 1 << 20
-    max_attempts: int = 5
-    backoff_s: float = 0.5
-    patience_s: float = 60.0
     trusted_hosts: tuple[str, ...] = ()
+    retries: RetryPolicy = _RETRIES
 
     @property
     def columns_key(self) -> str:
@@ -41,9 +42,6 @@ class ReadConfig:
         return "" if chosen == [None, None] else f"{chosen} "
 
     def __post_init__(self) -> None:
-        for name in ("max_video_bytes", "max_sidecar_bytes", "max_attempts"):
+        for name in ("max_video_bytes", "max_sidecar_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("backoff_s", "patience_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -32,8 +32,8 @@ class ConditionFailed(Exception):
     """An object is not, or no longer, as the writer saw it; nothing was written."""
 
 
-def version_of(entry: Entry) -> str:
-    """Returns what tells this content of an object from a later one: ETag, generation, or inode, time and size."""
+def object_version(entry: Entry) -> str:
+    """Returns what a conditional write compares: an object's generation or ETag, or its inode, time and size."""
     for name in ("generation", "ETag", "etag"):  # GCS has an etag too, but compares generations
         if entry.get(name):
             return str(entry[name])
@@ -99,7 +99,7 @@ def _choose_put(file_system: fsspec.AbstractFileSystem) -> Put:
 
 
 def _put_to_memory(file_system: fsspec.AbstractFileSystem, path: str, payload: bytes, version: str | None) -> None:
-    if version is not None and version_of(file_system.info(path)) != version:
+    if version is not None and object_version(file_system.info(path)) != version:
         raise ConditionFailed(path)
     file_system.pipe_file(path, payload, mode="create" if version is None else "overwrite")
 

@@ -25,9 +25,9 @@ from framescribe.storage.exclusion import (
     describe_process,
     may_live,
     name_process,
+    object_version,
     put_if,
     takes_conditions,
-    version_of,
 )
 from framescribe.storage.local_files import (
     create_file,
@@ -110,6 +110,13 @@ class OutputStore:
         if payload is None:
             raise FileNotFoundError(f"{self.address(name)} is not there")
         return payload
+
+    def read_text(self, name: str) -> str:
+        """Returns an object as text, which is empty where there is none of this name."""
+        try:
+            return self.read(name).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
 
     def list_files(self, folder: str) -> list[str]:
         """Returns the sorted names of the files directly in a folder, without hidden ones; empty if it is missing."""
@@ -246,7 +253,7 @@ class OutputStore:
         self.file_system.invalidate_cache(posixpath.dirname(path))  # another process may have written since
         with contextlib.suppress(FileNotFoundError):
             entry = self.file_system.info(path)
-            return version_of(entry) if entry["type"] == "file" else None
+            return object_version(entry) if entry["type"] == "file" else None
         return None
 
     @contextlib.contextmanager
@@ -261,27 +268,21 @@ class OutputStore:
 
     @contextlib.contextmanager
     def _claimed_turn(self, mine: str) -> Iterator[Callable[[], bool]]:
-        if may_live(self._read_text(TURN_FILE), time.time()) and not self.honours_conditions():
+        if may_live(self.read_text(TURN_FILE), time.time()) and not self.honours_conditions():
             self._wait_for_turn()
         self.put(TURN_FILE, mine.encode())
         try:
-            yield lambda: self._read_text(TURN_FILE) == mine
+            yield lambda: self.read_text(TURN_FILE) == mine
         finally:
-            if self._read_text(TURN_FILE) == mine:
+            if self.read_text(TURN_FILE) == mine:
                 self.remove(TURN_FILE)
 
     def _wait_for_turn(self) -> None:
         deadline_s = time.monotonic() + TURN_PATIENCE_S
-        while may_live(there := self._read_text(TURN_FILE), time.time()):
+        while may_live(there := self.read_text(TURN_FILE), time.time()):
             if time.monotonic() > deadline_s:
                 raise self._busy(there)
             time.sleep(min(1.0, TURN_PATIENCE_S / 10))
-
-    def _read_text(self, name: str) -> str:
-        try:
-            return self.read(name).decode("utf-8", "replace")
-        except FileNotFoundError:
-            return ""
 
     def _busy(self, holder: str) -> StoreError:
         return StoreError(
@@ -302,7 +303,7 @@ class OutputStore:
             entries = self.file_system.ls(path, detail=True)
             # Object stores may hold a key for the folder itself, empty and with or without a slash at its end.
             files = {
-                posixpath.basename(entry["name"]): version_of(entry)
+                posixpath.basename(entry["name"]): object_version(entry)
                 for entry in entries
                 if entry["type"] == "file" and entry["name"].rstrip("/") != path
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Protocol
 
-from framescribe.storage.access import Location, Store, local_path
+from framescribe.storage.access import Location, Store
 from framescribe.storage.errors import CutShort, ShardChanged
 from framescribe.storage.redaction import strip_credentials
 
@@ -112,7 +112,7 @@ def open_shard(
         FileNotFoundError, StoreRefused, StoreUnavailable: as `Store.ask`; reading raises them, too.
     """
     if location.is_local:
-        stream = store.ask(f"open {location.uri}", lambda: local_path(location).open("rb"))
+        stream = store.ask(f"open {location.uri}", lambda: location.local_path.open("rb"))
         stream.seek(start)
         return stream
     if stop is None:

@@ -1,4 +1,8 @@
-"""Tries again what a store refused for a moment, and stops clearly when it goes on refusing."""
+"""How every store is asked again: one policy, one table of the errors that clients of stores raise, one judgement.
+
+Inputs are read through `framescribe.storage.access.Store`, outputs through `framescribe.storage.output.OutputStore`;
+both ask with `call_with_retries` and differ only in what they raise when a store goes on refusing.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,11 @@ from framescribe.storage.redaction import redact
 
 Result = TypeVar("Result")
 
+# What file systems raise for an address or an option that they can make nothing of, besides what their store says.
+ADDRESS_ERRORS = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _OUT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_PERMANENT = (*MISSING_ERRORS, *ADDRESS_ERRORS, PermissionError, FileExistsError)
 _PERMANENT_CODES = frozenset({errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 _PASSING_HTTP_STATUS = frozenset({408, 425, 429})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -45,47 +52,85 @@ class StoreError(RuntimeError):
     """A store could not be read or written; the run stops and can be started again."""
 
 
+class GaveUp(Exception):
+    """A call to a store failed for good, or at every attempt.
+
+    Attributes:
+        error: what the store's client raised at the last attempt.
+        num_attempts: how often it was asked.
+    """
+
+    def __init__(self, error: BaseException, num_attempts: int) -> None:
+        super().__init__(error, num_attempts)
+        self.error, self.num_attempts = error, num_attempts
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and how patiently a store is asked again.
 
     Attributes:
-        max_tries: the first try included. Seven span half a minute, which outlasts a throttled or restarting store.
-        first_delay_s: the pause after the first refusal; it doubles each time, up to `max_delay_s`.
+        max_attempts: the first one included. Seven span half a minute, which outlasts a throttled or restarting store.
+        first_delay_s: the longest pause after the first refusal; it doubles each time, up to `max_delay_s`.
+        patience_s: no further attempt after so long: most clients of stores try for half a minute by themselves.
         sleep: waits so many seconds; a test passes its own.
     """
 
-    max_tries: int = 7
+    max_attempts: int = 7
     first_delay_s: float = 0.5
     max_delay_s: float = 30.0
+    patience_s: float = float("inf")
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        if self.max_tries < 1:
-            raise ValueError(f"max_tries must be at least 1, got {self.max_tries}")
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
+        for name in ("first_delay_s", "max_delay_s", "patience_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def call_with_retries(
+    operation: Callable[[], Result], policy: RetryPolicy, final: tuple[type[BaseException], ...] = ()
+) -> Result:
+    """Returns what `operation` returns, asked again with growing pauses while its errors may pass.
+
+    Args:
+        final: errors that end it at once, beside those of stores.
+
+    Raises:
+        GaveUp: the error will not pass, or it was the last attempt.
+    """
+    started_s = time.monotonic()
+    for num_attempts in range(1, policy.max_attempts + 1):
+        try:
+            return operation()
+        except store_errors() + final as raised:
+            error = _find_cause(raised)
+            is_last = num_attempts == policy.max_attempts or time.monotonic() - started_s > policy.patience_s
+            if is_last or isinstance(error, final) or not may_pass(error):
+                # Not chained: the store's own message may repeat a signed URL.
+                raise GaveUp(error, num_attempts) from None
+        policy.sleep(_delay_s(policy, num_attempts))
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def retry_passing_errors(
     action: str, operation: Callable[[], Result], policy: RetryPolicy, secrets: Iterable[str] = ()
 ) -> Result:
-    """Returns what `operation` returns, asked again with growing pauses while its errors may pass.
+    """Calls a store that the run cannot do without: its output, its model.
 
     Args:
         action: what is tried, for messages: `write out/_SUCCESS`.
         secrets: texts that no message may repeat; nor does one repeat the credentials inside a URL.
 
     Raises:
-        StoreError: out of room, not permitted, or still refused after the last try.
+        StoreError: out of room, not permitted, or still refused after the last attempt.
     """
-    for num_tries in range(1, policy.max_tries + 1):
-        try:
-            return operation()
-        except store_errors() as error:
-            if not may_pass(error) or num_tries == policy.max_tries:
-                # Not chained: the store's own message may repeat a signed URL.
-                raise StoreError(_explain(action, error, num_tries, secrets)) from None
-        policy.sleep(_delay_s(policy, num_tries))
-    raise AssertionError("unreachable: the last try returns or raises")
+    try:
+        return call_with_retries(operation, policy)
+    except GaveUp as gave_up:
+        raise StoreError(_explain(action, gave_up.error, gave_up.num_attempts, secrets)) from None
 
 
 @contextlib.contextmanager
@@ -95,7 +140,7 @@ def stopping_where_full(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _OUT_OF_ROOM:
-            raise StoreError(_explain(action, error, num_tries=1)) from None
+            raise StoreError(_explain(action, error, num_attempts=1)) from None
         raise
 
 
@@ -104,10 +149,25 @@ def may_pass(error: BaseException) -> bool:
     status = http_status(error)
     if status is not None:
         return status >= 500 or status in _PASSING_HTTP_STATUS
-    if isinstance(error, _PERMANENT):
+    if isinstance(error, _PERMANENT) or is_bad_request(error) or lacks_credentials(error):
         return False
     code = error.errno if isinstance(error, OSError) else None
     return code not in _OUT_OF_ROOM | _PERMANENT_CODES
+
+
+def is_missing(error: BaseException) -> bool:
+    """Returns whether a store says that nothing is there."""
+    return isinstance(error, MISSING_ERRORS) or http_status(error) in (404, 410)
+
+
+def is_bad_request(error: BaseException) -> bool:
+    """Returns whether a client could make nothing of the address or of its options, and asked nobody."""
+    return isinstance(error, ADDRESS_ERRORS) or type(error).__name__ == "ParamValidationError"  # botocore's
+
+
+def lacks_credentials(error: BaseException) -> bool:
+    """Returns whether a client has no credentials to show, as those of S3 and GCS call it."""
+    return "Credential" in type(error).__name__
 
 
 def store_errors() -> tuple[type[BaseException], ...]:
@@ -137,18 +197,27 @@ def describe_error(error: BaseException, secrets: Iterable[str] = ()) -> str:
     return redact(f"{kind}: {error}".removesuffix(": "), secrets)
 
 
-def _explain(action: str, error: BaseException, num_tries: int, secrets: Iterable[str] = ()) -> str:
+def _explain(action: str, error: BaseException, num_attempts: int, secrets: Iterable[str] = ()) -> str:
     action, cause = redact(action, secrets), describe_error(error, secrets)
     if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
         return f"cannot {action}: no room left ({cause}). Free some space, then start the same command again to resume."
     if not may_pass(error):
         return f"cannot {action}: {cause}. Check the address and the permissions, then start the same command again."
     return (
-        f"cannot {action}: still refused after {num_tries} tries ({cause}). Check the store, then start the same "
+        f"cannot {action}: still refused after {num_attempts} attempts ({cause}). Check the store, then start the same "
         "command again: finished units are kept."
     )
 
 
-def _delay_s(policy: RetryPolicy, num_tries: int) -> float:
+def _delay_s(policy: RetryPolicy, num_attempts: int) -> float:
     # Jitter, so that thousands of workers throttled together do not come back together.
-    return min(policy.max_delay_s, policy.first_delay_s * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
+    return min(policy.max_delay_s, policy.first_delay_s * 2 ** (num_attempts - 1)) * random.uniform(0.5, 1.0)
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Returns what lies behind "not found": fsspec's client for web servers says so for every failure to connect."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None or isinstance(cause, MISSING_ERRORS):
+        return error
+    is_told = isinstance(cause, (OSError, *ADDRESS_ERRORS)) or type(cause).__module__.startswith("aiohttp")
+    return cause if is_told else error

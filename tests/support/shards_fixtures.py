@@ -12,11 +12,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from framescribe.shards.reading import read_unit
 from framescribe.storage.config import ReadConfig
+from framescribe.storage.retries import RetryPolicy
 from schemas.records import Clip, FailedClip, WorkUnit
 
 # Rows may name others of these hosts than a user's rows might: web servers of this machine, stores that are made up.
 LISTED = ("127.0.0.1", "flaky://v", "memory://elsewhere")
-QUICK = ReadConfig(backoff_s=0.0, trusted_hosts=LISTED)
+AT_ONCE = RetryPolicy(max_attempts=5, first_delay_s=0.0)
+QUICK = ReadConfig(retries=AT_ONCE, trusted_hosts=LISTED)
 
 
 def make_tar(members: Iterable[tuple[str, bytes]], mode: str = "w", tar_format: int = tarfile.PAX_FORMAT) -> bytes:
