@@ -11,7 +11,7 @@ import pytest
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes import load_recipe, parse_recipe
 from framescribe.recipes.annotation import Status
-from framescribe.recipes.config import PromptConfig, RecheckConfig
+from framescribe.recipes.config import RecheckConfig
 from framescribe.recipes.multiple_choice import spread_letters
 from framescribe.recipes.open_ended import add_scores
 from tests.support.output_fixtures import make_pair
@@ -218,7 +218,7 @@ def test_the_shipped_recipe_asks_each_type_for_its_own_pair():
 
 @pytest.mark.parametrize(("score", "is_consistent"), [(0.49, False), (0.5, True), (0.51, True)])
 def test_a_score_that_reaches_the_bar_is_enough(score, is_consistent):
-    config = RecheckConfig(PromptConfig("again", "{question}", 5), min_recheck_score=0.5)
+    config = RecheckConfig("again", "{question}", 5, min_recheck_score=0.5)
     assert add_scores(make_pair(), ("one", "two"), (score, 0.9), config).is_consistent is is_consistent
 
 

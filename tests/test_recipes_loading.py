@@ -112,7 +112,7 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
         ("min_recheck_score: 0.5", "min_recheck_score: 1.5", "min_recheck_score must lie between 0 and 1, got 1.5"),
         ("min_recheck_score: 0.5", "min_recheck_score: .nan", "wanted a number, got '.nan'"),
         ("[{repetition_penalty: 1.15}]", "[{repetition_penalty: 0}]", "repetition_penalty must be positive, got 0"),
-        ("[{repetition_penalty: 1.15}]", "[1.15]", "retries: wanted a mapping, got '1.15'"),
+        ("[{repetition_penalty: 1.15}]", "[1.15]", "retries[0]: wanted a mapping, got '1.15'"),
         ("[{repetition_penalty: 1.15}]", "1.15", "retries: wanted a list, got '1.15'"),
         (
             "[{repetition_penalty: 1.15}]",
@@ -142,7 +142,7 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
         (
             "stop_loops: true",
             "stop_loops: true\nretry_on: [ok]",
-            "retry_on: got 'ok'; wanted any of looped, empty, len",
+            "retry_on[0]: got 'ok'; wanted any of looped, empty, len",
         ),
     ],
 )
@@ -156,6 +156,19 @@ def test_a_recipe_with_a_mistake_is_refused_with_file_key_and_what_is_allowed(ol
     assert message in str(refused.value)
 
 
+def test_all_mistakes_of_a_recipe_are_told_at_once():
+    text = DETAILED_YAML.replace("stop_loops: true", "stop_lops: true").replace("Count: how many.", "Count: 3")
+
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe(text, "my.yaml")
+
+    assert [line.split(": ", 1)[1][:40] for line in str(refused.value).splitlines()] == [
+        "missing key 'stop_loops'",
+        "open_ended.types.Count: wanted text, got",
+        "stop_lops: unknown key; allowed here: re",
+    ]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -164,9 +177,12 @@ def test_a_recipe_with_a_mistake_is_refused_with_file_key_and_what_is_allowed(ol
         b"\xff\xfe",
         b"recipe: !!python/object/apply:os.system ['true']\n",
         b"[" * 1000,
+        b"recipe: model_card\nretries: " + b"[" * 250 + b"]" * 250,
         b"recipe: model_card\n" + b"#" * 1_000_001,
         b"&a [*a]",
         b"recipe: model_card\ncaption: &c {<<: *c, id: x}\n",
+        b'recipe: model_card\ncaption: {id: a, prompt: "\\ud800", max_new_tokens: 1}\nstop_loops: true\nretries: []\n',
+        b"recipe: model_card\nretries: [&a [x, x], &b [*a, *a], &c [*b, *b], *c]\n",
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(content, tmp_path):

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, GetPydanticSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +57,49 @@ class QuestionType:
             raise ValueError("a question type needs a name and a definition")
 
 
+def _make_types(definitions: Mapping[str, str]) -> tuple[QuestionType, ...]:
+    return tuple(QuestionType(name, definition) for name, definition in definitions.items())
+
+
+# In YAML the types are a mapping of names to definitions.
+_FROM_MAPPING = GetPydanticSchema(lambda _, handler: handler(Annotated[dict[str, str], AfterValidator(_make_types)]))
+
+
 @dataclass(frozen=True, slots=True)
-class OpenEndedConfig:
+class OpenEndedConfig(PromptConfig):
     """The prompt that asks for one question of a type and its answer: `{type}`, `{definition}`."""
 
-    prompt: PromptConfig
-    types: tuple[QuestionType, ...]
+    types: Annotated[tuple[QuestionType, ...], _FROM_MAPPING]
 
     def __post_init__(self) -> None:
-        check_placeholders("prompt", self.prompt.prompt, required=("type",), optional=("definition",))
+        PromptConfig.__post_init__(self)
+        check_placeholders("prompt", self.prompt, required=("type",), optional=("definition",))
         if not self.types:
             raise ValueError("types must name at least one question type")
 
 
 @dataclass(frozen=True, slots=True)
-class MultipleChoiceConfig:
+class MultipleChoiceConfig(PromptConfig):
     """The prompt that asks for three wrong answers (`{question}`, `{answer}`) and the lines that close a question."""
 
-    prompt: PromptConfig
     closings: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        check_placeholders("prompt", self.prompt.prompt, required=("question",), optional=("answer",))
+        PromptConfig.__post_init__(self)
+        check_placeholders("prompt", self.prompt, required=("question",), optional=("answer",))
         if not self.closings or not all(closing.strip() for closing in self.closings):
             raise ValueError("closings must hold at least one line, and no empty one")
 
 
 @dataclass(frozen=True, slots=True)
-class RecheckConfig:
+class RecheckConfig(PromptConfig):
     """How a question is asked again (`{question}`), and how well the answers must agree."""
 
-    prompt: PromptConfig
     min_recheck_score: float
 
     def __post_init__(self) -> None:
-        check_placeholders("prompt", self.prompt.prompt, required=("question",))
+        PromptConfig.__post_init__(self)
+        check_placeholders("prompt", self.prompt, required=("question",))
         if not 0 <= self.min_recheck_score <= 1:
             raise ValueError(f"min_recheck_score must lie between 0 and 1, got {self.min_recheck_score}")
 

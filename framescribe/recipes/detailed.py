@@ -37,7 +37,7 @@ class DetailedRecipe(Recipe):
 
     def __post_init__(self) -> None:
         check_placeholders("caption", self.caption.prompt, required=())
-        prompts = (self.caption, self.open_ended.prompt, self.multiple_choice.prompt, self.recheck.prompt)
+        prompts = (self.caption, self.open_ended, self.multiple_choice, self.recheck)
         check_ids(prompt.id for prompt in prompts)
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:

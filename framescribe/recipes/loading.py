@@ -1,30 +1,36 @@
-"""Reads a recipe from its YAML file, strictly."""
+"""Reads a recipe from its YAML file, strictly: a mistake is refused with the file, the line and what is allowed."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
-from framescribe.recipes.annotation import Status
-from framescribe.recipes.config import (
-    MultipleChoiceConfig,
-    OpenEndedConfig,
-    PromptConfig,
-    QuestionType,
-    RecheckConfig,
-    RetryConfig,
-)
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from framescribe.recipes.config import WrongPlaceholder
 from framescribe.recipes.detailed import DetailedRecipe
 from framescribe.recipes.levels import LevelsRecipe
 from framescribe.recipes.model_card import ModelCardRecipe
-from framescribe.recipes.recipe import DEFAULT_RETRY_ON, RETRYABLE, Recipe
-from framescribe.recipes.yaml_reader import RecipeError, Section, parse_yaml
+from framescribe.recipes.recipe import Recipe, Retryable
 
-SHIPPED = ("model_card", "detailed", "levels")
+_FLOWS: dict[str, type[Recipe]] = {flow.name: flow for flow in (ModelCardRecipe, DetailedRecipe, LevelsRecipe)}
+SHIPPED = tuple(_FLOWS)
 """The recipes that come with FrameScribe, by name."""
 
 _MAX_FILE_BYTES = 1_000_000  # three hundred times a shipped recipe; anything larger is some other file
+_MAX_MISTAKES = 10
+_TOO_DEEP = "nested too deeply; recipes are three levels deep; copy a shipped one and change its values"
+_NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})([eE][-+]?\d{1,3})?")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the file, the line, the key, and what is allowed."""
 
 
 def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
@@ -47,13 +53,18 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
 
 def parse_recipe(text: str, file: str) -> Recipe:
     """Reads a recipe from YAML text; `file` is what errors call it. Raises RecipeError as `load_recipe` does."""
-    section = parse_yaml(text, file)
-    flow = section.text("recipe")
-    if flow not in _READERS:
-        problem = f"unknown flow {flow!r}; wanted one of {', '.join(SHIPPED)}"
-        raise section.error(section.values["recipe"], problem, "recipe")
-    with section.building():
-        return _READERS[flow](section)
+    try:
+        root = _compose(text, file)
+        settings = _build_mapping(root, "", file, set())
+    except RecursionError:
+        raise RecipeError(f"{file}: {_TOO_DEEP}") from None
+    flow = _FLOWS.get(str(settings.pop("recipe", None)))
+    if flow is None:
+        raise _wrong_flow(root, file)
+    try:
+        return TypeAdapter(flow).validate_json(json.dumps(settings))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_describe_mistakes(root, flow, error, file))) from None
 
 
 def _decode(content: bytes, file: str) -> str:
@@ -65,99 +76,132 @@ def _decode(content: bytes, file: str) -> str:
         raise RecipeError(f"{file}: not UTF-8 text at byte {error.start}; wanted a recipe's YAML") from None
 
 
-def _read_model_card(section: Section) -> Recipe:
-    section.only("recipe", "caption", *_SHARED_KEYS)
-    return ModelCardRecipe(
-        caption=_read_prompt(section.section("caption")),
-        stop_loops=section.flag("stop_loops"),
-        retries=_read_retries(section),
-        retry_on=_read_retry_on(section),
-    )
+def _compose(text: str, file: str) -> yaml.MappingNode:
+    """Parses YAML, stopping short of building objects: tags and types stay inert, and lines are known."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        begun = "" if error.context_mark is None else f" that begins in line {error.context_mark.line + 1}"
+        problem = f"{error.context}{begun}, {error.problem}" if error.context else str(error.problem)
+        line = 1 if mark is None else mark.line + 1
+        raise RecipeError(f"{file}, line {line}: not valid YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(f"{file}, line {line}: not valid YAML: {error.reason}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{file}: wanted a mapping of settings that begins with `recipe:`, got {_describe(node)}")
+    return node
 
 
-def _read_detailed(section: Section) -> Recipe:
-    section.only("recipe", "caption", "open_ended", "multiple_choice", "recheck", *_SHARED_KEYS)
-    return DetailedRecipe(
-        caption=_read_prompt(section.section("caption")),
-        open_ended=_read_open_ended(section.section("open_ended")),
-        multiple_choice=_read_multiple_choice(section.section("multiple_choice")),
-        recheck=_read_recheck(section.section("recheck")),
-        stop_loops=section.flag("stop_loops"),
-        retries=_read_retries(section),
-        retry_on=_read_retry_on(section),
-    )
+def _build_mapping(node: yaml.MappingNode, path: str, file: str, seen: set[yaml.Node]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in values:
+            raise _error(file, key, path, "keys must be plain words, each given once")
+        values[key.value] = _build(value, _join(path, key.value), file, seen)
+    return values
 
 
-def _read_levels(section: Section) -> Recipe:
-    section.only("recipe", *_LEVELS_KEYS, *_SHARED_KEYS)
-    optional = {"max_history_chars": section.integer("max_history_chars")} if section.has("max_history_chars") else {}
-    return LevelsRecipe(
-        segment_s=section.number("segment_s"),
-        min_segment_s=section.number("min_segment_s"),
-        segments_per_summary=section.integer("segments_per_summary"),
-        segment=_read_prompt(section.section("segment")),
-        summary=_read_prompt(section.section("summary")),
-        video=_read_prompt(section.section("video")),
-        stop_loops=section.flag("stop_loops"),
-        retries=_read_retries(section),
-        retry_on=_read_retry_on(section),
-        **optional,
-    )
+def _build(node: yaml.Node, path: str, file: str, seen: set[yaml.Node]) -> object:
+    """Returns the JSON value of a node; None, which no setting takes, for other scalars: dates, `0x1F`, `.nan`."""
+    if isinstance(node, yaml.ScalarNode):
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "bool" and node.value.lower() in ("true", "false"):
+            return bool(node.value.lower() == "true")
+        if kind in ("int", "float") and _NUMBER.fullmatch(node.value):
+            return float(node.value) if kind == "float" else int(node.value)
+        return node.value if kind == "str" and _is_unicode(node.value) else None
+    if node in seen:  # a few of them inside each other stand for more values than any memory holds
+        raise _error(file, node, path, "aliases of lists and mappings are not read; write them out")
+    seen.add(node)
+    if isinstance(node, yaml.MappingNode):
+        return _build_mapping(node, path, file, seen)
+    return [_build(one, f"{path}[{number}]", file, seen) for number, one in enumerate(node.value)]
 
 
-_SHARED_KEYS = ("stop_loops", "retries", "retry_on")
-_PROMPT_KEYS = ("id", "prompt", "max_new_tokens")
-_LEVELS_KEYS = (
-    "segment_s", "min_segment_s", "segments_per_summary", "segment", "summary", "video", "max_history_chars"
-)  # fmt: skip
-_READERS: dict[str, Callable[[Section], Recipe]] = {
-    "model_card": _read_model_card,
-    "detailed": _read_detailed,
-    "levels": _read_levels,
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)  # half a character, as "\ud800" writes it
+
+
+def _wrong_flow(root: yaml.MappingNode, file: str) -> RecipeError:
+    path, node = _find(root, ("recipe",))
+    if not path:
+        return _error(file, root, "", "missing key 'recipe'")
+    return _error(file, node, path, f"unknown flow {_describe(node)}; wanted one of {', '.join(SHIPPED)}")
+
+
+def _describe_mistakes(
+    root: yaml.MappingNode, flow: type[Recipe], refused: ValidationError, file: str
+) -> Iterator[str]:
+    """Yields what is wrong, a line for each of the first mistakes."""
+    for one in refused.errors(include_url=False, include_input=False)[:_MAX_MISTAKES]:
+        place: tuple[str | int, ...] = one["loc"]
+        error = one.get("ctx", {}).get("error")
+        if isinstance(error, WrongPlaceholder):
+            place = (*place, error.key)
+        path, node = _find(root, place)
+        if one["type"] == "missing":
+            problem = f"missing key {place[-1]!r}"
+        elif one["type"] == "unexpected_keyword_argument":
+            problem = f"unknown key; allowed here: {', '.join(_allowed_keys(flow, place[:-1]))}"
+        elif one["type"] == "value_error":
+            problem = str(error)
+        else:
+            problem = _WANTED.get(one["type"], one["msg"]).format(_describe(node))
+        yield str(_error(file, node, path, problem))
+
+
+_WANTED = {
+    "bool_type": "wanted true or false, got {}",
+    "dataclass_type": "wanted a mapping, got {}",
+    "dict_type": "wanted a mapping, got {}",
+    "float_type": "wanted a number, got {}",
+    "json_invalid": _TOO_DEEP,  # the JSON is ours: nothing else can be wrong with it
+    "int_type": "wanted a whole number, got {}",
+    "literal_error": f"got {{}}; wanted any of {', '.join(status.value for status in get_args(Retryable))}",
+    "string_type": "wanted text, got {}; put quotes around it",
+    "tuple_type": "wanted a list, got {}",
 }
 
 
-def _read_prompt(section: Section, *other_keys: str) -> PromptConfig:
-    section.only(*_PROMPT_KEYS, *other_keys)
-    with section.building():
-        return PromptConfig(section.text("id"), section.text("prompt"), section.integer("max_new_tokens"))
+def _allowed_keys(flow: type[Recipe], place: tuple[str | int, ...]) -> list[str]:
+    kind: type = flow
+    for step in place:
+        kind = get_args(kind)[0] if isinstance(step, int) else get_type_hints(kind)[step]
+    names = [field.name for field in fields(kind)]
+    if kind is flow:  # its own settings before those of every recipe
+        names = ["recipe", *sorted(names, key=[field.name for field in fields(Recipe)].__contains__)]
+    return names
 
 
-def _read_open_ended(section: Section) -> OpenEndedConfig:
-    prompt = _read_prompt(section, "types")
-    types = section.section("types")
-    with section.building():
-        return OpenEndedConfig(prompt, tuple(QuestionType(name, types.text(name)) for name in types.values))
+def _find(root: yaml.MappingNode, place: tuple[str | int, ...]) -> tuple[str, yaml.Node]:
+    """Returns the path of a place and its node; of the innermost mapping or list around it where there is none."""
+    path = ""
+    node: yaml.Node = root
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == step), None)
+        else:
+            found = node.value[step] if isinstance(node, yaml.SequenceNode) else None
+        if found is None:
+            break
+        path, node = f"{path}[{step}]" if isinstance(step, int) else _join(path, step), found
+    return path, node
 
 
-def _read_multiple_choice(section: Section) -> MultipleChoiceConfig:
-    prompt = _read_prompt(section, "closings")
-    with section.building():
-        return MultipleChoiceConfig(prompt, section.texts("closings"))
+def _join(path: str, key: str) -> str:
+    name = key if key.isprintable() else repr(key)
+    return f"{path}.{name}" if path else name
 
 
-def _read_recheck(section: Section) -> RecheckConfig:
-    prompt = _read_prompt(section, "min_recheck_score")
-    with section.building():
-        return RecheckConfig(prompt, section.number("min_recheck_score"))
+def _error(file: str, node: yaml.Node, path: str, problem: str) -> RecipeError:
+    return RecipeError(f"{file}, line {node.start_mark.line + 1}: {path + ': ' if path else ''}{problem}")
 
 
-def _read_retries(section: Section) -> tuple[RetryConfig, ...]:
-    rungs = []
-    for rung in section.sections("retries"):
-        rung.only("repetition_penalty")
-        with rung.building():
-            rungs.append(RetryConfig(rung.number("repetition_penalty")))
-    return tuple(rungs)
-
-
-def _read_retry_on(section: Section) -> tuple[Status, ...]:
-    if not section.has("retry_on"):
-        return DEFAULT_RETRY_ON
-    statuses = {status.value: status for status in RETRYABLE}
-    names = section.texts("retry_on")
-    unknown = [name for name in names if name not in statuses]
-    if unknown:
-        problem = f"got {unknown[0]!r}; wanted any of {', '.join(statuses)}"
-        raise section.error(section.values["retry_on"], problem, "retry_on")
-    return tuple(statuses[name] for name in names)
+def _describe(node: yaml.Node | None) -> str:
+    if node is None:
+        return "an empty file"
+    if isinstance(node, yaml.ScalarNode):
+        return f"{node.value[:40]!r}"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"

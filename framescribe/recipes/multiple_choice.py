@@ -85,8 +85,8 @@ def spread_letters(clip_id: str, num_questions: int) -> list[str]:
 
 
 async def _ask_wrong_answers(video: AskableVideo, pair: QAPair, config: MultipleChoiceConfig, recipe: Recipe) -> QAPair:
-    prompt = fill_prompt(config.prompt.prompt, {"question": pair.question, "answer": pair.answer})
-    reply = await ask_with_retries(video.ask, prompt, config.prompt, recipe)
+    prompt = fill_prompt(config.prompt, {"question": pair.question, "answer": pair.answer})
+    reply = await ask_with_retries(video.ask, prompt, config, recipe)
     right = clean_option(pair.answer)
     wrong = parse_wrong_answers(_drop_cut_line(reply), right)
     status = _read_status(reply, len(wrong))

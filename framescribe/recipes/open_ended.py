@@ -14,8 +14,8 @@ from framescribe.recipes.recipe import AskableVideo, Recipe
 
 async def ask_open_ended(video: AskableVideo, kind: QuestionType, config: OpenEndedConfig, recipe: Recipe) -> QAPair:
     """Asks for one question of a type; the row says why where there is none."""
-    prompt = fill_prompt(config.prompt.prompt, {"type": kind.name, "definition": kind.definition})
-    reply = await ask_with_retries(video.ask, prompt, config.prompt, recipe)
+    prompt = fill_prompt(config.prompt, {"type": kind.name, "definition": kind.definition})
+    reply = await ask_with_retries(video.ask, prompt, config, recipe)
     pair = None if reply.status is Status.LOOPED else parse_qa_pair(reply.text)
     status = read_open_ended_status(reply, pair)
     row = row_from(reply, "open_ended", kind.name, status)
@@ -55,7 +55,7 @@ async def recheck_open_ended(video: AskableVideo, row: QAPair, config: RecheckCo
     """Adds the answers to the bare question with the video and without it; rows that are not OK stay as they are."""
     if row.status is not Status.OK:
         return row
-    seen, blind = await ask_again(video, fill_prompt(config.prompt.prompt, {"question": row.question}), config, recipe)
+    seen, blind = await ask_again(video, fill_prompt(config.prompt, {"question": row.question}), config, recipe)
     scores = score_agreement(seen, row.answer), score_agreement(blind, row.answer)
     return add_scores(row, (seen, blind), scores, config)
 
@@ -63,7 +63,7 @@ async def recheck_open_ended(video: AskableVideo, row: QAPair, config: RecheckCo
 async def ask_again(video: AskableVideo, question: str, config: RecheckConfig, recipe: Recipe) -> tuple[str, str]:
     """The answers to a question with the video and blind."""
     seen, blind = await ask_together(
-        [ask_with_retries(ask, question, config.prompt, recipe) for ask in (video.ask, video.ask_text)]
+        [ask_with_retries(ask, question, config, recipe) for ask in (video.ask, video.ask_text)]
     )
     return seen.text, blind.text
 

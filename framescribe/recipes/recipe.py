@@ -10,14 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 from framescribe.recipes.annotation import Caption, QAPair, Status
 from framescribe.recipes.config import RetryConfig
 
-RETRYABLE = (Status.LOOPED, Status.EMPTY, Status.LENGTH, Status.REFUSED)
-DEFAULT_RETRY_ON = (Status.LOOPED, Status.EMPTY)
+Retryable = Literal[Status.LOOPED, Status.EMPTY, Status.LENGTH, Status.REFUSED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +40,12 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
+    # For all that a recipe is made of: no unknown keys, no '40' for 40. Any: pydantic's own settings.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
 
     stop_loops: bool
     retries: tuple[RetryConfig, ...]
-    retry_on: tuple[Status, ...] = DEFAULT_RETRY_ON
+    retry_on: tuple[Retryable, ...] = (Status.LOOPED, Status.EMPTY)
 
     @abstractmethod
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
