@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from framescribe.shards.clip_index import IndexedClip
 from framescribe.shards.files import JoinedTables, add_metadata, index_files, join_tables
 from framescribe.shards.kinds import compression_of
 from framescribe.shards.listing import FoundFile, find_inputs
 from framescribe.shards.manifests import index_manifest
-from framescribe.shards.naming import NamedShard, hash_id, make_unit_id, name_shards
+from framescribe.shards.naming import IndexedClip, NamedShard, hash_id, make_unit_id, name_shards
 from framescribe.shards.parquet import index_parquet
 from framescribe.shards.tar import index_tar
 from framescribe.storage.access import Store

@@ -1,7 +1,4 @@
-"""The dataset card: OUTPUT/README.md, read by people and by `datasets.load_dataset`.
-
-Text of models and inputs made safe for a Markdown page.
-"""
+"""The dataset card, OUTPUT/README.md: for people and for `datasets.load_dataset`; no text in it can become markup."""
 
 from __future__ import annotations
 
@@ -52,6 +49,40 @@ def write_card(run: RunRecord, published: PublishReport, counts: TableCounts, ea
         OWN_TEXT_MARK,
     )
     return "\n\n".join(sections) + f"\n\n{own_text.strip()}\n"
+
+
+def plain_text(text: str) -> str:
+    """Returns the text on one line, without control, format and invisible characters."""
+    # Category C holds terminal escapes, zero-width characters and those that reverse the reading direction.
+    visible = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)
+    return " ".join(visible.split())
+
+
+def escape(text: str, max_characters: int = 300) -> str:
+    """Returns the text for a paragraph or a table cell: no markup, no HTML and no link comes of it."""
+    shortened = shorten(plain_text(text), max_characters)
+    entities = shortened.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # The colon and the dots keep addresses from becoming links by themselves.
+    return re.sub(r"([\\`*_{}\[\]()#+!|~:@]|(?<=www)\.|^[-=]|(?<=^\d)\.)", r"\\\1", entities)
+
+
+def fence(text: str) -> str:
+    """Returns the text as a code block that nothing in it can end."""
+    lines = [re.sub(r"\s+$", "", _visible_line(line)) for line in text.splitlines()]
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return "\n".join((f"{marks}text", *lines, marks))
+
+
+def render_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table; the cells are escaped already."""
+    lines = ("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+    return "\n".join(lines)
+
+
+def shorten(text: str, max_characters: int) -> str:
+    """Returns the text, cut and marked with `...` where it is longer."""
+    return text if len(text) <= max_characters else text[:max_characters].rstrip() + "..."
 
 
 def _write_header(published: PublishReport) -> str:
@@ -137,40 +168,6 @@ def _write_prompts(run: RunRecord) -> Iterator[str]:
     for prompt_id in sorted(run.prompts):
         yield escape(prompt_id)
         yield fence(run.prompts[prompt_id])
-
-
-def plain_text(text: str) -> str:
-    """Returns the text on one line, without control, format and invisible characters."""
-    # Category C holds terminal escapes, zero-width characters and those that reverse the reading direction.
-    visible = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)
-    return " ".join(visible.split())
-
-
-def escape(text: str, max_characters: int = 300) -> str:
-    """Returns the text for a paragraph or a table cell: no markup, no HTML and no link comes of it."""
-    shortened = shorten(plain_text(text), max_characters)
-    entities = shortened.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # The colon and the dots keep addresses from becoming links by themselves.
-    return re.sub(r"([\\`*_{}\[\]()#+!|~:@]|(?<=www)\.|^[-=]|(?<=^\d)\.)", r"\\\1", entities)
-
-
-def fence(text: str) -> str:
-    """Returns the text as a code block that nothing in it can end."""
-    lines = [re.sub(r"\s+$", "", _visible_line(line)) for line in text.splitlines()]
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    marks = "`" * max(3, longest + 1)
-    return "\n".join((f"{marks}text", *lines, marks))
-
-
-def render_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; the cells are escaped already."""
-    lines = ("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-    return "\n".join(lines)
-
-
-def shorten(text: str, max_characters: int) -> str:
-    """Returns the text, cut and marked with `...` where it is longer."""
-    return text if len(text) <= max_characters else text[:max_characters].rstrip() + "..."
 
 
 def _visible_line(line: str) -> str:

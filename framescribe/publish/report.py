@@ -1,7 +1,4 @@
-"""What a publish found and wrote.
-
-What the tables hold, counted while they are written.
-"""
+"""What a publish found and wrote, and what its tables hold."""
 
 from __future__ import annotations
 
@@ -11,6 +8,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+_SAMPLE_CLIPS = 3
+_COUNTED = (("captions", "status"), ("qa", "status"), ("qa", "kind"), ("failures", "reason"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,6 @@ class PublishReport:
     def failed_too_often(self, max_failed_fraction: float) -> bool:
         """Whether a larger share of the clips failed than allowed, or every one of them, which no share allows."""
         return self.num_failed > max_failed_fraction * self.num_clips or self.num_annotated == 0 < self.num_failed
-
-
-_SAMPLE_CLIPS = 3
-_COUNTED = (("captions", "status"), ("qa", "status"), ("qa", "kind"), ("failures", "reason"))
 
 
 @dataclass(slots=True)

@@ -1,7 +1,4 @@
-"""Puts the clips of all parts in the order of their ids, with a bounded part of them in memory.
-
-All clips of all parts in the order of their ids, without their captions and answers.
-"""
+"""Puts the clips of all parts in the order of their ids, with one slice of their rows in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,6 +20,51 @@ from schemas.tables import PUBLISHED_SCHEMA
 
 # Clips that are dealt out at a time: handling a few rows costs as much as handling hundreds.
 _CLIPS_AT_A_TIME = 5_000
+# Rows of all tables together, of some 2 kB each in memory: 100 MB a slice. Each slice is one open file while
+# the parts are dealt out, so beyond 12 million rows there are no more slices but larger ones.
+_MIN_SLICE_ROWS = 50_000
+_MAX_SLICES = 256
+_COLUMNS = ("clip_id", "status", "num_captions", "num_qa_pairs")
+
+
+class DoubledClipError(DamagedRunError):
+    """A clip has rows in two parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipIndex:
+    """How many rows each table gets, and where the clips in order are cut into slices that fit in memory.
+
+    Attributes:
+        num_rows: table name to rows.
+        slice_starts: id of the first clip of each slice, increasing.
+    """
+
+    num_rows: dict[str, int]
+    slice_starts: tuple[str, ...]
+
+
+def index_clips(
+    store: OutputStore, unit_ids: Sequence[str], fingerprint: str, min_slice_rows: int = _MIN_SLICE_ROWS
+) -> ClipIndex:
+    """Reads the clip ids and counts of all parts: about 100 bytes of memory a clip.
+
+    Raises:
+        DoubledClipError: naming the clip and both parts.
+    """
+    clips = pa.concat_tables(_read_clips(store, unit_ids, fingerprint)).combine_chunks().sort_by("clip_id")
+    _check_no_clip_twice(clips, unit_ids)
+    num_captions, num_qa_pairs = (clips[name].to_numpy() for name in ("num_captions", "num_qa_pairs"))
+    num_annotated = pc.sum(pc.equal(clips["status"], "annotated"), min_count=0).as_py()
+    return ClipIndex(
+        num_rows={
+            "captions": int(num_captions.sum()),
+            "qa": int(num_qa_pairs.sum()),
+            "clips": num_annotated,
+            "failures": clips.num_rows - num_annotated,
+        },
+        slice_starts=_cut_slices(clips["clip_id"], 1 + num_captions + num_qa_pairs, min_slice_rows),
+    )
 
 
 def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: Path) -> Iterator[pa.Table]:
@@ -68,53 +110,6 @@ def _gather(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _sort(clips: pa.Table) -> pa.Table:
     return clips.combine_chunks().sort_by("clip_id").combine_chunks()
-
-
-# Rows of all tables together, of some 2 kB each in memory: 100 MB a slice. Each slice is one open file while
-# the parts are dealt out, so beyond 12 million rows there are no more slices but larger ones.
-MIN_SLICE_ROWS = 50_000
-_MAX_SLICES = 256
-_COLUMNS = ("clip_id", "status", "num_captions", "num_qa_pairs")
-
-
-class DoubledClipError(DamagedRunError):
-    """A clip has rows in two parts."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClipIndex:
-    """How many rows each table gets, and where the clips in order are cut into slices that fit in memory.
-
-    Attributes:
-        num_rows: table name to rows.
-        slice_starts: id of the first clip of each slice, increasing.
-    """
-
-    num_rows: dict[str, int]
-    slice_starts: tuple[str, ...]
-
-
-def index_clips(
-    store: OutputStore, unit_ids: Sequence[str], fingerprint: str, min_slice_rows: int = MIN_SLICE_ROWS
-) -> ClipIndex:
-    """Reads the clip ids and counts of all parts: about 100 bytes of memory a clip.
-
-    Raises:
-        DoubledClipError: naming the clip and both parts.
-    """
-    clips = pa.concat_tables(_read_clips(store, unit_ids, fingerprint)).combine_chunks().sort_by("clip_id")
-    _check_no_clip_twice(clips, unit_ids)
-    num_captions, num_qa_pairs = (clips[name].to_numpy() for name in ("num_captions", "num_qa_pairs"))
-    num_annotated = pc.sum(pc.equal(clips["status"], "annotated"), min_count=0).as_py()
-    return ClipIndex(
-        num_rows={
-            "captions": int(num_captions.sum()),
-            "qa": int(num_qa_pairs.sum()),
-            "clips": num_annotated,
-            "failures": clips.num_rows - num_annotated,
-        },
-        slice_starts=_cut_slices(clips["clip_id"], 1 + num_captions + num_qa_pairs, min_slice_rows),
-    )
 
 
 def _read_clips(store: OutputStore, unit_ids: Sequence[str], fingerprint: str) -> Iterator[pa.Table]:

@@ -1,7 +1,4 @@
-"""Writes a table as evenly sized Parquet files.
-
-Rows of a part as rows of the flat tables.
-"""
+"""Turns the rows of parts into those of the flat tables, and writes each table as evenly sized Parquet files."""
 
 from __future__ import annotations
 

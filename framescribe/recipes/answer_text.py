@@ -1,7 +1,4 @@
-"""Small facts about a model's wording: spacing, markdown, refusals, and answers that answer nothing.
-
-How well two short answers agree.
-"""
+"""What a model's words amount to: refusals, answers that say nothing, and how well two answers agree."""
 
 from __future__ import annotations
 
@@ -12,6 +9,32 @@ from collections import Counter
 _EMPHASIS = ("**", "__", "*", "_", "`")
 _LONE_MARKS = re.compile(r"(?:(?:^|(?<=\s))[*_`#>]+\s*)+$")
 _QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"))
+_NONE = re.compile(r"[\W_]*(?:none|null|n/a|not applicable)[\W_]*", re.IGNORECASE)
+_NONE_FIRST = re.compile(r"[\W_]*(?:none|null|n/a|not applicable)[*_`\"')\]]*\s*(?:[.,;:!(\n-]|–|—)", re.IGNORECASE)
+_NONE_LAST = re.compile(r"\b(?:None|null|N/A)[\W_]*\Z")
+_REFUSAL = re.compile(
+    r"[\W_]*(?:unfortunately,? |i apologi[sz]e,? but )?"
+    r"(?:(?:i'm|i am)(?: very| so)? sorry,? (?:but|however|i\b|as an)"
+    r"|sorry,? (?:but )?i\b"
+    r"|(?:i'm|i am) (?:unable|not able)\b"
+    r"|i (?:cannot|can't|can not|could not|couldn't|won't|will not)\b(?! help but)"
+    r"|i (?:don't|do not) (?:have (?:access|the ability)|see (?:a|any|the) (?:video|image|frame)s?)\b"
+    r"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|i apologi[sz]e\b)",
+    re.IGNORECASE,
+)
+_UNSPECIFIED = re.compile(
+    r"[\W_]*(?:(?:the|this|these) )?"
+    r"(?:(?:given |provided )?(?:videos?|clips?|footage|scene|segment|frames?|description|it|they) )?"
+    r"(?:(?:does not|doesn't|do not|don't) (?:specify|specifically|mention|depict|show|provide|indicate)\b"
+    r"|(?:is|are) not (?:specified|mentioned|depicted|shown|indicated)\b)",
+    re.IGNORECASE,
+)
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
+_OPPOSITES = (frozenset({"yes", "no"}), frozenset({"left", "right"}), frozenset({"up", "down"}))
 
 
 def squeeze(text: str) -> str:
@@ -29,12 +52,6 @@ def strip_marks(text: str) -> str:
     for opening, closing in _QUOTES:
         text = _unwrap(text, opening, closing)
     return text.strip()
-
-
-def _unwrap(text: str, opening: str, closing: str) -> str:
-    inner = text[len(opening) : -len(closing)]
-    is_wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
-    return inner if is_wrapped and opening not in inner and closing not in inner else text
 
 
 def has_content(text: str) -> bool:
@@ -71,36 +88,6 @@ def is_unspecified(answer: str) -> bool:
     return bool(_UNSPECIFIED.match(answer.replace("’", "'")))
 
 
-_NONE = re.compile(r"[\W_]*(?:none|null|n/a|not applicable)[\W_]*", re.IGNORECASE)
-_NONE_FIRST = re.compile(r"[\W_]*(?:none|null|n/a|not applicable)[*_`\"')\]]*\s*(?:[.,;:!(\n-]|–|—)", re.IGNORECASE)
-_NONE_LAST = re.compile(r"\b(?:None|null|N/A)[\W_]*\Z")
-_REFUSAL = re.compile(
-    r"[\W_]*(?:unfortunately,? |i apologi[sz]e,? but )?"
-    r"(?:(?:i'm|i am)(?: very| so)? sorry,? (?:but|however|i\b|as an)"
-    r"|sorry,? (?:but )?i\b"
-    r"|(?:i'm|i am) (?:unable|not able)\b"
-    r"|i (?:cannot|can't|can not|could not|couldn't|won't|will not)\b(?! help but)"
-    r"|i (?:don't|do not) (?:have (?:access|the ability)|see (?:a|any|the) (?:video|image|frame)s?)\b"
-    r"|as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
-    r"|i apologi[sz]e\b)",
-    re.IGNORECASE,
-)
-_UNSPECIFIED = re.compile(
-    r"[\W_]*(?:(?:the|this|these) )?"
-    r"(?:(?:given |provided )?(?:videos?|clips?|footage|scene|segment|frames?|description|it|they) )?"
-    r"(?:(?:does not|doesn't|do not|don't) (?:specify|specifically|mention|depict|show|provide|indicate)\b"
-    r"|(?:is|are) not (?:specified|mentioned|depicted|shown|indicated)\b)",
-    re.IGNORECASE,
-)
-
-
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
-_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
-_OPPOSITES = (frozenset({"yes", "no"}), frozenset({"left", "right"}), frozenset({"up", "down"}))
-
-
 def normalise_answer(text: str) -> str:
     """Lower case, without punctuation, articles and extra white space, as the SQuAD evaluation has it."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
@@ -131,6 +118,12 @@ def score_agreement(answer: str, reference: str) -> float:
     if min(len(answer_tokens), len(reference_tokens)) == 1 and openings in ({"yes"}, {"no"}):
         return 1.0
     return token_f1(answer, reference)
+
+
+def _unwrap(text: str, opening: str, closing: str) -> str:
+    inner = text[len(opening) : -len(closing)]
+    is_wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
+    return inner if is_wrapped and opening not in inner and closing not in inner else text
 
 
 def _read_tokens(text: str) -> list[str]:

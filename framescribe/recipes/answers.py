@@ -29,9 +29,25 @@ __all__ = [
     "parse_wrong_answers",
     "read_pair_status",
 ]
-
 LETTERS = "ABCD"
 _MAX_OPTION_CHARS = 300  # longer than that is an explanation, not an option
+# "A man walks." begins with an article: a letter is one only before punctuation or alone.
+_LETTER_FIRST = re.compile(
+    r"^[\W_]*(?:[Oo]ption\s+)?(?:([A-D])(?=[.):,*_\]\"']|\s*\n|\s*$)(?![\W_]{0,4}(?:or|and|[,/&])[\W_]{1,4}[A-D]\b)"
+    r"|([a-d])[\W_]*$)"
+)
+_LETTER_STATED = re.compile(
+    r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*:?\s*(?:option\s+)?"
+    r"[\"'(*_\[]{0,4}([A-D])\b(?!\s+[a-z])",
+    re.IGNORECASE,
+)
+_LETTER_IN_BRACKETS = re.compile(r"\(([A-D])\)")
+_MARK = re.compile(
+    r"^[\s*_`>#\"']*(?:(?:[-•+–]|\*)\s+|\(?(?:\d{1,2}|[A-Da-d])[.)][*_`]*\s+|(?:wrong|incorrect)\s+answers?\s*\d*\s*:\s*)+",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(r"\W*(?:sure|certainly|of course|okay|here (?:are|is))\b", re.IGNORECASE)
+_NO_OPTION = re.compile(r"\W*(?:question|answer|correct answer|note|explanation)\s*:", re.IGNORECASE)
 
 
 def read_pair_status(text: str, pair: ParsedPair | None) -> Status:
@@ -74,19 +90,6 @@ def _letter_of_option(text: str, options: Sequence[str]) -> str | None:
     wanted = normalise_answer(re.sub(r"^[A-D]\s+", "", text)), normalise_answer(text)
     letters = [letter for letter, option in zip(LETTERS, options, strict=False) if normalise_answer(option) in wanted]
     return letters[0] if len(letters) == 1 and has_content(text) else None
-
-
-# "A man walks." begins with an article: a letter is one only before punctuation or alone.
-_LETTER_FIRST = re.compile(
-    r"^[\W_]*(?:[Oo]ption\s+)?(?:([A-D])(?=[.):,*_\]\"']|\s*\n|\s*$)(?![\W_]{0,4}(?:or|and|[,/&])[\W_]{1,4}[A-D]\b)"
-    r"|([a-d])[\W_]*$)"
-)
-_LETTER_STATED = re.compile(
-    r"\b(?:answer|option|choice)\b(?:\s+(?:is|would be|should be))?\s*:?\s*(?:option\s+)?"
-    r"[\"'(*_\[]{0,4}([A-D])\b(?!\s+[a-z])",
-    re.IGNORECASE,
-)
-_LETTER_IN_BRACKETS = re.compile(r"\(([A-D])\)")
 
 
 def parse_wrong_answers(text: str, answer: str) -> tuple[str, ...]:
@@ -138,11 +141,3 @@ def _may_be_option(option: str) -> bool:
     if not has_content(option) or option.endswith(":") or len(option) > _MAX_OPTION_CHARS:
         return False
     return not (is_none(option) or is_refusal(option) or _NO_OPTION.match(option))
-
-
-_MARK = re.compile(
-    r"^[\s*_`>#\"']*(?:(?:[-•+–]|\*)\s+|\(?(?:\d{1,2}|[A-Da-d])[.)][*_`]*\s+|(?:wrong|incorrect)\s+answers?\s*\d*\s*:\s*)+",
-    re.IGNORECASE,
-)
-_PREAMBLE = re.compile(r"\W*(?:sure|certainly|of course|okay|here (?:are|is))\b", re.IGNORECASE)
-_NO_OPTION = re.compile(r"\W*(?:question|answer|correct answer|note|explanation)\s*:", re.IGNORECASE)

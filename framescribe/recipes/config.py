@@ -1,7 +1,4 @@
-"""The settings that recipes are made of, checked when they are built.
-
-Prompts with places to fill: plain replacement, so that no text from data or from a model becomes structure.
-"""
+"""The settings that recipes are made of, checked when they are built, and prompts with places to fill."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, GetPydanticSchema
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,6 @@ class RecheckConfig(PromptConfig):
         check_placeholders("prompt", self.prompt, required=("question",))
         if not 0 <= self.min_recheck_score <= 1:
             raise ValueError(f"min_recheck_score must lie between 0 and 1, got {self.min_recheck_score}")
-
-
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class WrongPlaceholder(ValueError):

@@ -1,7 +1,4 @@
-"""What every recipe is: settings read from YAML, and a flow of questions over one video.
-
-What a recipe needs of a video: it can be asked, with its frames or without, and cut into segments.
-"""
+"""What a recipe is (settings, and a flow of questions over one video), and what it needs of that video."""
 
 from __future__ import annotations
 

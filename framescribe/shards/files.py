@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from framescribe.shards.clip_index import IndexedClip
 from framescribe.shards.listing import FoundFile
 from framescribe.shards.manifests import iterate_table
-from framescribe.shards.naming import NamedShard
+from framescribe.shards.naming import IndexedClip, NamedShard
 from framescribe.shards.parquet import iterate_rows, open_parquet
 from framescribe.shards.parquet_columns import list_metadata_columns
 from framescribe.shards.rows import dump_metadata, looks_like_window, shorten_numbers

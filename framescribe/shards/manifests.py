@@ -1,6 +1,6 @@
 """Manifests: JSON Lines, CSV or TSV files whose rows name videos, windows of them, and metadata.
 
-Splits manifests into rows with their byte ranges, so that a worker reads only its own.
+Every row is known with its bytes in the file, so that a worker reads only the rows of its unit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from framescribe.shards.clip_index import IndexedClip, check_unit
 from framescribe.shards.kinds import path_of, split_extension
+from framescribe.shards.naming import IndexedClip, check_unit
 from framescribe.shards.rows import (
     ClipRow,
     check_chosen_columns,
@@ -43,6 +43,35 @@ _SAMPLE_BLOCKS, _SAMPLE_BLOCK_BYTES = 16, 64 << 10
 _MAX_SHOWN_PROBLEMS = 20
 
 
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row before its columns are checked.
+
+    Attributes:
+        line: number of its first line in the file (or in the slice that was read), from 1.
+        values: column -> value; None where the row cannot be read, and then `problem` says why.
+        content: hash of its bytes.
+        start, stop: its bytes in the file.
+    """
+
+    line: int
+    values: dict[str, object] | None
+    problem: str
+    content: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _CsvHeader:
+    """The first record of a CSV file, and the byte and line after it."""
+
+    columns: tuple[str, ...]
+    delimiter: str
+    stop: int
+    line: int
+
+
 def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[IndexedClip]:
     """Checks every row of a manifest and yields their clips; a few of their videos are looked for.
 
@@ -54,7 +83,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
     problems: list[str] = []
     num_clips = 0
     protocols = {"file"}
-    for raw in iterate_table(store, manifest, 0, store.size(manifest), check_csv_header):
+    for raw in iterate_table(store, manifest, 0, store.size(manifest), _check_csv_header):
         try:
             clip = _index_row(raw, shard_id, name, store.config)
             _check_protocol(store.for_rows(manifest.uri), raw, protocols, name)
@@ -79,7 +108,7 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         ShardChanged: the manifest's lines are not those that were planned; found before the first clip.
     """
     manifest = store.locate(unit.shard)
-    rows = list(iterate_table(store, manifest, unit.byte_start, unit.byte_stop, check_csv_header))
+    rows = list(iterate_table(store, manifest, unit.byte_start, unit.byte_stop, _check_csv_header))
     name = strip_credentials(unit.shard)
     check_unit(unit, (store.config.columns_key + raw.content for raw in rows))
     parsed = [parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None]
@@ -88,21 +117,12 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     return read_videos(_refer(videos, unit, enumerate(parsed, start=unit.start + 1)))
 
 
-def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
-    """Yields the videos of rows all over a manifest: the whole of a small one, evenly spaced blocks of a larger."""
-    folder, size = folder_of(manifest.uri), store.size(manifest) or 0
-    for start in range(0, size, max(_SAMPLE_BLOCK_BYTES, size // _SAMPLE_BLOCKS)):
-        for raw in iterate_table(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
-            with suppress(InputError, VideoUnreadable):  # a block starts and ends in the middle of a row
-                yield resolve_uri(parse_row(raw.values or {}, "", store.config).video or "", folder)
-
-
 def iterate_table(
     store: Store,
     manifest: Location,
     start: int = 0,
     stop: int | None = None,
-    check_header: Callable[[CsvHeader, str, ReadConfig], None] | None = None,
+    check_header: Callable[[_CsvHeader, str, ReadConfig], None] | None = None,
 ) -> Iterator[RawRow]:
     """Yields the rows between two bytes of a JSON Lines, CSV or TSV file, whatever its columns are.
 
@@ -113,16 +133,25 @@ def iterate_table(
     name, max_bytes = strip_credentials(manifest.uri), store.config.max_sidecar_bytes
     with closing(open_shard(store, manifest, stop=stop, start=start, block_bytes=_PLAN_BLOCK_BYTES)) as stream:
         if extension in (".jsonl", ".ndjson"):
-            yield from iterate_json_rows(stream, name, start, stop, max_bytes)
+            yield from _iterate_json_rows(stream, name, start, stop, max_bytes)
             return
-        header = read_csv_header(stream, name, extension, store.config) if start == 0 else None
+        header = _read_csv_header(stream, name, extension, store.config) if start == 0 else None
     if header is None:
         with closing(open_shard(store, manifest, block_bytes=1 << 16)) as stream:
-            header = read_csv_header(stream, name, extension, store.config)
+            header = _read_csv_header(stream, name, extension, store.config)
     if check_header is not None:
         check_header(header, name, store.config)
     with closing(open_shard(store, manifest, stop, max(start, header.stop), _PLAN_BLOCK_BYTES)) as stream:
-        yield from iterate_csv_rows(stream, name, header, max(start, header.stop), stop, max_bytes)
+        yield from _iterate_csv_rows(stream, name, header, max(start, header.stop), stop, max_bytes)
+
+
+def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
+    """Yields the videos of rows all over a manifest: the whole of a small one, evenly spaced blocks of a larger."""
+    folder, size = folder_of(manifest.uri), store.size(manifest) or 0
+    for start in range(0, size, max(_SAMPLE_BLOCK_BYTES, size // _SAMPLE_BLOCKS)):
+        for raw in iterate_table(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
+            with suppress(InputError, VideoUnreadable):  # a block starts and ends in the middle of a row
+                yield resolve_uri(parse_row(raw.values or {}, "", store.config).video or "", folder)
 
 
 def _index_row(raw: RawRow, shard_id: str, name: str, config: ReadConfig) -> IndexedClip:
@@ -168,36 +197,7 @@ def _refer(
         yield ref, fetch
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row before its columns are checked.
-
-    Attributes:
-        line: number of its first line in the file (or in the slice that was read), from 1.
-        values: column -> value; None where the row cannot be read, and then `problem` says why.
-        content: hash of its bytes.
-        start, stop: its bytes in the file.
-    """
-
-    line: int
-    values: dict[str, object] | None
-    problem: str
-    content: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class CsvHeader:
-    """The first record of a CSV file, and the byte and line after it."""
-
-    columns: tuple[str, ...]
-    delimiter: str
-    stop: int
-    line: int
-
-
-def iterate_json_rows(stream: ByteStream, name: str, start: int, stop: int | None, max_bytes: int) -> Iterator[RawRow]:
+def _iterate_json_rows(stream: ByteStream, name: str, start: int, stop: int | None, max_bytes: int) -> Iterator[RawRow]:
     """Yields the rows of a JSON Lines file; blank lines are passed over."""
     position = start
     for number, line in enumerate(_iterate_lines(stream, name, start, stop, max_bytes), start=1):
@@ -207,7 +207,7 @@ def iterate_json_rows(stream: ByteStream, name: str, start: int, stop: int | Non
             yield RawRow(number, values, problem, _hash(line), row_start, position)
 
 
-def read_csv_header(stream: ByteStream, name: str, extension: str, config: ReadConfig) -> CsvHeader:
+def _read_csv_header(stream: ByteStream, name: str, extension: str, config: ReadConfig) -> _CsvHeader:
     """Reads the header of a CSV (`,`) or TSV (tab) file from its beginning.
 
     Raises:
@@ -224,10 +224,10 @@ def read_csv_header(stream: ByteStream, name: str, extension: str, config: ReadC
     columns = [column.strip() for column in columns]
     if len(set(columns)) < len(columns):
         raise InputError(f"{name}:1: a column comes twice: {delimiter.join(columns)[:200]!a}")
-    return CsvHeader(tuple(columns), delimiter, lines.num_bytes, lines.num_lines)
+    return _CsvHeader(tuple(columns), delimiter, lines.num_bytes, lines.num_lines)
 
 
-def check_csv_header(header: CsvHeader, name: str, config: ReadConfig) -> None:
+def _check_csv_header(header: _CsvHeader, name: str, config: ReadConfig) -> None:
     """Checks that a header is that of a manifest.
 
     Raises:
@@ -239,8 +239,8 @@ def check_csv_header(header: CsvHeader, name: str, config: ReadConfig) -> None:
     check_chosen_columns(header.columns, f"{name}:1", config, enough=2)
 
 
-def iterate_csv_rows(
-    stream: ByteStream, name: str, header: CsvHeader, start: int, stop: int | None, max_bytes: int
+def _iterate_csv_rows(
+    stream: ByteStream, name: str, header: _CsvHeader, start: int, stop: int | None, max_bytes: int
 ) -> Iterator[RawRow]:
     """Yields the records of a CSV file from byte `start` on; a quoted value may hold line ends."""
     lines = _CountedLines(_iterate_lines(stream, name, start, stop, max_bytes))
@@ -282,7 +282,7 @@ class _CountedLines:
         return taken
 
 
-def _read_record(records: Iterator[list[str]], header: CsvHeader) -> tuple[dict[str, object] | None, str]:
+def _read_record(records: Iterator[list[str]], header: _CsvHeader) -> tuple[dict[str, object] | None, str]:
     """Returns the next record; an empty dictionary for a blank line, None with a problem, None at the end."""
     try:
         record = next(records)

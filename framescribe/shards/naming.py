@@ -1,7 +1,4 @@
-"""Gives every shard its readable id, unique in the run and the same on every machine.
-
-Clip ids, shard ids and unit ids: readable, unique, and the same on every machine.
-"""
+"""Readable ids of shards, clips and work units, unique in a run and the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,9 +10,12 @@ from dataclasses import dataclass
 
 from framescribe.shards.kinds import split_extension
 from framescribe.shards.listing import FoundFile
-from framescribe.storage.errors import InputError
+from framescribe.storage.errors import InputError, ShardChanged
 from framescribe.storage.redaction import clean_text, strip_credentials
-from schemas.records import InputKind
+from schemas.records import InputKind, WorkUnit
+
+_MAX_ID_CHARS = 240
+_MAX_SLUG_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,25 @@ class NamedShard:
     files: tuple[FoundFile, ...] = ()
     clip_ids: tuple[str, ...] = ()
     metadata: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedClip:
+    """One clip of a shard, in the shard's order.
+
+    Attributes:
+        where: the place a person finds it at: `shards/000.tar: 17.mp4`, `clips.jsonl:17`.
+        content: what the unit's id is made from: a clip that holds something else has another text here.
+        size_bytes: of the encoded video, 0 where only reading it would tell.
+        byte_start, byte_stop: of everything the clip needs from its shard; clips that share them stay in one unit.
+    """
+
+    clip_id: str
+    where: str
+    content: str
+    size_bytes: int = 0
+    byte_start: int = 0
+    byte_stop: int = 0
 
 
 def name_shards(files: Sequence[FoundFile]) -> list[NamedShard]:
@@ -68,6 +87,57 @@ def name_shards(files: Sequence[FoundFile]) -> list[NamedShard]:
             folders[file.root].append((file, name))
     shards.extend(_name_folder(root, _label(root, depths[root]), named) for root, named in folders.items())
     return sorted(shards, key=lambda shard: shard.shard_id)
+
+
+def clean_id(raw: str) -> str:
+    """Returns an id without control characters, `..` components and leading slashes, at most 240 characters long.
+
+    Ids come from data and are never used as paths. An id that had to be altered ends in a hash of the original, so
+    that two different ids never become one.
+    """
+    cleaned = clean_text(raw).strip()
+    cleaned = "/".join("__" if part == ".." else part for part in cleaned.split("/") if part not in ("", "."))
+    if cleaned and cleaned == raw and len(cleaned) <= _MAX_ID_CHARS:
+        return cleaned
+    return f"{cleaned[: _MAX_ID_CHARS - 13] or 'clip'}-{_hash(raw)[:12]}"
+
+
+def window_suffix(start_s: float | None, end_s: float | None) -> str:
+    """Returns `@30-60` for a window of a video, `@30-` for one up to its end, and nothing for the whole video."""
+    if start_s is None and end_s is None:
+        return ""
+    return f"@{_format_seconds(start_s or 0.0)}-{'' if end_s is None else _format_seconds(end_s)}"
+
+
+def make_unit_id(shard_id: str, start: int, stop: int, contents: Iterable[str]) -> str:
+    """Returns the id of a slice of a shard, fit for a file name.
+
+    `contents` says what the slice holds (clip ids, sizes): a slice that holds something else is another unit, so that
+    the finished work of one is never taken for the other's.
+    """
+    digest = hashlib.sha256(shard_id.encode("utf-8", "surrogatepass"))
+    for content in contents:
+        digest.update(b"\0" + content.encode("utf-8", "surrogatepass"))
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", shard_id.rpartition("/")[2])[:_MAX_SLUG_CHARS].strip("-.") or "shard"
+    return f"{slug}-{digest.hexdigest()[:10]}-{start:06d}-{stop:06d}"
+
+
+def check_unit(unit: WorkUnit, contents: Iterable[str]) -> None:
+    """Compares what a unit's slice holds now with what it held when the work was planned.
+
+    Raises:
+        ShardChanged: it is not the same.
+    """
+    if make_unit_id(unit.shard_id, unit.start, unit.stop, contents) != unit.unit_id:
+        raise ShardChanged(
+            f"{strip_credentials(unit.shard)} changed after the work was planned: clips {unit.start} to {unit.stop} "
+            "are not the ones that were there; leave shards alone during a run, and run again"
+        )
+
+
+def hash_id(clip_id: str) -> int:
+    """Returns 64 bits of a hash of a clip id, to look for duplicates among millions."""
+    return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _name_folder(root: str, label: str, named: list[tuple[FoundFile, str]]) -> NamedShard:
@@ -115,51 +185,9 @@ def _parts(root: str) -> list[str]:
     return [part for part in rest.split("/") if part] or [scheme or "root"]
 
 
-MAX_ID_CHARS = 240
-_MAX_SLUG_CHARS = 60
-
-
-def clean_id(raw: str) -> str:
-    """Returns an id without control characters, `..` components and leading slashes, at most 240 characters long.
-
-    Ids come from data and are never used as paths. An id that had to be altered ends in a hash of the original, so
-    that two different ids never become one.
-    """
-    cleaned = clean_text(raw).strip()
-    cleaned = "/".join("__" if part == ".." else part for part in cleaned.split("/") if part not in ("", "."))
-    if cleaned and cleaned == raw and len(cleaned) <= MAX_ID_CHARS:
-        return cleaned
-    return f"{cleaned[: MAX_ID_CHARS - 13] or 'clip'}-{_hash(raw)[:12]}"
-
-
-def format_seconds(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     """Returns seconds plainly, to the millisecond: `30`, `2.5`."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
-
-
-def window_suffix(start_s: float | None, end_s: float | None) -> str:
-    """Returns `@30-60` for a window of a video, `@30-` for one up to its end, and nothing for the whole video."""
-    if start_s is None and end_s is None:
-        return ""
-    return f"@{format_seconds(start_s or 0.0)}-{'' if end_s is None else format_seconds(end_s)}"
-
-
-def make_unit_id(shard_id: str, start: int, stop: int, contents: Iterable[str]) -> str:
-    """Returns the id of a slice of a shard, fit for a file name.
-
-    `contents` says what the slice holds (clip ids, sizes): a slice that holds something else is another unit, so that
-    the finished work of one is never taken for the other's.
-    """
-    digest = hashlib.sha256(shard_id.encode("utf-8", "surrogatepass"))
-    for content in contents:
-        digest.update(b"\0" + content.encode("utf-8", "surrogatepass"))
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", shard_id.rpartition("/")[2])[:_MAX_SLUG_CHARS].strip("-.") or "shard"
-    return f"{slug}-{digest.hexdigest()[:10]}-{start:06d}-{stop:06d}"
-
-
-def hash_id(clip_id: str) -> int:
-    """Returns 64 bits of a hash of a clip id, to look for duplicates among millions."""
-    return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _hash(raw: str) -> str:

@@ -1,7 +1,4 @@
-"""Parquet shards: a column of encoded videos or of their URIs, every other column without bytes is metadata.
-
-Reads rows of Parquet files, and says which file it was when one is damaged.
-"""
+"""Parquet shards: a column of encoded videos or of their URIs; every other column without bytes is metadata."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framescribe.shards.clip_index import IndexedClip, check_unit
-from framescribe.shards.naming import clean_id, window_suffix
+from framescribe.shards.naming import IndexedClip, check_unit, clean_id, window_suffix
 from framescribe.shards.parquet_columns import (
     addresses_not_read,
     find_video_column,
@@ -56,6 +52,32 @@ _IDS_AT_ONCE = 4096
 _LOOKED_AT = 4096
 # Rows of addresses are small; of larger ones not even the first is read to see whether they hold bytes.
 _SMALL_ROW_BYTES, _LOOKED_INTO = 64 << 10, 16
+_Left = TypeVar("_Left")
+_Right = TypeVar("_Right")
+_BLOCK_BYTES = 1 << 20  # columns are read in larger pieces than this; it serves the footer and small pages
+
+
+@dataclass(frozen=True, slots=True)
+class _RowGroup:
+    """Rows [start, stop) that are stored together; `row_bytes` is their mean size, nearly all of it video."""
+
+    start: int
+    stop: int
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetShard:
+    """An open Parquet file with its name for messages."""
+
+    name: str
+    file: pq.ParquetFile
+    schema: pa.Schema
+    num_rows: int
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
 
 
 def index_parquet(store: Store, location: Location, shard_id: str, named: bool = True) -> Iterator[IndexedClip]:
@@ -74,7 +96,7 @@ def index_parquet(store: Store, location: Location, shard_id: str, named: bool =
     """
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name, only_bytes=not named)
-        names_videos = _names_videos(shard, column, groups := list_row_groups(shard))
+        names_videos = _names_videos(shard, column, groups := _list_row_groups(shard))
         if names_videos and not named:
             raise NoVideos(addresses_not_read(shard.name, column))
         check_window_columns(shard.schema.names, shard.name, store.config)
@@ -84,7 +106,7 @@ def index_parquet(store: Store, location: Location, shard_id: str, named: bool =
         content = _content_of(store, location, column)
         group_of_row = (group for group in groups for _ in range(group.stop - group.start))
         ids = _iterate_ids(store, shard, shard_id, 0, shard.num_rows)
-        for number, (clip_id, group) in enumerate(pair_rows(ids, group_of_row, shard.name)):
+        for number, (clip_id, group) in enumerate(_pair_rows(ids, group_of_row, shard.name)):
             where = f"{shard.name}: row {number}"
             yield IndexedClip(clip_id, where, f"{content} {clip_id}", group.row_bytes, group.start, group.stop)
         if names_videos:
@@ -108,6 +130,42 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         yield from read_videos(_refer(store, videos, unit, shard, column, ids))
 
 
+def open_parquet(store: Store, shard: Location) -> ParquetShard:
+    """Opens a shard and reads its footer.
+
+    Raises:
+        InputError: it is damaged, or no Parquet file at all.
+    """
+    name = strip_credentials(shard.uri)
+    stream = open_shard(store, shard, block_bytes=_BLOCK_BYTES)
+    with _damage_named(name):
+        file = pq.ParquetFile(cast(Any, stream))  # Any: pyarrow takes any readable object
+        return ParquetShard(name, file, file.schema_arrow, file.metadata.num_rows)
+
+
+def iterate_rows(
+    shard: ParquetShard, columns: list[str], start: int, stop: int, rows_at_once: int
+) -> Iterator[tuple[int, Mapping[str, Any]]]:  # Any: whatever the columns hold
+    """Yields number and values of the rows [start, stop); reads only the row groups that hold them.
+
+    Raises:
+        InputError: the data is damaged.
+    """
+    groups = _list_row_groups(shard)
+    wanted = [number for number, group in enumerate(groups) if group.start < stop and group.stop > start]
+    row = groups[wanted[0]].start if wanted else 0
+    with _damage_named(shard.name):
+        batches = shard.file.iter_batches(batch_size=rows_at_once, row_groups=wanted, columns=columns)
+    while True:
+        with _damage_named(shard.name):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            values = batch.slice(max(0, start - row), max(0, stop - max(row, start))).to_pylist()
+        yield from enumerate(values, start=max(row, start))
+        row += batch.num_rows
+
+
 def _list_videos(shard: ParquetShard, column: str, unit: WorkUnit) -> list[str]:
     """Returns what the rows of a unit name, where the shard holds names alone."""
     if not is_text(shard.schema.field(column).type):
@@ -116,7 +174,7 @@ def _list_videos(shard: ParquetShard, column: str, unit: WorkUnit) -> list[str]:
     return [str(values[column]) for _, values in rows if values[column] is not None]
 
 
-def _names_videos(shard: ParquetShard, column: str, groups: Sequence[RowGroup]) -> bool:
+def _names_videos(shard: ParquetShard, column: str, groups: Sequence[_RowGroup]) -> bool:
     """Returns whether a column holds addresses: texts, or Hugging Face's structs without bytes in the first rows."""
     kind = shard.schema.field(column).type
     if is_text(kind) or not is_media(kind) or not groups or groups[0].row_bytes > _SMALL_ROW_BYTES:
@@ -162,7 +220,7 @@ def _refer(
     own = own_columns_of(store.config) | {column}
     columns = [column, *list_metadata_columns(shard.schema, own), *(name for name in own if name in shard.schema.names)]
     rows = iterate_rows(shard, [*dict.fromkeys(columns)], unit.start, unit.stop, _VIDEOS_AT_ONCE)
-    for clip_id, (number, values) in pair_rows(ids, rows, shard.name):
+    for clip_id, (number, values) in _pair_rows(ids, rows, shard.name):
         source, fetch = _prepare_cell(store, videos, unit, values[column])
         start_s, end_s = parse_window(values, f"{shard.name}: row {number}", store.config)
         ref = ClipRef(
@@ -211,90 +269,26 @@ def _take_video(store: Store, video: bytes | None) -> bytes:
     return video
 
 
-_Left = TypeVar("_Left")
-_Right = TypeVar("_Right")
-_BLOCK_BYTES = 1 << 20  # columns are read in larger pieces than this; it serves the footer and small pages
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """Rows [start, stop) that are stored together; `row_bytes` is their mean size, nearly all of it video."""
-
-    start: int
-    stop: int
-    row_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetShard:
-    """An open Parquet file with its name for messages."""
-
-    name: str
-    file: pq.ParquetFile
-    schema: pa.Schema
-    num_rows: int
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
-
-
-def open_parquet(store: Store, shard: Location) -> ParquetShard:
-    """Opens a shard and reads its footer.
-
-    Raises:
-        InputError: it is damaged, or no Parquet file at all.
-    """
-    name = strip_credentials(shard.uri)
-    stream = open_shard(store, shard, block_bytes=_BLOCK_BYTES)
-    with _damage_named(name):
-        file = pq.ParquetFile(cast(Any, stream))  # Any: pyarrow takes any readable object
-        return ParquetShard(name, file, file.schema_arrow, file.metadata.num_rows)
-
-
-def list_row_groups(shard: ParquetShard) -> list[RowGroup]:
+def _list_row_groups(shard: ParquetShard) -> list[_RowGroup]:
     """Returns the row groups in order.
 
     Raises:
         InputError: the footer contradicts itself.
     """
-    groups: list[RowGroup] = []
+    groups: list[_RowGroup] = []
     with _damage_named(shard.name):
         for number in range(shard.file.metadata.num_row_groups):
             group = shard.file.metadata.row_group(number)
             start = groups[-1].stop if groups else 0
             # Not the video column's own size: pyarrow 25 aborts the process over a column chunk it cannot make out.
             row_bytes = max(0, group.total_byte_size) // max(1, group.num_rows)
-            groups.append(RowGroup(start, start + group.num_rows, row_bytes))
+            groups.append(_RowGroup(start, start + group.num_rows, row_bytes))
     if any(group.stop < group.start for group in groups) or (groups[-1].stop if groups else 0) != shard.num_rows:
         raise _contradiction(shard.name)
     return groups
 
 
-def iterate_rows(
-    shard: ParquetShard, columns: list[str], start: int, stop: int, rows_at_once: int
-) -> Iterator[tuple[int, Mapping[str, Any]]]:  # Any: whatever the columns hold
-    """Yields number and values of the rows [start, stop); reads only the row groups that hold them.
-
-    Raises:
-        InputError: the data is damaged.
-    """
-    groups = list_row_groups(shard)
-    wanted = [number for number, group in enumerate(groups) if group.start < stop and group.stop > start]
-    row = groups[wanted[0]].start if wanted else 0
-    with _damage_named(shard.name):
-        batches = shard.file.iter_batches(batch_size=rows_at_once, row_groups=wanted, columns=columns)
-    while True:
-        with _damage_named(shard.name):
-            batch = next(batches, None)
-            if batch is None:
-                return
-            values = batch.slice(max(0, start - row), max(0, stop - max(row, start))).to_pylist()
-        yield from enumerate(values, start=max(row, start))
-        row += batch.num_rows
-
-
-def pair_rows(left: Iterable[_Left], right: Iterable[_Right], name: str) -> Iterator[tuple[_Left, _Right]]:
+def _pair_rows(left: Iterable[_Left], right: Iterable[_Right], name: str) -> Iterator[tuple[_Left, _Right]]:
     """Yields what belongs to the same rows of a shard.
 
     Raises:

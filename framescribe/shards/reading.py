@@ -1,7 +1,4 @@
-"""Reads the clips of a work unit, whatever its shard is.
-
-Cuts long videos into windows, each a clip of its own.
-"""
+"""Reads the clips of a work unit, whatever its shard is, and cuts long videos into windows, each a clip of its own."""
 
 from __future__ import annotations
 
@@ -26,6 +23,8 @@ _READERS = {
     InputKind.FILES: read_files,
     InputKind.MANIFEST: read_manifest,
 }
+_MAX_WINDOWS = 20_000  # a file that says it is years long is lying; decoding it says so
+MIN_WINDOW_S = 1.0  # a shorter window holds nothing worth a caption of its own
 
 
 def read_unit(
@@ -44,10 +43,6 @@ def read_unit(
         StoreUnavailable, StoreRefused, FileNotFoundError: the shard itself cannot be had, after all attempts.
     """
     return _READERS[unit.kind](Store(storage_options or {}, config or ReadConfig()), unit)
-
-
-_MAX_WINDOWS = 20_000  # a file that says it is years long is lying; decoding it says so
-MIN_WINDOW_S = 1.0  # a shorter window holds nothing worth a caption of its own
 
 
 def check_split_s(split_s: float) -> None:

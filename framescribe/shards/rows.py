@@ -1,7 +1,4 @@
-"""One row that names a clip: of a manifest, or of a Parquet shard.
-
-Turns sidecars and free columns into the metadata of a clip: one JSON object.
-"""
+"""Rows of manifests and Parquet shards: the clip that a row names, and its metadata as one JSON object."""
 
 from __future__ import annotations
 
@@ -35,6 +32,10 @@ _WINDOWS = frozenset(
     )
 )
 _CLOCK = re.compile(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+_DECODER = json.JSONDecoder(parse_constant=str)
+_MAX_NUMBERS = 64  # a longer list is an embedding: no words about the clip, but kilobytes in every row
+_MAX_DEPTH = 64  # deeper nesting is no metadata, and readers of our tables recurse, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,6 @@ class ClipRow:
     start_s: float | None
     end_s: float | None
     metadata: Mapping[str, object]
-
-
-def video_column_of(config: ReadConfig) -> str:
-    """Returns the column of a manifest that names the videos."""
-    return config.video_column or "video"
-
-
-def window_columns_of(config: ReadConfig) -> tuple[str, ...]:
-    """Returns the columns with the start and the end of a clip; none where every video is taken whole."""
-    return ("start_s", "end_s") if config.window_columns is None else config.window_columns
-
-
-def own_columns_of(config: ReadConfig) -> frozenset[str]:
-    """Returns the columns beside the video's that are no metadata."""
-    return frozenset({"clip_id", *window_columns_of(config)})
 
 
 def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> ClipRow:
@@ -89,6 +75,54 @@ def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> C
     own = own_columns_of(config)
     metadata = {key: value for key, value in values.items() if key not in own and key != column}
     return ClipRow(video.strip(), parse_clip_id(values, where), start_s, end_s, metadata)
+
+
+def default_clip_id(shard_id: str, row: ClipRow) -> str:
+    """Returns the id of a row without one: shard, path of the video without extension, and its window."""
+    assert row.video is not None
+    video = strip_credentials(row.video)
+    _, separator, rest = video.rpartition("://")
+    path = re.sub(r"^(\.{1,2}/)+", "", rest if separator else video)
+    return clean_id(f"{shard_id}/{split_extension(path)[0].strip('/')}{window_suffix(row.start_s, row.end_s)}")
+
+
+def parse_clip_id(values: Mapping[str, object], where: str) -> str | None:
+    """Returns the row's own id, cleaned, or None where it has none.
+
+    Raises:
+        InputError: it is neither text nor an integer.
+    """
+    clip_id = values.get("clip_id")
+    if clip_id is None or clip_id == "":
+        return None
+    if isinstance(clip_id, bool) or not isinstance(clip_id, (str, int)):
+        raise InputError(f"{where}: 'clip_id' is {_show(clip_id)}, wanted a text or an integer")
+    return clean_id(str(clip_id))
+
+
+def parse_window(values: Mapping[str, object], where: str, config: ReadConfig) -> tuple[float | None, float | None]:
+    """Returns start and end of a row's clip in seconds from the start of its video, None where absent.
+
+    Raises:
+        InputError: they are no numbers, negative, or the window is empty.
+    """
+    columns = _window_columns_of(config)
+    if not columns:
+        return None, None
+    start_s, end_s = (_parse_seconds(values, name, where) for name in columns)
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise InputError(f"{where}: the window from {start_s or 0.0} s to {end_s} s is empty")
+    return start_s, end_s
+
+
+def video_column_of(config: ReadConfig) -> str:
+    """Returns the column of a manifest that names the videos."""
+    return config.video_column or "video"
+
+
+def own_columns_of(config: ReadConfig) -> frozenset[str]:
+    """Returns the columns beside the video's that are no metadata."""
+    return frozenset({"clip_id", *_window_columns_of(config)})
 
 
 def column_missing(names: Collection[str], config: ReadConfig) -> str:
@@ -136,89 +170,6 @@ def looks_like_window(name: str) -> bool:
     return any(word in _BOUNDS for word in words) and all(word in _BOUNDS | _BESIDE_BOUNDS for word in words)
 
 
-def _split_bound(word: str) -> list[str]:
-    """Splits `starttime` and `endframe`, which are written without a line between their words."""
-    for bound in _BOUNDS:
-        if word.startswith(bound) and word[len(bound) :] in _BESIDE_BOUNDS:
-            return [bound, word[len(bound) :]]
-    return [word]
-
-
-def parse_clip_id(values: Mapping[str, object], where: str) -> str | None:
-    """Returns the row's own id, cleaned, or None where it has none.
-
-    Raises:
-        InputError: it is neither text nor an integer.
-    """
-    clip_id = values.get("clip_id")
-    if clip_id is None or clip_id == "":
-        return None
-    if isinstance(clip_id, bool) or not isinstance(clip_id, (str, int)):
-        raise InputError(f"{where}: 'clip_id' is {_show(clip_id)}, wanted a text or an integer")
-    return clean_id(str(clip_id))
-
-
-def parse_window(values: Mapping[str, object], where: str, config: ReadConfig) -> tuple[float | None, float | None]:
-    """Returns start and end of a row's clip in seconds from the start of its video, None where absent.
-
-    Raises:
-        InputError: they are no numbers, negative, or the window is empty.
-    """
-    columns = window_columns_of(config)
-    if not columns:
-        return None, None
-    start_s, end_s = (_parse_seconds(values, name, where) for name in columns)
-    if end_s is not None and end_s <= (start_s or 0.0):
-        raise InputError(f"{where}: the window from {start_s or 0.0} s to {end_s} s is empty")
-    return start_s, end_s
-
-
-def default_clip_id(shard_id: str, row: ClipRow) -> str:
-    """Returns the id of a row without one: shard, path of the video without extension, and its window."""
-    assert row.video is not None
-    video = strip_credentials(row.video)
-    _, separator, rest = video.rpartition("://")
-    path = re.sub(r"^(\.{1,2}/)+", "", rest if separator else video)
-    return clean_id(f"{shard_id}/{split_extension(path)[0].strip('/')}{window_suffix(row.start_s, row.end_s)}")
-
-
-def _parse_seconds(values: Mapping[str, object], name: str, where: str) -> float | None:
-    value = values.get(name)
-    if value is None or value == "":
-        return None
-    seconds = _read_seconds(value)
-    if not (math.isfinite(seconds) and 0 <= seconds < 1e9):
-        raise InputError(
-            f"{where}: {name!r} is {_show(value)}, wanted seconds from the video's start, such as 12.5 or 0:00:12.5"
-        )
-    return seconds
-
-
-def _read_seconds(value: object) -> float:
-    """Returns the seconds that a number, a text or a duration says, NaN where it says none."""
-    if isinstance(value, dt.timedelta):
-        return value.total_seconds()
-    clock = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
-    if clock:
-        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
-    try:
-        return float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        return math.nan
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "missing"
-    return ascii(strip_credentials(value)[:80]) if isinstance(value, str) else ascii(value)[:80]
-
-
-JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
-_DECODER = json.JSONDecoder(parse_constant=str)
-_MAX_NUMBERS = 64  # a longer list is an embedding: no words about the clip, but kilobytes in every row
-_MAX_DEPTH = 64  # deeper nesting is no metadata, and readers of our tables recurse, too
-
-
 def merge_sidecars(sidecars: Mapping[str, bytes]) -> dict[str, JsonValue]:
     """Returns the metadata in sidecars, given as extension (`json`, `txt`, `info.json`) -> content.
 
@@ -255,20 +206,6 @@ def shorten_numbers(value: object) -> object:
     return [shorten_numbers(inner) for inner in value]
 
 
-def _make_plain(value: object) -> JsonValue:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, (dt.datetime, dt.date, dt.time)):
-        return value.isoformat()
-    if isinstance(value, (decimal.Decimal, dt.timedelta)):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _make_plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_make_plain(inner) for inner in value]
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
 def parse_json(text: str) -> JsonValue:
     """Parses JSON strictly: NaN and infinity become texts.
 
@@ -281,6 +218,64 @@ def parse_json(text: str) -> JsonValue:
         raise ValueError("nested too deep") from None
     _check_depth(value, _MAX_DEPTH)
     return value
+
+
+def _window_columns_of(config: ReadConfig) -> tuple[str, ...]:
+    """Returns the columns with the start and the end of a clip; none where every video is taken whole."""
+    return ("start_s", "end_s") if config.window_columns is None else config.window_columns
+
+
+def _split_bound(word: str) -> list[str]:
+    """Splits `starttime` and `endframe`, which are written without a line between their words."""
+    for bound in _BOUNDS:
+        if word.startswith(bound) and word[len(bound) :] in _BESIDE_BOUNDS:
+            return [bound, word[len(bound) :]]
+    return [word]
+
+
+def _parse_seconds(values: Mapping[str, object], name: str, where: str) -> float | None:
+    value = values.get(name)
+    if value is None or value == "":
+        return None
+    seconds = _read_seconds(value)
+    if not (math.isfinite(seconds) and 0 <= seconds < 1e9):
+        raise InputError(
+            f"{where}: {name!r} is {_show(value)}, wanted seconds from the video's start, such as 12.5 or 0:00:12.5"
+        )
+    return seconds
+
+
+def _read_seconds(value: object) -> float:
+    """Returns the seconds that a number, a text or a duration says, NaN where it says none."""
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    clock = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
+    if clock:
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    try:
+        return float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "missing"
+    return ascii(strip_credentials(value)[:80]) if isinstance(value, str) else ascii(value)[:80]
+
+
+def _make_plain(value: object) -> JsonValue:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, (decimal.Decimal, dt.timedelta)):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _make_plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_make_plain(inner) for inner in value]
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def _check_depth(value: JsonValue, levels_left: int) -> None:

@@ -1,9 +1,7 @@
-"""Reads the headers of a tar archive: ustar, PAX and GNU long names.
+"""Reads tar archives forwards: their headers (ustar, PAX, GNU long names), and the stream of a compressed one.
 
-Not Python's `tarfile`: it ends silently at a damaged header, keeps every member in memory, and the versions that many
-of our Pythons carry can be made to loop for ever by a negative size (CVE-2025-8194).
-
-The decompressed stream of a compressed tar, guarded against damage and bombs.
+Not by Python's `tarfile`: it ends silently at a damaged header, keeps every member in memory, and the versions that
+many Pythons still carry can be made to loop for ever by a negative size (CVE-2025-8194).
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from typing import BinaryIO, cast
 from framescribe.storage.errors import InputError
 from framescribe.storage.ranged_file import ByteStream
 
-BLOCK_BYTES = 512
-_ZERO_BLOCK = bytes(BLOCK_BYTES)
+_BLOCK_BYTES = 512
+_ZERO_BLOCK = bytes(_BLOCK_BYTES)
 _NO_OCTAL = re.compile(rb"[89]")
 _MAX_EXTENSION_BYTES = 1 << 20  # long names and PAX records; the longest real path has 4 KiB
 _MAX_EXTENSIONS = 16  # extension headers before one member
@@ -40,6 +38,11 @@ _KINDS = {
     ord("6"): "pipe",
     _SPARSE: "sparse file",
 }
+_OPENERS: dict[str, Callable[..., object]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+# Encoded video does not shrink. Text sidecars do, but never make up a shard.
+_MAX_GROWTH = 50
+_FREE_BYTES = 64 << 20
+_STEP_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,6 @@ class TarMember:
     size: int
     stop: int
     unusual: str | None = None
-
-
-@dataclass(slots=True)
-class _Extensions:
-    """What extension headers said about the member that follows them."""
-
-    name: str | None = None
-    size: int | None = None
-    is_sparse: bool = False
-    count: int = 0
 
 
 def iterate_members(stream: ByteStream, shard: str, start: int, stop: int | None) -> Iterator[TarMember]:
@@ -105,155 +98,6 @@ def iterate_members(stream: ByteStream, shard: str, start: int, stop: int | None
         position = first = member.stop
         extensions = _Extensions()
     _check_complete(extensions, shard, position)
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    name: str
-    size: int
-    kind: int
-    continues: bool  # GNU sparse only: a block with more of the map follows
-
-
-def _read_at(stream: ByteStream, position: int, shard: str) -> bytes:
-    if stream.seek(position) < position:
-        raise _truncated(shard, position)
-    return stream.read(BLOCK_BYTES)
-
-
-def _parse_header(block: bytes, shard: str, position: int) -> _Header:
-    problem = _find_damage(block)
-    if problem:
-        raise InputError(f"{shard}: no tar header at byte {position} ({problem}): it is damaged; copy it again")
-    name = _decode(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = f"{_decode(block[345:500])}/{name}"
-    return _Header(name, _parse_number(block[124:136]) or 0, block[156], block[482] != 0)
-
-
-def _find_damage(block: bytes) -> str | None:
-    if len(block) < BLOCK_BYTES:
-        return f"only {len(block)} bytes left"
-    recorded = _parse_number(block[148:156])
-    summed = block[:148] + b" " * 8 + block[156:]
-    if recorded != sum(summed) and recorded != sum(byte - 256 if byte > 127 else byte for byte in summed):
-        return "wrong checksum"
-    size = _parse_number(block[124:136])
-    if block[156] not in _WITHOUT_DATA and (size is None or size > _MAX_SIZE_BYTES):
-        return "impossible size"
-    return None
-
-
-def _parse_number(raw: bytes) -> int | None:
-    """Returns an octal or base-256 number of a header, None when it is negative or no number."""
-    if raw[0] == 0x80:
-        return int.from_bytes(raw[1:], "big")
-    text = raw.split(b"\0", 1)[0].strip()
-    if not text:
-        return 0
-    return int(text, 8) if text.isdigit() and not _NO_OCTAL.search(text) else None
-
-
-def _decode(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _skip_padding(stream: ByteStream, position: int) -> int | None:
-    """Returns where a further archive begins behind this one's end marker, or None when there is only padding."""
-    for number in range(1, _MAX_ZERO_BLOCKS):
-        candidate = position + number * BLOCK_BYTES
-        if stream.seek(candidate) < candidate:
-            return None
-        block = stream.read(BLOCK_BYTES)
-        if block != _ZERO_BLOCK:
-            return None if _find_damage(block) else candidate
-    return None
-
-
-def _check_complete(extensions: _Extensions, shard: str, position: int) -> None:
-    if extensions.count:
-        raise _truncated(shard, position)
-
-
-def _read_extension(stream: ByteStream, header: _Header, position: int, extensions: _Extensions, shard: str) -> int:
-    extensions.count += 1
-    if header.size > _MAX_EXTENSION_BYTES or extensions.count > _MAX_EXTENSIONS:
-        raise InputError(f"{shard}: extension header at byte {position} is over the limits: no sound archive")
-    content = stream.read(header.size)
-    if len(content) < header.size:
-        raise _truncated(shard, position)
-    if header.kind == _LONG_NAME:
-        extensions.name = _decode(content)
-    elif header.kind in (_PAX, _PAX_SOLARIS):
-        _apply_pax(content, extensions, shard, position)
-    return position + BLOCK_BYTES + _padded(header.size)
-
-
-def _apply_pax(content: bytes, extensions: _Extensions, shard: str, position: int) -> None:
-    for key, value in _split_pax(content, shard, position):
-        if key in (b"path", b"GNU.sparse.name"):
-            extensions.name = value.decode("utf-8", "surrogateescape")
-        elif key == b"size":
-            if not re.fullmatch(rb"[0-9]{1,18}", value):
-                raise InputError(f"{shard}: PAX header at byte {position} gives the size {value[:30]!r}: it is damaged")
-            extensions.size = int(value)
-        extensions.is_sparse |= key.startswith(b"GNU.sparse.")
-
-
-def _split_pax(content: bytes, shard: str, position: int) -> Iterator[tuple[bytes, bytes]]:
-    offset = 0
-    while offset < len(content) and content[offset]:
-        matched = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match(content, offset)
-        stop = offset + int(matched.group(1)) if matched else 0
-        if not matched or not matched.end() < stop <= len(content) or content[stop - 1 : stop] != b"\n":
-            raise InputError(f"{shard}: the PAX header at byte {position} is damaged; copy it again")
-        yield matched.group(2), content[matched.end() : stop - 1]
-        offset = stop
-
-
-def _make_member(
-    stream: ByteStream, header: _Header, extensions: _Extensions, first: int, position: int, shard: str
-) -> TarMember:
-    name = header.name if extensions.name is None else extensions.name
-    size = header.size if extensions.size is None else extensions.size
-    unusual = _KINDS.get(header.kind)
-    if unusual is None and name.endswith("/"):
-        unusual = "folder"  # how archives before ustar marked them
-    if header.kind in _WITHOUT_DATA:
-        size = 0
-    data_start = position + BLOCK_BYTES
-    if header.kind == _SPARSE:
-        data_start = _skip_sparse_map(stream, data_start, header.continues, shard)
-    if unusual is None and (extensions.is_sparse or header.kind not in _WITH_DATA | {_CONTIGUOUS}):
-        unusual = "sparse file" if extensions.is_sparse else "member of unknown type"
-    return TarMember(name, first, data_start, size, data_start + _padded(size), unusual)
-
-
-def _skip_sparse_map(stream: ByteStream, position: int, continues: bool, shard: str) -> int:
-    """Returns where the content starts behind the continuation blocks of an old GNU sparse header."""
-    while continues:
-        stream.seek(position)
-        block = stream.read(BLOCK_BYTES)
-        if len(block) < BLOCK_BYTES:
-            raise _truncated(shard, position)
-        continues = block[504] != 0
-        position += BLOCK_BYTES
-    return position
-
-
-def _padded(size: int) -> int:
-    return (size + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
-
-
-def _truncated(shard: str, position: int) -> InputError:
-    return InputError(f"{shard} ends before byte {position}, in the middle of a member: it is truncated; copy it again")
-
-
-_OPENERS: dict[str, Callable[..., object]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
-# Encoded video does not shrink. Text sidecars do, but never make up a shard.
-_MAX_GROWTH = 50
-_FREE_BYTES = 64 << 20
-_STEP_BYTES = 8 << 20
 
 
 class DecompressedStream:
@@ -305,3 +149,155 @@ class DecompressedStream:
                 "that is no shard of videos"
             )
         return piece
+
+
+@dataclass(slots=True)
+class _Extensions:
+    """What extension headers said about the member that follows them."""
+
+    name: str | None = None
+    size: int | None = None
+    is_sparse: bool = False
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: str
+    size: int
+    kind: int
+    continues: bool  # GNU sparse only: a block with more of the map follows
+
+
+def _read_at(stream: ByteStream, position: int, shard: str) -> bytes:
+    if stream.seek(position) < position:
+        raise _truncated(shard, position)
+    return stream.read(_BLOCK_BYTES)
+
+
+def _parse_header(block: bytes, shard: str, position: int) -> _Header:
+    problem = _find_damage(block)
+    if problem:
+        raise InputError(f"{shard}: no tar header at byte {position} ({problem}): it is damaged; copy it again")
+    name = _decode(block[:100])
+    if block[257:263] == b"ustar\0" and block[345]:
+        name = f"{_decode(block[345:500])}/{name}"
+    return _Header(name, _parse_number(block[124:136]) or 0, block[156], block[482] != 0)
+
+
+def _find_damage(block: bytes) -> str | None:
+    if len(block) < _BLOCK_BYTES:
+        return f"only {len(block)} bytes left"
+    recorded = _parse_number(block[148:156])
+    summed = block[:148] + b" " * 8 + block[156:]
+    if recorded != sum(summed) and recorded != sum(byte - 256 if byte > 127 else byte for byte in summed):
+        return "wrong checksum"
+    size = _parse_number(block[124:136])
+    if block[156] not in _WITHOUT_DATA and (size is None or size > _MAX_SIZE_BYTES):
+        return "impossible size"
+    return None
+
+
+def _parse_number(raw: bytes) -> int | None:
+    """Returns an octal or base-256 number of a header, None when it is negative or no number."""
+    if raw[0] == 0x80:
+        return int.from_bytes(raw[1:], "big")
+    text = raw.split(b"\0", 1)[0].strip()
+    if not text:
+        return 0
+    return int(text, 8) if text.isdigit() and not _NO_OCTAL.search(text) else None
+
+
+def _decode(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _skip_padding(stream: ByteStream, position: int) -> int | None:
+    """Returns where a further archive begins behind this one's end marker, or None when there is only padding."""
+    for number in range(1, _MAX_ZERO_BLOCKS):
+        candidate = position + number * _BLOCK_BYTES
+        if stream.seek(candidate) < candidate:
+            return None
+        block = stream.read(_BLOCK_BYTES)
+        if block != _ZERO_BLOCK:
+            return None if _find_damage(block) else candidate
+    return None
+
+
+def _check_complete(extensions: _Extensions, shard: str, position: int) -> None:
+    if extensions.count:
+        raise _truncated(shard, position)
+
+
+def _read_extension(stream: ByteStream, header: _Header, position: int, extensions: _Extensions, shard: str) -> int:
+    extensions.count += 1
+    if header.size > _MAX_EXTENSION_BYTES or extensions.count > _MAX_EXTENSIONS:
+        raise InputError(f"{shard}: extension header at byte {position} is over the limits: no sound archive")
+    content = stream.read(header.size)
+    if len(content) < header.size:
+        raise _truncated(shard, position)
+    if header.kind == _LONG_NAME:
+        extensions.name = _decode(content)
+    elif header.kind in (_PAX, _PAX_SOLARIS):
+        _apply_pax(content, extensions, shard, position)
+    return position + _BLOCK_BYTES + _padded(header.size)
+
+
+def _apply_pax(content: bytes, extensions: _Extensions, shard: str, position: int) -> None:
+    for key, value in _split_pax(content, shard, position):
+        if key in (b"path", b"GNU.sparse.name"):
+            extensions.name = value.decode("utf-8", "surrogateescape")
+        elif key == b"size":
+            if not re.fullmatch(rb"[0-9]{1,18}", value):
+                raise InputError(f"{shard}: PAX header at byte {position} gives the size {value[:30]!r}: it is damaged")
+            extensions.size = int(value)
+        extensions.is_sparse |= key.startswith(b"GNU.sparse.")
+
+
+def _split_pax(content: bytes, shard: str, position: int) -> Iterator[tuple[bytes, bytes]]:
+    offset = 0
+    while offset < len(content) and content[offset]:
+        matched = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match(content, offset)
+        stop = offset + int(matched.group(1)) if matched else 0
+        if not matched or not matched.end() < stop <= len(content) or content[stop - 1 : stop] != b"\n":
+            raise InputError(f"{shard}: the PAX header at byte {position} is damaged; copy it again")
+        yield matched.group(2), content[matched.end() : stop - 1]
+        offset = stop
+
+
+def _make_member(
+    stream: ByteStream, header: _Header, extensions: _Extensions, first: int, position: int, shard: str
+) -> TarMember:
+    name = header.name if extensions.name is None else extensions.name
+    size = header.size if extensions.size is None else extensions.size
+    unusual = _KINDS.get(header.kind)
+    if unusual is None and name.endswith("/"):
+        unusual = "folder"  # how archives before ustar marked them
+    if header.kind in _WITHOUT_DATA:
+        size = 0
+    data_start = position + _BLOCK_BYTES
+    if header.kind == _SPARSE:
+        data_start = _skip_sparse_map(stream, data_start, header.continues, shard)
+    if unusual is None and (extensions.is_sparse or header.kind not in _WITH_DATA | {_CONTIGUOUS}):
+        unusual = "sparse file" if extensions.is_sparse else "member of unknown type"
+    return TarMember(name, first, data_start, size, data_start + _padded(size), unusual)
+
+
+def _skip_sparse_map(stream: ByteStream, position: int, continues: bool, shard: str) -> int:
+    """Returns where the content starts behind the continuation blocks of an old GNU sparse header."""
+    while continues:
+        stream.seek(position)
+        block = stream.read(_BLOCK_BYTES)
+        if len(block) < _BLOCK_BYTES:
+            raise _truncated(shard, position)
+        continues = block[504] != 0
+        position += _BLOCK_BYTES
+    return position
+
+
+def _padded(size: int) -> int:
+    return (size + _BLOCK_BYTES - 1) // _BLOCK_BYTES * _BLOCK_BYTES
+
+
+def _truncated(shard: str, position: int) -> InputError:
+    return InputError(f"{shard} ends before byte {position}, in the middle of a member: it is truncated; copy it again")

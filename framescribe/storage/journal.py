@@ -28,7 +28,6 @@ from schemas.records import WorkUnit
 from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 
 Settings = Mapping[str, Any]  # JSON: the settings of other modules, nested as they like
-
 _PLAN_SCHEMA = pa.schema(
     [
         ("unit_id", pa.string()),
@@ -39,8 +38,6 @@ _PLAN_SCHEMA = pa.schema(
         ("sources", pa.list_(pa.struct([("uri", pa.string()), ("version", pa.string())]))),
     ]
 )
-
-
 _MAX_TRIES = 20
 
 
@@ -191,6 +188,17 @@ def read_plan(store: OutputStore) -> list[PlannedUnit]:
     return sorted((unit for units in newest.values() for unit in units), key=lambda unit: unit.unit_id)
 
 
+def list_sources(unit: WorkUnit) -> tuple[Source, ...]:
+    """Returns the files of a unit with their versions, of which what a table beside a video says of it is a part."""
+    uris = unit.files or (unit.shard,)
+    versions = unit.versions or ("",) * len(uris)
+    tables = unit.metadata or ("{}",) * len(uris)
+    return tuple(
+        Source(strip_credentials(uri), version if about == "{}" else f"{version} metadata {_digest(about)}".strip())
+        for uri, version, about in zip(uris, versions, tables, strict=True)
+    )
+
+
 def list_done_units(store: OutputStore) -> list[str]:
     """Returns the sorted ids of the units whose part is committed."""
     return sorted(list_parts(store))
@@ -317,17 +325,6 @@ def _check_format(store: OutputStore, name: str, written_in: int, versions: Mapp
 def _run_to_json(run: RunRecord) -> bytes:
     content = {one.name: getattr(run, one.name) for one in fields(run)}
     return _to_json({"format": OUTPUT_FORMAT, **content})
-
-
-def list_sources(unit: WorkUnit) -> tuple[Source, ...]:
-    """Returns the files of a unit with their versions, of which what a table beside a video says of it is a part."""
-    uris = unit.files or (unit.shard,)
-    versions = unit.versions or ("",) * len(uris)
-    tables = unit.metadata or ("{}",) * len(uris)
-    return tuple(
-        Source(strip_credentials(uri), version if about == "{}" else f"{version} metadata {_digest(about)}".strip())
-        for uri, version, about in zip(uris, versions, tables, strict=True)
-    )
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,4 @@
-"""One OUTPUT folder, on a local disk or in any store that fsspec knows.
-
-Where everything lies under OUTPUT; names are relative to it.
-"""
+"""One output folder, on a local disk or in any store that fsspec knows, and the names of what lies in it."""
 
 from __future__ import annotations
 
@@ -43,6 +40,17 @@ from framescribe.storage.retries import Result, RetryPolicy, StoreError, retry_p
 
 # A turn is a few renames, or requests; one that lasts longer than this is held by a process that is suspended.
 TURN_PATIENCE_S = 60.0
+JOURNAL_FOLDER = "_framescribe"
+RUN_FILE = f"{JOURNAL_FOLDER}/run.json"
+PLAN_FOLDER = f"{JOURNAL_FOLDER}/plan"
+PARTS_FOLDER = f"{JOURNAL_FOLDER}/parts"
+TURN_FILE = f"{JOURNAL_FOLDER}/locks/turn"
+REPLACE_FILE = f"{JOURNAL_FOLDER}/locks/replace"
+PROBE_PREFIX = f"{JOURNAL_FOLDER}/locks/probe-"
+SET_ASIDE_FOLDER = f"{JOURNAL_FOLDER}/set_aside"  # laid out like an output of its own, so that it can be read as one
+CARD_FILE = "README.md"
+SUCCESS_FILE = "_SUCCESS"
+_PARQUET = ".parquet"
 
 
 def open_output(output: str, storage_options: StorageOptions | None = None) -> OutputStore:
@@ -323,26 +331,6 @@ class OutputStore:
         return folder
 
 
-@contextlib.contextmanager
-def _system_scratch_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="framescribe-") as folder:
-        yield Path(folder)
-
-
-JOURNAL_FOLDER = "_framescribe"
-RUN_FILE = f"{JOURNAL_FOLDER}/run.json"
-PLAN_FOLDER = f"{JOURNAL_FOLDER}/plan"
-PARTS_FOLDER = f"{JOURNAL_FOLDER}/parts"
-TURN_FILE = f"{JOURNAL_FOLDER}/locks/turn"
-REPLACE_FILE = f"{JOURNAL_FOLDER}/locks/replace"
-PROBE_PREFIX = f"{JOURNAL_FOLDER}/locks/probe-"
-SET_ASIDE_FOLDER = f"{JOURNAL_FOLDER}/set_aside"  # laid out like an output of its own, so that it can be read as one
-CARD_FILE = "README.md"
-SUCCESS_FILE = "_SUCCESS"
-
-_PARQUET = ".parquet"
-
-
 def part_name(unit_id: str) -> str:
     """Returns the name of a unit's part.
 
@@ -358,3 +346,9 @@ def part_name(unit_id: str) -> str:
 def unit_of_part(file_name: str) -> str | None:
     """Returns the unit id that a file in the folder of parts belongs to, or None for a foreign file."""
     return file_name.removesuffix(_PARQUET) if file_name.endswith(_PARQUET) else None
+
+
+@contextlib.contextmanager
+def _system_scratch_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="framescribe-") as folder:
+        yield Path(folder)

@@ -1,7 +1,4 @@
-"""Takes credentials out of URIs and texts before they reach rows, logs or messages.
-
-Characters that do harm where names are shown: terminal escapes, line separators, marks that reorder text.
-"""
+"""Takes credentials out of URIs and messages, and out of names the characters that do harm where they are shown."""
 
 from __future__ import annotations
 
@@ -16,6 +13,12 @@ _NEXT_LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")  # not the `::` of
 _SCHEME_AND_REST = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
 _SECRET_PARAMETER = re.compile(r"[?&][^=&]*(sig|token|secret|key|pass|credential|auth|policy|expires)[^=&]*=", re.I)
 _MIN_SECRET_CHARS = 5  # shorter option values ("true", "anon") are no secrets, and would blank out half a message
+# A fixed list, not Unicode's categories: those grow with each Python, and ids have to stay the same. Surrogates stand
+# for bytes that are no UTF-8, and cannot be written to a table.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def strip_credentials(uri: str) -> str:
@@ -51,6 +54,16 @@ def secrets_in(uri: str) -> tuple[str, ...]:
         found += [query, *(part.rpartition("=")[2] for part in re.split("[&;#]", query))]
     ways = (way for text in found for way in (text, unquote(text), unquote_plus(text), quote(unquote(text), safe="")))
     return _longest_first(ways)
+
+
+def clean_text(raw: str) -> str:
+    """Returns a text from the data, fit to be shown: unprintable characters become `_`."""
+    return _UNPRINTABLE.sub("_", raw)
+
+
+def escape_json(text: str) -> str:
+    """Returns JSON text with its unprintable characters written as JSON's own escapes; it still means the same."""
+    return _UNPRINTABLE.sub(lambda match: json.dumps(match.group())[1:-1], text)
 
 
 def _longest_first(texts: Iterable[str]) -> tuple[str, ...]:
@@ -93,21 +106,3 @@ def _strip_link(link: str) -> str:
     elif _SECRET_PARAMETER.search(rest):
         rest = rest.split("?", 1)[0]
     return f"{scheme}://{rest}"
-
-
-# A fixed list, not Unicode's categories: those grow with each Python, and ids have to stay the same. Surrogates stand
-# for bytes that are no UTF-8, and cannot be written to a table.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def clean_text(raw: str) -> str:
-    """Returns a text from the data, fit to be shown: unprintable characters become `_`."""
-    return _UNPRINTABLE.sub("_", raw)
-
-
-def escape_json(text: str) -> str:
-    """Returns JSON text with its unprintable characters written as JSON's own escapes; it still means the same."""
-    return _UNPRINTABLE.sub(lambda match: json.dumps(match.group())[1:-1], text)
