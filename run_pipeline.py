@@ -1,4 +1,4 @@
-"""FrameScribe's command line: `annotate`, `plan` and `publish`."""
+"""FrameScribe's command line: `annotate`, `plan`, `publish` and `export`."""
 
 from __future__ import annotations
 

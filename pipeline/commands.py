@@ -13,6 +13,9 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.errors import CheckpointError, EngineBroken
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
+from framescribe.publish.decisions import DecisionsError
+from framescribe.publish.export import CannotExport, ExportConfig, describe_export, export
+from framescribe.publish.export_rows import KINDS, Selection
 from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
 from framescribe.recipes import Recipe, RecipeError, load_recipe
@@ -35,9 +38,11 @@ from transforms.worker import WorkerConfig
 
 USER_ERRORS = (
     AddressError,
+    CannotExport,
     CannotStart,
     CheckpointError,
     DamagedRunError,
+    DecisionsError,
     EngineBroken,
     FileNotFoundError,
     InputError,
@@ -111,8 +116,44 @@ def run_publish(command: Command) -> None:
     _report(publish(flags.output, flags.storage_options), flags.output)
 
 
+def run_export(command: Command) -> None:
+    """Writes what a run published in a form that trainers read, and says what was left out."""
+    flags = command.flags
+    config = ExportConfig(
+        format=flags.format,
+        selection=_selection(flags),
+        decisions=flags.decisions,
+        has_videos=not flags.no_videos,
+        max_frames=flags.max_frames,
+        max_side_px=flags.max_side,
+        clips_per_shard=flags.clips_per_shard,
+    )
+    reading = ReadConfig(video_column=flags.video_column, trusted_hosts=tuple(flags.trusted_hosts))
+    report = export(flags.output, flags.to, config, flags.storage_options, reading)
+    if not report.is_finished:
+        print(f"warning: {flags.output} has no _SUCCESS: the export holds what was published so far", file=sys.stderr)
+    print(f"{describe_export(report)}\nin {flags.to}")
+
+
+def _selection(flags: Namespace) -> Selection:
+    """Sorts the names of `--types` into kinds of rows and types of questions; a list without kinds takes all."""
+    named = frozenset(flags.types or ())
+    kinds, types = named & {*KINDS}, named - {*KINDS}
+    return Selection(
+        statuses=frozenset(flags.status),
+        kinds=kinds or frozenset(KINDS),
+        question_types=types or None,
+        only_consistent=flags.only_consistent,
+        max_blind_score=flags.drop_blind,
+        min_score=flags.min_score,
+        validation_fraction=flags.validation,
+        test_fraction=flags.test,
+        seed=flags.seed,
+    )
+
+
 COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
-    {"annotate": run_annotate, "plan": run_plan, "publish": run_publish}
+    {"annotate": run_annotate, "plan": run_plan, "publish": run_publish, "export": run_export}
 )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from pipeline.export_flags import add_export_flags
 from pipeline.flag_values import (
     parse_count,
     parse_device,
@@ -28,6 +29,7 @@ from pipeline.unknown_flags import check_known_to_runner, refuse_meant_for_us
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
 _EXIT_USAGE = 2
+_RUN_BY_BEAM = ("annotate", "plan")  # these take flags of Beam
 STORAGE_OPTIONS = "FRAMESCRIBE_STORAGE_OPTIONS"
 
 
@@ -52,7 +54,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
         parser.exit(_EXIT_USAGE)
     flags, unknown = parser.parse_known_args(arguments)
     refuse_meant_for_us(parser, unknown, _our_flags(parser, flags.command))
-    if unknown and flags.command == "publish":
+    if unknown and flags.command not in _RUN_BY_BEAM:
         parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
     if any(flag.endswith("multi_processing") for flag in unknown):
         parser.error(
@@ -73,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"framescribe {_find_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="annotate | plan | publish")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="annotate | plan | publish | export")
     annotate = commands.add_parser(
         "annotate",
         help="read clips, annotate them, write tables",
@@ -101,6 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("--output", type=parse_place, required=True, metavar="FOLDER", help="folder or URI of the run")
     _add_storage_flag(publish)
+    export = commands.add_parser(
+        "export", help="write what a run published, with its videos, in a form that trainers read", allow_abbrev=False
+    )
+    add_export_flags(export)
+    _add_store_flags(export)
     return parser
 
 
@@ -139,8 +146,12 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--clips-per-unit", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)"
     )
-    _add_storage_flag(group)
-    group.add_argument(
+    _add_store_flags(group)
+
+
+def _add_store_flags(parser: argparse._ActionsContainer) -> None:
+    _add_storage_flag(parser)
+    parser.add_argument(
         "--trusted-hosts",
         action="extend",
         type=parse_host,

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "schemas": {"framescribe", "framescribe.recipes", "framescribe.decoding"},
     "framescribe.storage": {"framescribe", "schemas"},
     "framescribe.shards": {"framescribe", "framescribe.storage", "schemas"},
-    "framescribe.publish": {"framescribe", "framescribe.storage", "schemas"},
+    # An export reads videos again, and cuts them.
+    "framescribe.publish": {*LIBRARY, "framescribe.storage", "framescribe.shards", "schemas"},
     "transforms": BELOW_TRANSFORMS,
     "pipeline": BELOW_PIPELINE,
     "run_pipeline": {*BELOW_PIPELINE, "pipeline"},
@@ -36,7 +37,13 @@ TORCH = {"accelerate", "flash_attn", "safetensors.torch", "torch", "transformers
 WITH_MODEL = {"benchmarks", "demo", "demo.training", "framescribe.llava_video"}
 WITH_BEAM = {"benchmarks", "pipeline", "run_pipeline", "transforms"}
 # What `plan`, `export`, `review` and a bad flag load.
-LIGHT = {"framescribe.llava_video.engine.generation", "pipeline.options", "publish", "run_pipeline", "schemas.records"}
+LIGHT = {
+    "framescribe.llava_video.engine.generation",
+    "framescribe.publish.export",
+    "pipeline.options",
+    "run_pipeline",
+    "schemas.records",
+}
 # What an assignment makes that holds what changes.
 MAKES_STATE = {
     "{}", "[]", "Condition", "Counter", "defaultdict", "deque", "dict", "Event", "list", "local", "Lock", "OrderedDict",
