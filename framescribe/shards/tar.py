@@ -76,7 +76,7 @@ def _group_members(members: Iterator[TarMember]) -> Iterator[_TarGroup]:
     """Yields the groups of an archive in its order; members that are neither video nor sidecar belong to none."""
     pending: list[TarMember] = []
     for member in members:
-        if not (_is_video(member) or _is_sidecar(member)):
+        if not (is_video(member) or _is_sidecar(member)):
             continue
         if pending and _starts_group(member, pending):
             yield _make_group(pending)
@@ -101,7 +101,7 @@ def _index_group(group: _TarGroup, shard_id: str, shard: str) -> Iterator[Indexe
         clip_id = _clip_id(shard_id, video)
         yield IndexedClip(
             clip_id=clip_id,
-            where=f"{shard}: {clean_text(_normal_name(video.name))}",
+            where=f"{shard}: {clean_text(normal_name(video.name))}",
             content=f"{clip_id} {video.size}",
             size_bytes=video.size,
             byte_start=group.byte_start,
@@ -158,8 +158,8 @@ def _keep_contents(
     store: Store, stream: ByteStream, members: Iterator[TarMember], kept: dict[int, bytes]
 ) -> Iterator[TarMember]:
     for member in members:
-        limit = store.config.max_video_bytes if _is_video(member) else store.config.max_sidecar_bytes
-        if (_is_video(member) or _is_sidecar(member)) and member.size <= limit and member.unusual is None:
+        limit = store.config.max_video_bytes if is_video(member) else store.config.max_sidecar_bytes
+        if (is_video(member) or _is_sidecar(member)) and member.size <= limit and member.unusual is None:
             stream.seek(member.data_start)
             kept[member.data_start] = stream.read(member.size)
             if len(kept[member.data_start]) < member.size:
@@ -174,7 +174,7 @@ def _make_clip(
         clip_id=_clip_id(unit.shard_id, video),
         unit_id=unit.unit_id,
         source=strip_credentials(unit.shard),
-        member=clean_text(_normal_name(video.name)),
+        member=clean_text(normal_name(video.name)),
         metadata=_read_metadata(video, group, kept),
     )
     if video.unusual is not None:
@@ -189,7 +189,7 @@ def _make_clip(
 def _read_metadata(video: TarMember, group: _TarGroup, kept: dict[int, bytes]) -> str:
     contents: dict[str, bytes] = {}
     for sidecar in _sidecars_of(video, group):
-        extension = _normal_name(sidecar.name).rpartition("/")[2].partition(".")[2]
+        extension = normal_name(sidecar.name).rpartition("/")[2].partition(".")[2]
         if _clip_key(sidecar.name) == _clip_key(video.name) != _key_of(video.name):
             extension = extension.rpartition(".")[2]
         too_large = f"[left out: {sidecar.size} bytes, over the limit for sidecars]".encode()
@@ -197,7 +197,7 @@ def _read_metadata(video: TarMember, group: _TarGroup, kept: dict[int, bytes]) -
     return dump_metadata(merge_sidecars(contents))
 
 
-def _normal_name(name: str) -> str:
+def normal_name(name: str) -> str:
     """Returns a member's name without leading `./` and `/`."""
     while name.startswith(("./", "/")):
         name = name[2:] if name.startswith("./") else name[1:]
@@ -206,7 +206,7 @@ def _normal_name(name: str) -> str:
 
 def _key_of(name: str) -> str:
     """Returns the WebDataset key of a member: its name up to the first dot of the last component."""
-    folder, slash, base = _normal_name(name).rpartition("/")
+    folder, slash, base = normal_name(name).rpartition("/")
     return folder + slash + base.partition(".")[0]
 
 
@@ -215,10 +215,10 @@ def _clip_key(name: str) -> str:
 
     That is the WebDataset key, unless the name has further dots: those tell the videos of one key apart.
     """
-    return split_extension(_normal_name(name))[0]
+    return split_extension(normal_name(name))[0]
 
 
-def _is_video(member: TarMember) -> bool:
+def is_video(member: TarMember) -> bool:
     """Returns whether a member is, or claims to be, a video; links to videos are, so that they fail visibly."""
     return _is_ours(member) and split_extension(member.name)[1] in VIDEO_EXTENSIONS and member.unusual != "folder"
 
@@ -235,7 +235,7 @@ def _sidecars_of(video: TarMember, group: _TarGroup) -> tuple[TarMember, ...]:
 
 
 def _is_ours(member: TarMember) -> bool:
-    name = _normal_name(member.name)
+    name = normal_name(member.name)
     base = name.rpartition("/")[2]
     # `._a.mp4` is what macOS keeps of a file's attributes; WebDataset, too, passes over names that begin with a dot.
     return not base.startswith(".") and not name.startswith("__MACOSX/")
@@ -250,7 +250,7 @@ def _starts_group(member: TarMember, pending: list[TarMember]) -> bool:
 def _make_group(members: list[TarMember]) -> _TarGroup:
     return _TarGroup(
         key=_key_of(members[0].name),
-        videos=tuple(member for member in members if _is_video(member)),
+        videos=tuple(member for member in members if is_video(member)),
         sidecars=tuple(member for member in members if _is_sidecar(member)),
         byte_start=members[0].start,
         byte_stop=members[-1].stop,
