@@ -87,7 +87,7 @@ class Simulation:
 
     def __init__(self, gpu: Gpu, num_clips: int, num_ahead: int, in_waves: bool, limits: Limits) -> None:
         self._gpu, self._num_clips, self._num_ahead, self._in_waves = gpu, num_clips, num_ahead, in_waves
-        self._work = _count_work()
+        self._work = count_work()
         self._scheduler = Scheduler(limits)
         self._pool = PrefixPool(
             limits.prefix_tokens // CHUNK_TOKENS, CHUNK_TOKENS, 1, 1, [_CPU], torch.float32, attend_chunks
@@ -236,7 +236,8 @@ def _video(order: int, num_tokens: int) -> VideoTask:
     return VideoTask(order, "", "", None, np.empty(0, np.int64), VideoPrefix((), ()), num_tokens)
 
 
-def _count_work() -> ClipWork:
+def count_work() -> ClipWork:
+    """Counts what one clip of the 7B model costs, from its configuration alone."""
     with tempfile.TemporaryDirectory() as folder:
         write_configuration("7b", Path(folder))
         config = read_model_config(Checkpoint("7b", Path(folder), ""))
@@ -269,7 +270,7 @@ def simulate(
         in_waves: whether follow-ups wait for the slowest question of their clip.
         max_rows, least_start_tokens: as the engine's `Limits` have them.
     """
-    limits = _limits(GPUS[gpu], _count_work(), max_rows, least_start_tokens)
+    limits = _limits(GPUS[gpu], count_work(), max_rows, least_start_tokens)
     return Simulation(GPUS[gpu], num_clips, num_ahead, in_waves, limits).run()
 
 

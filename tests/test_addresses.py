@@ -259,7 +259,7 @@ def test_a_listed_host_gets_the_credentials_but_not_across_a_redirect(tmp_path, 
 
 def test_a_host_that_is_reached_but_not_trusted_gets_no_credentials(tmp_path, server, monkeypatch):
     """As a public one: its address is taken for public here."""
-    monkeypatch.setattr("framescribe.storage.web_client._is_public", lambda address: True)
+    monkeypatch.setattr("framescribe.storage.web_client.is_public", lambda address: True)
     server.answers["/a.mp4"] = give(b"video")
     options = {"http": {**WITH_TOKEN["http"], "headers": {**WITH_TOKEN["http"]["headers"], "User-Agent": "curator/1"}}}
     assert outcomes(read_rows(tmp_path, [f"{server.url}/a.mp4"], STRICT, options)) == [b"video"]
@@ -269,7 +269,7 @@ def test_a_host_that_is_reached_but_not_trusted_gets_no_credentials(tmp_path, se
 
 @pytest.mark.parametrize("way", ["client_kwargs", "plain"])
 def test_session_wide_credentials_stay_with_trusted_hosts_too(tmp_path, server, monkeypatch, way):
-    monkeypatch.setattr("framescribe.storage.web_client._is_public", lambda address: True)
+    monkeypatch.setattr("framescribe.storage.web_client.is_public", lambda address: True)
     server.answers["/a.mp4"] = give(b"video")
     options = WITH_TOKEN["http"] if way == "plain" else {"client_kwargs": WITH_TOKEN["http"]}
     assert outcomes(read_rows(tmp_path, [f"{server.url}/a.mp4"], STRICT, options)) == [b"video"]

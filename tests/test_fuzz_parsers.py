@@ -17,16 +17,9 @@ from framescribe.llava_video.engine.generation import Completion, FinishReason
 from framescribe.llava_video.engine.loops import has_repeated_sentence, is_looping
 from framescribe.recipes import RecipeError, load_recipe, parse_recipe
 from framescribe.recipes.annotation import Status
-from framescribe.recipes.answer_text import normalise_answer, score_agreement
-from framescribe.recipes.answers import (
-    is_none,
-    is_refusal,
-    is_unspecified,
-    parse_letter,
-    parse_qa_pair,
-    parse_wrong_answers,
-    read_pair_status,
-)
+from framescribe.recipes.answer_text import is_none, is_refusal, is_unspecified, normalise_answer, score_agreement
+from framescribe.recipes.answers import parse_letter, parse_wrong_answers, read_pair_status
+from framescribe.recipes.qa_pairs import parse_qa_pair
 from tests.support.recipes_fixtures import DETAILED_YAML, LEVELS_YAML, FakeVideo
 
 PIECES = [

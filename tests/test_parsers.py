@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 
 from framescribe.recipes.annotation import Status
-from framescribe.recipes.answers import (
-    is_none,
-    is_refusal,
-    is_unspecified,
-    parse_letter,
-    parse_qa_pair,
-    parse_wrong_answers,
-    read_pair_status,
-)
+from framescribe.recipes.answer_text import is_none, is_refusal, is_unspecified
+from framescribe.recipes.answers import parse_letter, parse_wrong_answers, read_pair_status
+from framescribe.recipes.qa_pairs import parse_qa_pair
 
 WHAT, DOG = "What is it?", "A dog."
 

@@ -111,7 +111,7 @@ def test_a_video_is_let_go_of_with_its_last_row_and_one_that_is_gone_is_asked_fo
 
 
 def test_videos_that_are_too_much_to_keep_are_fetched_again(monkeypatch):
-    monkeypatch.setattr("framescribe.shards.videos._MAX_KEPT_BYTES", 5)
+    monkeypatch.setattr("framescribe.shards.videos.MAX_KEPT_BYTES", 5)
     asked: list[str] = []
 
     def fetch(uri: str) -> bytes:

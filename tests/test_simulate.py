@@ -6,7 +6,7 @@ from statistics import mean
 
 import pytest
 
-from benchmarks.simulate import NUM_FRAMES, NUM_PREFIX_TOKENS, Simulated, _count_work, simulate
+from benchmarks.simulate import NUM_FRAMES, NUM_PREFIX_TOKENS, Simulated, count_work, simulate
 from benchmarks.workload import draw_detailed, walk
 
 
@@ -32,7 +32,7 @@ def test_questions_that_wait_for_some_more_start_in_fewer_groups_and_cost_nothin
 
 
 def test_the_work_of_a_clip_is_counted_as_the_shapes_have_it() -> None:
-    work = _count_work()
+    work = count_work()
     assert (NUM_FRAMES, NUM_PREFIX_TOKENS, work.token_bytes) == (64, 13_654, 57_344)
     assert work.vision_flops / 1e12 == pytest.approx(42.6, rel=0.02)
     assert work.prefill_flops / 1e12 == pytest.approx(214, rel=0.03)

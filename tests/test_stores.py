@@ -12,6 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from framescribe.publish.publish import publish
+from framescribe.publish.sort import index_clips
 from framescribe.shards.listing import find_inputs
 from framescribe.storage.access import Store
 from framescribe.storage.exclusion import describe_process
@@ -174,20 +175,18 @@ def test_a_publisher_that_is_overtaken_in_a_store_publishes_what_is_there_then(m
     store = open_output(output)
     start_run(store, RUN_RECORD, make_units("one"))
     commit(output, "one", [make_annotation("a", "one")])
-    from framescribe.publish import publish as publish_run
+    indexed = []
 
-    build, built = publish_run._build_tables, []
-
-    def build_while_another_publishes(*arguments):
-        tables = build(*arguments)
-        if not built:
-            built.append(True)
+    def index_while_another_publishes(*arguments):
+        index = index_clips(*arguments)
+        if not indexed:
+            indexed.append(True)
             start_run(store, RUN_RECORD, make_units("one", "two"))
             commit(output, "two", [make_annotation("b", "two")])
             publish(output)
-        return tables
+        return index
 
-    monkeypatch.setattr(publish_run, "_build_tables", build_while_another_publishes)
+    monkeypatch.setattr("framescribe.publish.publish.index_clips", index_while_another_publishes)
     assert publish(output).num_rows["clips"] == 2
     assert count_rows(output)["clips"] == 2
     assert json.loads(store.read("_SUCCESS"))["parts"].keys() == {"one", "two"}

@@ -16,19 +16,8 @@ from framescribe.recipes.answer_text import (
     says_none,
     strip_marks,
 )
-from framescribe.recipes.qa_pairs import ParsedPair, parse_qa_pair
+from framescribe.recipes.qa_pairs import ParsedPair
 
-__all__ = [
-    "LETTERS",
-    "ParsedPair",
-    "is_none",
-    "is_refusal",
-    "is_unspecified",
-    "parse_letter",
-    "parse_qa_pair",
-    "parse_wrong_answers",
-    "read_pair_status",
-]
 LETTERS = "ABCD"
 _MAX_OPTION_CHARS = 300  # longer than that is an explanation, not an option
 # "A man walks." begins with an article: a letter is one only before punctuation or alone.

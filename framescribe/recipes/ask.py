@@ -10,7 +10,7 @@ from typing import TypeVar
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
 from framescribe.llava_video.engine.loops import has_repeated_sentence
 from framescribe.recipes.annotation import Caption, Status
-from framescribe.recipes.answers import is_refusal
+from framescribe.recipes.answer_text import is_refusal
 from framescribe.recipes.config import PromptConfig
 from framescribe.recipes.recipe import Recipe
 

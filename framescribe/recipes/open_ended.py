@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.answer_text import score_agreement
-from framescribe.recipes.answers import ParsedPair, parse_qa_pair, read_pair_status
+from framescribe.recipes.answers import read_pair_status
 from framescribe.recipes.ask import Reply, ask_together, ask_with_retries
 from framescribe.recipes.config import OpenEndedConfig, QuestionType, RecheckConfig, fill_prompt
+from framescribe.recipes.qa_pairs import ParsedPair, parse_qa_pair
 from framescribe.recipes.recipe import AskableVideo, Recipe
 
 

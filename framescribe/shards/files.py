@@ -27,18 +27,8 @@ _log = logging.getLogger(__name__)
 
 # In the order they are preferred: Hugging Face's VideoFolder, and what people write.
 _NAMING_COLUMNS = (
-    "file_name",
-    "filename",
-    "file",
-    "video",
-    "video_path",
-    "video_file",
-    "path",
-    "file_path",
-    "filepath",
+    *("file_name", "filename", "file", "video", "video_path", "video_file", "path", "file_path", "filepath"),
 )
-
-
 _ROWS_AT_ONCE = 1024
 
 

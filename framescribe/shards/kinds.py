@@ -8,24 +8,9 @@ from schemas.records import InputKind
 
 VIDEO_EXTENSIONS = frozenset(
     (
-        *(
-            ".3g2",
-            ".3gp",
-            ".asf",
-            ".avi",
-            ".divx",
-            ".dv",
-            ".f4v",
-            ".flv",
-            ".h264",
-            ".h265",
-            ".hevc",
-            ".ivf",
-            ".m2ts",
-            ".m2v",
-        ),
-        *(".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".ts", ".vob"),
-        *(".video", ".webm", ".wmv", ".y4m"),
+        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts"),
+        *(".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".ts"),
+        *(".video", ".vob", ".webm", ".wmv", ".y4m"),
     )
 )
 # Read, but in folders mostly previews of the videos beside them.

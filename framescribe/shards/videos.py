@@ -29,7 +29,7 @@ from schemas.records import Clip, ClipRef, FailedClip, Stage
 _log = logging.getLogger(__name__)
 
 _MAX_LOOKED_FOR = 12
-_MAX_KEPT_BYTES = 1 << 30
+MAX_KEPT_BYTES = 1 << 30
 
 
 def resolve_uri(video: str, folder: str) -> str:
@@ -107,7 +107,7 @@ class FetchedOnce:
 
     def _fits(self, found: bytes | Path | VideoUnreadable) -> bool:
         kept = [*self._kept.values(), found]
-        return sum(len(one) for one in kept if isinstance(one, bytes)) <= _MAX_KEPT_BYTES
+        return sum(len(one) for one in kept if isinstance(one, bytes)) <= MAX_KEPT_BYTES
 
 
 def _resolve_all(videos: Iterable[str], folder: str) -> Iterator[str]:

@@ -109,7 +109,7 @@ class GuardedSession:
         if trusted:
             return await self._own.request(method, url, **(_without_login(options) if url.user else options))
         address = _literal_address(url.raw_host or "")  # of which no resolver is asked
-        if address is not None and not _is_public(address) and not self._is_trusted(url):
+        if address is not None and not is_public(address) and not self._is_trusted(url):
             raise _private(url.raw_host or "")
         self._proxies |= _proxies_of(options)
         return await self._session_for_strangers().request(method, url, **_for_strangers(options))
@@ -159,7 +159,7 @@ class _PublicResolver(AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         if self._is_listed(host, port):
             return found
-        public = [one for one in found if _is_public(ip_address(one["host"].partition("%")[0]))]
+        public = [one for one in found if is_public(ip_address(one["host"].partition("%")[0]))]
         if found and not public:
             raise _private(host)
         return public
@@ -223,13 +223,14 @@ def _literal_address(host: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _is_public(address: IPv4Address | IPv6Address) -> bool:
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Returns whether anybody may be asked at a network address: neither private, nor local, nor for many."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:
             inner = IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
-            return _is_public(inner)
+            return is_public(inner)
     return address.is_global and not address.is_multicast
 
 
