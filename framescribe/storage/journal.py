@@ -292,24 +292,42 @@ def read_part_and_digest(store: OutputStore, unit_id: str, columns: list[str] | 
     name = part_name(unit_id)
     payload = store.read(name)
     try:
-        part = pq.ParquetFile(pa.BufferReader(payload)).read(columns=columns, use_threads=False)
-        written_in = int((part.schema.metadata or {}).get(b"format", b"1"))
+        file = pq.ParquetFile(pa.BufferReader(payload))
+        written_in = int((file.schema_arrow.metadata or {}).get(b"format", b"1"))
+        is_older = written_in < OUTPUT_FORMAT
+        part = file.read(columns=None if is_older else columns, use_threads=False)
     except (pa.ArrowInvalid, ValueError) as error:
         raise DamagedRunError(
             f"{store.address(name)} is damaged ({error}); remove it and start the run again"
         ) from error
     _check_format(store, name, written_in)
-    if written_in != OUTPUT_FORMAT:
-        part = _add_later_columns(part, PART_SCHEMA.names if columns is None else columns)
+    if is_older:
+        part = _bring_up_to_date(part, PART_SCHEMA.names if columns is None else columns)
     return part, hashlib.sha256(payload).hexdigest()
 
 
-def _add_later_columns(part: pa.Table, names: Sequence[str]) -> pa.Table:
-    for name in names:
-        if name not in part.column_names:
-            column = PART_SCHEMA.field(name)
-            part = part.append_column(column, pa.nulls(part.num_rows, column.type))
-    return part.select(names)
+# Columns of format 1 that are called otherwise since.
+_NEW_NAMES = {
+    "decoded_share": "decoded_fraction",
+    "num_qa_pairs_verified": "num_qa_pairs_consistent",
+    "seen_answer": "recheck_answer",
+    "seen_score": "recheck_score",
+    "verified": "is_consistent",
+}
+
+
+def _bring_up_to_date(part: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Returns a part of an older format with today's names; what came later is null."""
+    schema = pa.schema([PART_SCHEMA.field(name) for name in names], metadata=part.schema.metadata)
+    return pa.Table.from_pylist([_rename_keys(row) for row in part.to_pylist()], schema=schema)
+
+
+def _rename_keys(value: Any) -> Any:  # Any: a row, or what one holds
+    if isinstance(value, list):
+        return [_rename_keys(one) for one in value]
+    if isinstance(value, dict):
+        return {_NEW_NAMES.get(name, name): _rename_keys(one) for name, one in value.items()}
+    return value
 
 
 def _check_format(store: OutputStore, name: str, written_in: int, versions: Mapping[str, str] | None = None) -> None:
