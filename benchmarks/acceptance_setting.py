@@ -133,8 +133,9 @@ class Setting:
         engine = Engine(config, checkpoint, model, PromptTokenizer(checkpoint))
         runner = engine._thread._runner
         if runner._static is not None:
-            runner._static._captures &= graphs
+            runner._static.captures &= graphs
             self.attention = {
+                "path": engine.attention_path,
                 "chunks": getattr(runner._static._decoder._pool.attend, "__name__", ""),
                 "tower": getattr(runner._tower_backend, "name", None),
                 "prefill": getattr(runner._language_backend, "name", None),

@@ -111,7 +111,7 @@ UNHASHED = {
     "EngineConfig": {
         "model", "revision",  # what they come to is the checkpoint's revision
         "device", "device_map", "kv_budget_bytes", "max_rows", "vision_batch_frames", "static_decode",
-        "storage_options",
+        "compile", "storage_options",
     },
     "SamplingConfig": {"deadline_s", "memory_limit_bytes"},
     # Which clips there are is told by the ids of units: the columns stand in them.

@@ -168,7 +168,7 @@ def allocator(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch._C, "_cuda_releasePool", allocator.release)
     decoder = engines[0]._thread._runner._static
     decoder.forget_graphs()
-    monkeypatch.setattr(decoder, "_captures", True)
+    monkeypatch.setattr(decoder, "captures", True)
     monkeypatch.setattr(decoder, "_stream", None)
     monkeypatch.setattr(decoder, "_num_failed", 0)
     return allocator
@@ -216,7 +216,7 @@ def test_a_broken_capture_leaves_the_allocator_whole_and_costs_one_shape(
     allocator.breaks = False
     third = _capture(decoder, 64)
     assert [step.graph is None for step in (first, broken, third)] == [False, True, False]
-    assert (broken.may_be_captured, broken.chosen, decoder._captures) == (False, None, True)
+    assert (broken.may_be_captured, broken.chosen, decoder.captures) == (False, None, True)
     assert (allocator.recording, allocator.streams[-1]) == ([], "usual")
     # A graph that was ended gives its share of the pool back itself, once it goes.
     assert allocator.users == {0: 2 + capture_ends}
@@ -234,7 +234,7 @@ def test_captures_that_break_one_after_the_other_are_given_up(
     allowed = []
     for rows in range(32, 32 + cuda_graphs._MOST_FAILURES):
         _capture(decoder, rows)
-        allowed.append(decoder._captures)
+        allowed.append(decoder.captures)
     assert allowed == [True] * (cuda_graphs._MOST_FAILURES - 1) + [False]
 
 

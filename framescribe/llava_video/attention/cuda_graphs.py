@@ -63,6 +63,7 @@ class GraphedDecoder:
     """Runs the static decoder's steps, captured where that pays.
 
     Attributes:
+        captures: whether steps are captured at all; given up after several that could not be.
         num_steps, num_replays: steps, and those of them that replayed a graph.
         num_captures, capture_s: graphs that were made, and the seconds they took.
     """
@@ -70,7 +71,7 @@ class GraphedDecoder:
     def __init__(self, decoder: StaticDecoder, device: torch.device) -> None:
         self._decoder, self._device = decoder, device
         self._steps: OrderedDict[StepShape, _Step] = OrderedDict()
-        self._captures = device.type == "cuda"
+        self.captures = device.type == "cuda"
         self._memory: tuple[int, int] | None = None
         self._stream: torch.cuda.Stream | None = None
         self._num_failed = 0
@@ -108,7 +109,7 @@ class GraphedDecoder:
     def _run(self, step: _Step) -> Chosen:
         step.num_runs += 1
         self.num_steps += 1
-        if step.graph is None and step.may_be_captured and step.num_runs > _CAPTURE_AFTER and self._captures:
+        if step.graph is None and step.may_be_captured and step.num_runs > _CAPTURE_AFTER and self.captures:
             self._capture(step)
         if step.graph is None or step.chosen is None:
             return self._decoder.run(step.numbers, step.penalties, step.shape)
@@ -133,7 +134,7 @@ class GraphedDecoder:
         except RuntimeError as error:
             step.chosen, step.may_be_captured = None, False
             self._num_failed += 1
-            self._captures = self._num_failed < _MOST_FAILURES
+            self.captures = self._num_failed < _MOST_FAILURES
             _log.warning("no CUDA graph for %s, such steps run kernel by kernel: %s", step.shape, error)
 
 

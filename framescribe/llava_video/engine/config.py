@@ -28,6 +28,8 @@ class EngineConfig:
         vision_batch_frames: frames that pass the vision tower at once; None suits the device.
         static_decode: decoding steps of few fixed shapes, replayed as CUDA graphs on a GPU; None: on one GPU yes, on
             CPUs and over several GPUs no.
+        compile: `torch.compile` for the vision tower and for norms, rotary positions, SwiGLU and residual sums; None:
+            on one GPU yes, on CPUs and over several GPUs no. Where it fails or disagrees, the plain path is used.
         storage_options: fsspec options for a model given as URI; never written anywhere.
     """
 
@@ -43,6 +45,7 @@ class EngineConfig:
     max_rows: int = 256
     vision_batch_frames: int | None = None
     static_decode: bool | None = None
+    compile: bool | None = None
     storage_options: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

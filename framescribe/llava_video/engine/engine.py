@@ -22,9 +22,11 @@ from framescribe.llava_video.engine.memory import (
     choose_device,
     choose_dtype,
     choose_layer_devices,
+    is_compiled,
     name_device,
     plan_memory,
 )
+from framescribe.llava_video.engine.proof import prove_fast_paths
 from framescribe.llava_video.engine.runner import ModelRunner
 from framescribe.llava_video.engine.scheduler import Scheduler
 from framescribe.llava_video.engine.stats import EngineStats
@@ -46,7 +48,7 @@ class Engine:
         checkpoint: where the model came from and its revision.
         model: the model itself, for those who want its intermediate results.
         device_name: which device computes, for example `NVIDIA H100 80GB HBM3` or `cpu (AVX2)`.
-        attention_path: which code attends: the implementation, and how decoding steps do.
+        attention_path: which code attends, which fast paths are in use, and which did not prove themselves.
         stats: running totals; read from any thread.
         generation_defaults: what the checkpoint says about generation.
     """
@@ -67,7 +69,9 @@ class Engine:
             memory.vision_batch_frames,
             config.attn_implementation,
             memory.pool,
+            is_compiled=is_compiled(config, model.language.layer_devices),
         )
+        prove_fast_paths(runner, memory.limits)
         self.attention_path = runner.attention_path
         self._orders = itertools.count()
         self._text_only = self._make_text_task()

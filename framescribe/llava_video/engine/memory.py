@@ -122,6 +122,13 @@ def choose_layer_devices(device_map: str | None, device: torch.device, num_layer
     return [torch.device("cuda", index * num_gpus // num_layers) for index in range(num_layers)]
 
 
+def is_compiled(config: EngineConfig, devices: Sequence[torch.device]) -> bool:
+    """Whether elementwise work is compiled: as was asked for, else on one GPU."""
+    if config.compile is None:
+        return devices[0].type == "cuda" and len(set(devices)) == 1
+    return config.compile
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that was asked for; `auto` is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":

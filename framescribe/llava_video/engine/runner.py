@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from itertools import accumulate, groupby
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from framescribe.llava_video.attention.cascade import (
     ChunkFills,
     attend_causally,
+    attend_chunks,
     attend_pages,
     attend_suffix,
     merge_attention,
@@ -36,15 +38,30 @@ from framescribe.llava_video.model.model import LlavaVideoModel
 # Kernels are chosen, and some planned, for each length anew; on a GPU prefixes come in few lengths.
 _PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}
 
-
 # Attention to a prefix leaves one output for each of its chunks: 100 KB for each query of the 7B, 200 in float32.
 _MOST_QUERIES = 4096
+
+
+COMPILE_BACKEND = "inductor"
+
+
+class FastPath(Enum):
+    """What runs faster than the plain path and must agree with it."""
+
+    ATTENTION = "fused attention"
+    LAYERS = "compiled layers"
+    TOWER = "compiled tower"
+    GRAPHS = "CUDA graphs"
 
 
 class ModelRunner:
     """The model, the pages of all rows, and which ids each row has generated.
 
     Letters: L prefix tokens, N packed tokens, R rows, V vocabulary.
+
+    Attributes:
+        fast_paths: those in use; `prove_fast_paths` sees to that before the first step.
+        unproven: those that failed or disagreed with the plain path when the engine was loaded.
     """
 
     def __init__(
@@ -55,6 +72,8 @@ class ModelRunner:
         vision_batch_frames: int,
         attn_implementation: str | None,
         pool: PrefixPool | None = None,
+        *,
+        is_compiled: bool = False,
     ) -> None:
         """Takes the parts; with a `pool`, clips' prefixes lie there and decoding steps have fixed shapes."""
         self.model, self._pages, self._pool = model, pages, pool
@@ -71,16 +90,53 @@ class ModelRunner:
         self._static: GraphedDecoder | None = None
         if pool is not None:
             self._static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
+        self._kernel = attend_chunks if pool is None else pool.attend
+        self.unproven: list[FastPath] = []
+        is_there = {
+            FastPath.ATTENTION: self._kernel is not attend_chunks,
+            FastPath.LAYERS: is_compiled,
+            FastPath.TOWER: is_compiled,
+            FastPath.GRAPHS: self._static is not None and self._static.captures,
+        }
+        self.fast_paths = {path for path in FastPath if is_there[path]}
+
+    def switch(self, path: FastPath, *, on: bool) -> None:
+        """Uses a fast path or the plain one from the next step on."""
+        if path is FastPath.TOWER:
+            self.model.use_plain_tower()
+            if on:
+                self.model.compile_tower(COMPILE_BACKEND)
+        elif path is FastPath.LAYERS and on:
+            self._language.elementwise.use_compiled(COMPILE_BACKEND)
+        elif path is FastPath.LAYERS:
+            self._language.elementwise.use_plain()
+        elif path is FastPath.ATTENTION:
+            assert self._pool is not None, "only a pool has fused attention"
+            self._pool.attend = self._kernel if on else attend_chunks
+        else:
+            assert self._static is not None, "only fixed steps have graphs"
+            self._static.captures = on
+        if self._static is not None:
+            self._static.forget_graphs()  # they replay the other path
+        (self.fast_paths.add if on else self.fast_paths.discard)(path)
+
+    @property
+    def num_replays(self) -> int:
+        """Decoding steps that replayed a graph."""
+        return 0 if self._static is None else self._static.num_replays
 
     @property
     def attention_path(self) -> str:
-        """Which code attends, such as `sdpa; frames: flash_attention; prompts: flash_attention; decoding: paged`."""
+        """Which code attends and which fast paths are used: `sdpa; frames: flash_attention; decoding: paged; ...`."""
         pinned = {"frames": self._tower_backend, "prompts": self._language_backend}
+        fast = sorted(path.value for path in self.fast_paths - {FastPath.ATTENTION})
         return "; ".join(
             (
                 self._implementation or "sdpa",
                 *(f"{name}: {backend.name.lower()}" for name, backend in pinned.items() if backend is not None),
                 f"decoding: {'paged' if self._pool is None else self._pool.attend.__name__}",
+                *fast,
+                *(f"not {path.value}, which disagreed or failed" for path in self.unproven),
             )
         )
 

@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import POOL_STRIDE, LanguageConfig, ModelConfig, TowerConfig
+from framescribe.llava_video.model.elementwise import compile_or_plain
 from framescribe.llava_video.model.language_model import LanguageModel
 from framescribe.llava_video.model.vision import (
     arrange_faster_video_tokens,
@@ -50,6 +51,16 @@ class LlavaVideoModel:
     def device(self) -> torch.device:
         """Where frames and token ids are wanted."""
         return self.language.device
+
+    def compile_tower(self, backend: str) -> None:
+        """Runs the tower's layers compiled from now on; where that fails, plainly."""
+        for layer in self._tower.encoder.layers:
+            layer.forward = compile_or_plain(layer.forward, backend)
+
+    def use_plain_tower(self) -> None:
+        """Undoes `compile_tower`."""
+        for layer in self._tower.encoder.layers:
+            vars(layer).pop("forward", None)
 
     def run_vision_tower(self, pixels: Tensor) -> Tensor:
         """Runs the tower up to its last but one layer, [T, 3, S, S] to [T, P, C]."""
