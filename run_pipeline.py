@@ -1,4 +1,4 @@
-"""FrameScribe's command line: `annotate`, `plan`, `publish` and `export`."""
+"""FrameScribe's command line: `annotate`, `plan`, `publish`, `export` and `ask`."""
 
 from __future__ import annotations
 

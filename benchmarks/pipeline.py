@@ -27,8 +27,7 @@ from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpo
 from framescribe.recipes import Recipe, parse_recipe
 from framescribe.recipes.engine_video import EngineVideo
 from pipeline.annotate import AnnotateRequest, annotate
-from pipeline.config import RunConfig
-from pipeline.units import UnitConfig
+from pipeline.config import RunConfig, UnitConfig
 from transforms.worker import WORKER, RunningEngine, WorkerConfig
 
 _RECIPE = """

@@ -15,18 +15,23 @@ from framescribe.decoding.sample import sample_frames
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.engine_video import EngineVideo
-from framescribe.recipes.loading import load_recipe
+from framescribe.recipes.loading import DEFAULT_RECIPE, load_recipe
 from framescribe.recipes.recipe import Recipe, RecipeResult
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine, Video
 
 MODEL_CARD_PROMPT = "Please describe this video in detail."
+_SAMPLING, _GENERATION = SamplingConfig(), GenerationConfig()  # for their defaults
 VideoFile = str | os.PathLike[str] | bytes
 
 
 def load(
-    model: str, *, num_frames: int = 64, engine: EngineConfig | None = None, sampling: SamplingConfig | None = None
+    model: str,
+    *,
+    num_frames: int = _SAMPLING.max_frames,
+    engine: EngineConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> VideoModel:
     """Loads a LLaVA-Video checkpoint.
 
@@ -69,7 +74,7 @@ class VideoModel:
         """
         return self.ask(video, MODEL_CARD_PROMPT)
 
-    def ask(self, video: VideoFile, question: str, *, max_new_tokens: int = 4096) -> str:
+    def ask(self, video: VideoFile, question: str, *, max_new_tokens: int = _GENERATION.max_new_tokens) -> str:
         """Returns the model's answer to a question about a video, a path or the bytes of the file.
 
         Raises:
@@ -79,7 +84,7 @@ class VideoModel:
         with self._open(video)[0] as opened:
             return opened.ask(question, GenerationConfig(max_new_tokens=max_new_tokens)).result().text
 
-    def annotate(self, video: VideoFile, recipe: str | os.PathLike[str] | Recipe = "detailed") -> RecipeResult:
+    def annotate(self, video: VideoFile, recipe: str | os.PathLike[str] | Recipe = DEFAULT_RECIPE) -> RecipeResult:
         """Returns the captions and QA pairs of a recipe: the name of a shipped one, a YAML file, or a `Recipe`.
 
         Raises:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
-from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.errors import CheckpointError, EngineBroken
+from framescribe.llava_video.errors import CheckpointError, ClipTooLarge, EngineBroken, PromptTooLong
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
 from framescribe.publish.decisions import DecisionsError
@@ -27,11 +29,11 @@ from framescribe.storage.redaction import secrets_in, secrets_of, strip_credenti
 from framescribe.storage.retries import RetryPolicy, StoreError, retry_passing_errors
 from pipeline.annotate import AnnotateRequest, annotate
 from pipeline.checks import CannotStart
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, UnitConfig
 from pipeline.options import Command
 from pipeline.progress import write_count, write_size
-from pipeline.runners import RunnerFailed, UnknownRunner, WorkerStopped
-from pipeline.units import UnitConfig, plan_units
+from pipeline.runners import RunnerFailed, UnknownRunner, WorkerStopped, is_in_process
+from pipeline.units import plan_units
 from schemas.run_columns import OtherVersionsError
 from transforms.unit_outcomes import TooManyFailedClipsError, describe_reasons
 from transforms.worker import WorkerConfig
@@ -41,6 +43,7 @@ USER_ERRORS = (
     CannotExport,
     CannotStart,
     CheckpointError,
+    ClipTooLarge,
     DamagedRunError,
     DecisionsError,
     EngineBroken,
@@ -49,6 +52,7 @@ USER_ERRORS = (
     NoInputFound,
     OtherRunError,
     OtherVersionsError,
+    PromptTooLong,
     RecipeError,
     RunnerFailed,
     ShardChanged,
@@ -56,6 +60,7 @@ USER_ERRORS = (
     StoreRefused,
     StoreUnavailable,
     TooManyFailedClipsError,
+    UndecodableClip,
     UnknownRunner,
     WorkerStopped,
 )
@@ -64,12 +69,15 @@ USER_ERRORS = (
 def run_annotate(command: Command) -> None:
     """Annotates; the tables are there when it returns."""
     flags = command.flags
+    if is_in_process(flags.runner):
+        check_driver(flags.device)
     engine = _engine_config(flags)
+    recipe = _recipe(flags)
     model = _read_model(engine)
     config = RunConfig(
         output=flags.output,
         engine=engine,
-        recipe=_recipe(flags),
+        recipe=recipe,
         sampling=_sampling_config(flags, model),
         reading=_read_config(flags),
         units=UnitConfig(max_clips=flags.clips_per_unit),
@@ -108,6 +116,35 @@ def run_plan(command: Command) -> None:
         print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}")
     num_clips = sum(unit.stop - unit.start for unit in units)
     print(f"{write_count(num_clips, 'clip')} in {write_count(len(units), 'unit')}", file=sys.stderr)
+
+
+def run_ask(command: Command) -> None:
+    """Prints what the model answers about one video."""
+    from framescribe.decoding.sample import sample_frames
+    from framescribe.video_model import MODEL_CARD_PROMPT, load
+
+    flags = command.flags
+    check_driver(flags.device)
+    try:  # before the model is loaded, which takes long
+        sample_frames(flags.video, SamplingConfig(max_frames=1))
+    except UndecodableClip as error:
+        raise CannotStart(f"{flags.video!r} cannot be decoded: {error}. Wanted a video file") from None
+    config = EngineConfig(flags.model, device=flags.device, dtype=flags.dtype)
+    with load(flags.model, num_frames=flags.num_frames, engine=config) as model:
+        question = flags.question or MODEL_CARD_PROMPT
+        print(model.ask(flags.video, question, max_new_tokens=flags.max_new_tokens))
+
+
+def check_driver(device: str) -> None:
+    """Raises `CannotStart` where a GPU is asked for and there is no driver of one, without the seconds torch takes."""
+    if not device.startswith("cuda") or Path("/dev/kfd").exists():  # AMD's, which PyTorch calls cuda too
+        return
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise CannotStart(
+            f"--device {device}: no NVIDIA driver is installed (libcuda.so.1), so PyTorch sees no GPU; use device 'cpu'"
+        ) from None
 
 
 def run_publish(command: Command) -> None:
@@ -153,7 +190,7 @@ def _selection(flags: Namespace) -> Selection:
 
 
 COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
-    {"annotate": run_annotate, "plan": run_plan, "publish": run_publish, "export": run_export}
+    {"annotate": run_annotate, "plan": run_plan, "publish": run_publish, "export": run_export, "ask": run_ask}
 )
 
 

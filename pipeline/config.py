@@ -6,27 +6,46 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.model.checkpoint import Checkpoint
-from framescribe.llava_video.model.config import ModelConfig
-from framescribe.recipes.recipe import Recipe
-from framescribe.shards.reading import check_split_s
 from framescribe.storage.config import ReadConfig
-from framescribe.storage.journal import RunRecord
-from pipeline.units import UnitConfig
 from schemas.run_columns import RunColumns, find_versions
-from transforms.annotate_clips import AnnotateClipsConfig
-from transforms.answer_reuse import ReusableRun
-from transforms.commit_parts import CommitPartsConfig
-from transforms.read_clips import ReadClipsConfig
-from transforms.sample_frames import SampleFramesConfig
 from transforms.worker import WorkerConfig
+
+# The parser takes its defaults from here: `--help` and a wrong flag are answered without Beam, which takes seconds.
+if TYPE_CHECKING:
+    from framescribe.llava_video.model.checkpoint import Checkpoint
+    from framescribe.llava_video.model.config import ModelConfig
+    from framescribe.recipes.recipe import Recipe
+    from framescribe.storage.journal import RunRecord
+    from transforms.annotate_clips import AnnotateClipsConfig
+    from transforms.answer_reuse import ReusableRun
+    from transforms.commit_parts import CommitPartsConfig
+    from transforms.read_clips import ReadClipsConfig
+    from transforms.sample_frames import SampleFramesConfig
 
 # Raised by hand when the program's own rules change what is written for the same settings.
 ROW_VERSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UnitConfig:
+    """How large a work unit is: what is lost when a worker dies, and what one worker takes at a time.
+
+    Attributes:
+        max_clips: 32 clips are half a minute of one GPU for a 7B model, minutes for the 72B.
+        max_bytes: a unit of a tar is one ranged read of so much; a single larger clip is a unit by itself.
+    """
+
+    max_clips: int = 32
+    max_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +81,14 @@ class RunConfig:
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction must lie between 0 and 1, got {self.max_failed_fraction}")
         if self.split_s is not None:
+            from framescribe.shards.reading import check_split_s
+
             check_split_s(self.split_s)
 
     def read_clips(self, run: RunColumns) -> ReadClipsConfig:
         """Returns settings of the step that reads what a run has not annotated yet."""
+        from transforms.read_clips import ReadClipsConfig
+
         return ReadClipsConfig(
             reading=self.reading,
             split_s=self.split_s,
@@ -79,14 +102,20 @@ class RunConfig:
 
     def sample_frames(self) -> SampleFramesConfig:
         """Returns settings of the step that decodes."""
+        from transforms.sample_frames import SampleFramesConfig
+
         return SampleFramesConfig(self.sampling, self.workers)
 
     def annotate_clips(self, run: RunColumns) -> AnnotateClipsConfig:
         """Returns settings of the step that asks the model of a run."""
+        from transforms.annotate_clips import AnnotateClipsConfig
+
         return AnnotateClipsConfig(self.engine, self.recipe, run.model_revision, self.workers, self.earlier)
 
     def commit_parts(self, run: RunColumns) -> CommitPartsConfig:
         """Returns settings of the step that writes the rows of a run."""
+        from transforms.commit_parts import CommitPartsConfig
+
         versions = None if self.allow_other_versions else find_versions()
         return CommitPartsConfig(self.output, run, self.max_failed_fraction, versions, self.storage_options)
 
@@ -101,6 +130,8 @@ def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dt
     Args:
         dtype: what is computed in; `auto` where only the workers know.
     """
+    from framescribe.storage.journal import RunRecord
+
     recipe = config.recipe.to_dict()
     settings: dict[str, Any] = {
         "row_version": ROW_VERSION,

@@ -8,10 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from framescribe.decoding.config import DECODERS, TIME_BASES, SamplingConfig
+from framescribe.llava_video.engine.config import ATTENTION, DTYPES, PROMPT_LAYOUTS, EngineConfig
+from framescribe.llava_video.engine.generation import GenerationConfig
+from framescribe.recipes.loading import DEFAULT_RECIPE, SHIPPED
+from framescribe.storage.config import ReadConfig
+from pipeline.config import RunConfig, UnitConfig
 from pipeline.export_flags import add_export_flags
 from pipeline.flag_values import (
     parse_count,
@@ -24,12 +31,19 @@ from pipeline.flag_values import (
     parse_storage_options,
     parse_window_columns,
 )
-from pipeline.unknown_flags import check_known_to_runner, refuse_meant_for_us
+from pipeline.runners import DEFAULT_RUNNER
+from pipeline.unknown_flags import check_known_to_runner, refuse_unknown_command, refuse_unknown_flags, refuse_words
+from transforms.worker import WorkerConfig
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
 _EXIT_USAGE = 2
 _RUN_BY_BEAM = ("annotate", "plan")  # these take flags of Beam
+_GIB = 2**30
+_ATTENTION = [name for name in ATTENTION if name is not None]
+_METAVARS: dict[Callable[[str], object], str] = {
+    parse_count: "N", parse_positive_int: "N", parse_fraction: "X", parse_positive_float: "X", parse_device: "NAME",
+}  # fmt: skip
 STORAGE_OPTIONS = "FRAMESCRIBE_STORAGE_OPTIONS"
 
 
@@ -52,17 +66,23 @@ def parse_command(arguments: Sequence[str]) -> Command:
     if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(_EXIT_USAGE)
+    commands = _commands_of(parser)
+    refuse_unknown_command(parser, arguments, list(commands))
+    if arguments[0] in commands:  # before the parser complains of what is missing: that may be what was misspelt
+        known = {name: _flags_of(one) for name, one in commands.items()}
+        refuse_unknown_flags(commands[arguments[0]], arguments, known)
     flags, unknown = parser.parse_known_args(arguments)
-    refuse_meant_for_us(parser, unknown, _our_flags(parser, flags.command))
+    command = commands[flags.command]
+    refuse_words(command, unknown)
     if unknown and flags.command not in _RUN_BY_BEAM:
-        parser.error(f"unrecognised flags for {flags.command}: {' '.join(unknown)}")
+        command.error(f"{flags.command} has no flag {unknown[0]}; it has {', '.join(_flags_of(command))}")
     if any(flag.endswith("multi_processing") for flag in unknown):
-        parser.error(
-            "--direct_running_mode=multi_processing loads one model a process and hangs for ever when one dies; "
+        command.error(
+            "--direct_running_mode=multi_processing loads one model per process and hangs for ever when one dies; "
             "leave it out: several bundle threads share one model"
         )
     if unknown:
-        check_known_to_runner(parser, unknown, flags.runner)
+        check_known_to_runner(command, unknown, flags.runner)
     return Command(flags.command, flags, tuple(unknown))
 
 
@@ -75,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"framescribe {_find_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="annotate | plan | publish | export")
+    commands = parser.add_subparsers(dest="command", required=True)
     annotate = commands.add_parser(
         "annotate",
         help="read clips, annotate them, write tables",
@@ -108,7 +128,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_export_flags(export)
     _add_store_flags(export)
+    usage = '%(prog)s VIDEO ["QUESTION"] [flags]'
+    _add_ask_flags(
+        commands.add_parser("ask", help="ask the model about one video file", usage=usage, allow_abbrev=False)
+    )
+    commands.metavar = " | ".join(commands.choices)
     return parser
+
+
+def _default(config: type, name: str) -> Any:  # Any: of any setting
+    """Returns the default of a setting: defaults stand in the settings, and the flags take them from there."""
+    return next(field.default for field in fields(config) if field.name == name)
+
+
+def _add(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    config: type,
+    name: str,
+    text: str,
+    kind: Callable[[str], object] | Sequence[str],
+) -> None:
+    """Adds the flag of a setting, whose default it takes and tells; `kind` parses the value, or is the choices."""
+    values: dict[str, Any] = {"choices": kind}  # Any: what `add_argument` takes
+    if callable(kind):
+        values = {"type": kind, "metavar": _METAVARS[kind]}
+    default = _default(config, name)
+    shown = f"%(default){'g' if isinstance(default, float) else 's'}"
+    parser.add_argument(flag, default=default, help=f"{text} (default: {shown})", **values)
+
+
+def _add_ask_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", type=parse_place, metavar="VIDEO", help="a video file on this machine")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="in quotes; without one the video is described")
+    _add_model_flag(parser)
+    _add_num_frames_flag(parser)
+    _add_device_flags(parser)
+    most = "the most tokens of the answer"
+    _add(parser, "--max-new-tokens", GenerationConfig, "max_new_tokens", most, parse_positive_int)
 
 
 def _add_flags_of_work(parser: argparse.ArgumentParser) -> None:
@@ -134,18 +191,17 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--video-column",
         metavar="NAME",
-        help="column of videos or URIs: of Parquet, found by its name and type; of CSV and JSON Lines (video)",
+        help="column of videos or their URIs (default: of Parquet, found by its name and type; of CSV and JSON Lines, "
+        "video)",
     )
     group.add_argument(
         "--window-columns",
         type=parse_window_columns,
         metavar="START,END",
-        help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (start_s,end_s); none takes "
-        "every video whole",
+        help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (default: start_s,end_s); "
+        "none takes every video whole",
     )
-    group.add_argument(
-        "--clips-per-unit", type=parse_positive_int, default=32, metavar="N", help="clips a work unit (32)"
-    )
+    _add(group, "--clips-per-unit", UnitConfig, "max_clips", "clips per work unit", parse_positive_int)
     _add_store_flags(group)
 
 
@@ -156,7 +212,7 @@ def _add_store_flags(parser: argparse._ActionsContainer) -> None:
         action="extend",
         type=parse_host,
         nargs="+",
-        default=[],
+        default=[*_default(ReadConfig, "trusted_hosts")],
         metavar="HOST",
         help="hosts (host or host:port), besides those that other flags name, that rows may reach in a private network "
         "and that get the headers of --storage-options",
@@ -181,7 +237,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_place,
         required=True,
         metavar="FOLDER",
-        help="folder or URI; a rerun goes on where it was",
+        help="folder or URI; rerun the command to resume",
     )
     again = group.add_mutually_exclusive_group()
     again.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
@@ -202,106 +258,107 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
     )
-    group.add_argument(
-        "--max-failed-fraction",
-        type=parse_fraction,
-        default=1.0,
-        metavar="X",
-        help="stop once more than this share failed; a run of which every clip failed is never a success (1.0)",
-    )
+    most = "stop once more than this fraction of the clips failed; a run of which every clip failed is never a success"
+    _add(group, "--max-failed-fraction", RunConfig, "max_failed_fraction", most, parse_fraction)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="NAME", help=f"folder, URI or Hugging Face id ({DEFAULT_MODEL})"
-    )
+    _add_model_flag(group)
     group.add_argument("--revision", metavar="REV", help="commit, branch or tag on the hub")
-    group.add_argument(
-        "--device", type=parse_device, default="auto", metavar="NAME", help="cuda, cuda:1, cpu or auto (auto)"
-    )
-    group.add_argument(
-        "--dtype", default="auto", choices=("auto", "bfloat16", "float32", "float16"), help="auto: bfloat16 on a GPU"
-    )
-    group.add_argument(
-        "--attn-implementation", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"), help="(sdpa)"
-    )
+    _add_device_flags(group)
+    _add(group, "--attn-implementation", EngineConfig, "attn_implementation", "attention kernels", _ATTENTION)
     group.add_argument("--device-map", choices=("auto",), help="auto: spread the layers over all GPUs (72B)")
     group.add_argument(
-        "--pool-mode", choices=("average", "max", "bilinear"), help="instead of the checkpoint's own pooling"
+        "--pool-mode", choices=("average", "max", "bilinear"), help="how frames are pooled (default: the checkpoint's)"
     )
+    layout = "how frames, times and question are put together"
+    _add(group, "--prompt-layout", EngineConfig, "prompt_layout", layout, PROMPT_LAYOUTS)
     group.add_argument(
-        "--prompt-layout", default="model_card", choices=("model_card", "demo", "training"), help="(model_card)"
+        "--kv-cache-gib",
+        type=parse_positive_float,
+        metavar="X",
+        help="GiB for keys and values (default: what is free on the device)",
     )
-    group.add_argument(
-        "--kv-cache-gib", type=parse_positive_float, metavar="X", help="GiB for keys and values; what is free"
+
+
+def _add_model_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="NAME", help="folder, URI or Hugging Face id (default: %(default)s)"
     )
+
+
+def _add_device_flags(parser: argparse._ActionsContainer) -> None:
+    _add(
+        parser, "--device", EngineConfig, "device", "cuda, cuda:1, cpu, or auto: a GPU where there is one", parse_device
+    )
+    _add(parser, "--dtype", EngineConfig, "dtype", "auto: bfloat16 on a GPU, float32 on a CPU", DTYPES)
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe")
     group.add_argument(
-        "--recipe", default="detailed", metavar="NAME", help="model_card, detailed, levels, or a YAML file (detailed)"
+        "--recipe",
+        default=DEFAULT_RECIPE,
+        metavar="NAME",
+        help=f"{', '.join(SHIPPED)}, or a YAML file (default: %(default)s)",
     )
     group.add_argument("--no-loop-stop", action="store_true", help="let completions that repeat themselves go on")
 
 
+def _add_num_frames_flag(parser: argparse._ActionsContainer) -> None:
+    _add(parser, "--num-frames", SamplingConfig, "max_frames", "frames per clip, evenly spread", parse_positive_int)
+
+
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frames")
+    _add_num_frames_flag(group)
     group.add_argument(
-        "--num-frames", type=parse_positive_int, default=64, metavar="N", help="frames a clip, evenly spread (64)"
+        "--fps", type=parse_positive_float, metavar="X", help="frames per second, at most --num-frames per clip"
     )
-    group.add_argument("--fps", type=parse_positive_float, metavar="X", help="frames a second, at most --num-frames")
     group.add_argument("--split-seconds", type=parse_positive_float, metavar="S", help="cut longer videos into windows")
-    group.add_argument(
-        "--time-base",
-        default="pts",
-        choices=("pts", "model_card"),
-        help="true times, or the model card's arithmetic (pts)",
-    )
-    group.add_argument("--decoder", default="auto", choices=("auto", "decord", "pyav"), help="auto is pyav (auto)")
-    group.add_argument(
-        "--decode-deadline", type=parse_positive_float, default=300.0, metavar="S", help="seconds a clip may take (300)"
-    )
-    group.add_argument(
-        "--min-decoded-fraction",
-        type=parse_fraction,
-        default=0.9,
-        metavar="X",
-        help="least share of a damaged clip (0.9)",
-    )
+    _add(group, "--time-base", SamplingConfig, "time_base", "true times, or the model card's arithmetic", TIME_BASES)
+    _add(group, "--decoder", SamplingConfig, "decoder", "auto is pyav", DECODERS)
+    seconds = "seconds that decoding one clip may take"
+    _add(group, "--decode-deadline", SamplingConfig, "deadline_s", seconds, parse_positive_float)
+    text = "a damaged clip is annotated if at least this fraction of its frames can be decoded"
+    _add(group, "--min-decoded-fraction", SamplingConfig, "min_decoded_fraction", text, parse_fraction)
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--runner", default="DirectRunner", help="as in Beam; DirectRunner, the default, is this process"
+        "--runner",
+        default=DEFAULT_RUNNER,
+        metavar="NAME",
+        help="as in Beam; DirectRunner is this process (default: %(default)s)",
     )
     group.add_argument(
-        "--decoder-processes", type=parse_positive_int, metavar="N", help="decoder processes a worker; one a core"
+        "--decoder-processes",
+        type=parse_positive_int,
+        default=_default(WorkerConfig, "num_decoder_processes"),
+        metavar="N",
+        help="decoder processes per worker (default: one per core)",
     )
     group.add_argument(
         "--frame-memory-gib",
         type=parse_positive_float,
-        default=4.0,
+        default=_default(WorkerConfig, "frame_memory_bytes") / _GIB,
         metavar="X",
-        help="GiB of decoded frames a worker holds (4)",
+        help="GiB of decoded frames that a worker holds (default: %(default)g)",
     )
-    group.add_argument(
-        "--canary-every",
-        type=parse_count,
-        default=500,
-        metavar="N",
-        help="clips of a worker between two checks that a known clip is still answered as at the start; 0 never (500)",
-    )
-    group.add_argument(
-        "--prefetch-clips", type=parse_positive_int, default=48, metavar="N", help="clips in the model per worker (48)"
-    )
+    text = "clips of a worker between two checks that a known clip is still answered as at the start; 0: never"
+    _add(group, "--canary-every", WorkerConfig, "canary_every", text, parse_count)
+    _add(group, "--prefetch-clips", WorkerConfig, "prefetch_clips", "clips in the model per worker", parse_positive_int)
 
 
-def _our_flags(parser: argparse.ArgumentParser, command: str) -> list[str]:
+def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return [name for action in commands.choices[command]._actions for name in action.option_strings]
+    return dict(commands.choices)
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings]
 
 
 def _find_version() -> str:
@@ -313,8 +370,8 @@ def _find_version() -> str:
 
 def describe_flags() -> str:
     """Returns docs/flags.md: the flags of `annotate`, a row each, in the groups of `--help`."""
-    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    groups = [group for group in commands.choices["annotate"]._action_groups if group.title and group._group_actions]
+    annotate = _commands_of(build_parser())["annotate"]
+    groups = [group for group in annotate._action_groups if group.title and group._group_actions]
     rows = [
         _describe(group.title or "", action)
         for group in groups
@@ -327,13 +384,13 @@ def describe_flags() -> str:
         "Made from the parser by `make docs`. Flags of Beam and its runners pass through.",
         "",
     ]
-    return "\n".join([*head, "| group | flag | what it does (default) |", "|---|---|---|", *rows])
+    return "\n".join([*head, "| group | flag | what it does |", "|---|---|---|", *rows])
 
 
 def _describe(group: str, action: argparse.Action) -> str:
     choices = f" {{{', '.join(map(str, action.choices))}}}" if action.choices else ""
     metavar = f" {action.metavar}" if isinstance(action.metavar, str) else ""
-    text = (action.help or "").replace("|", "\\|")
+    text = ((action.help or "") % vars(action)).replace("|", "\\|")
     return f"| {group} | `{action.option_strings[0]}{metavar}`{choices} | {text} |"
 
 

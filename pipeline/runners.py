@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineResult
 
+DEFAULT_RUNNER = "DirectRunner"
 # Beam's DirectRunner looks for Prism first and would download it; here the name means the in-process runner.
 _IN_PROCESS = ("directrunner", "fnapirunner")
 _DIES_WITH_ITS_SERVER = ("prismrunner",)
@@ -50,6 +51,8 @@ def check_runner(runner: str, beam_flags: Sequence[str]) -> None:
     Raises:
         UnknownRunner: it does not, cannot import it, or refuses its flags.
     """
+    if is_in_process(runner) and not beam_flags:
+        return
     only_describes = describe_description(make_options(runner, beam_flags))
     if only_describes is not None and "dataflow" not in runner.lower():
         raise UnknownRunner(f"--runner {runner}: --dry_run and --template_location are flags of DataflowRunner alone")

@@ -23,30 +23,13 @@ from framescribe.storage.access import Store
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound, NoVideos
 from framescribe.storage.redaction import clean_text, strip_credentials
+from pipeline.config import UnitConfig
 from schemas.records import InputKind, WorkUnit
 
 _log = logging.getLogger(__name__)
 _NUM_THREADS = 16  # headers of shards in a store: the time goes into waiting
 _MAX_SHOWN_PROBLEMS = 20
 _MAX_SHOWN_NAMES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class UnitConfig:
-    """How large a work unit is: what is lost when a worker dies, and what one worker takes at a time.
-
-    Attributes:
-        max_clips: 64 clips are half a minute of one GPU for a 7B model, minutes for the 72B.
-        max_bytes: a unit of a tar is one ranged read of so much; a single larger clip is a unit by itself.
-    """
-
-    max_clips: int = 64
-    max_bytes: int = 256 << 20
-
-    def __post_init__(self) -> None:
-        for name in ("max_clips", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

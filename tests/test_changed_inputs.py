@@ -13,7 +13,8 @@ import pytest
 
 from framescribe.storage.access import Store, input_version
 from framescribe.storage.errors import ShardChanged
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from run_pipeline import main
 from tests.support.run_fixtures import (
     annotate_arguments,

@@ -16,7 +16,8 @@ from datasets import Dataset, Features, Value, Video, load_dataset
 
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from tests.support.run_fixtures import ROOT
 from tests.support.shards_fixtures import FlakyFileSystem, ids_of, make_tar, read_all, write
 

@@ -20,8 +20,7 @@ from framescribe.llava_video.model.config import read_model_config
 from framescribe.recipes import load_recipe
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import RunRecord
-from pipeline.config import RunConfig, record_run
-from pipeline.units import UnitConfig
+from pipeline.config import RunConfig, UnitConfig, record_run
 from run_pipeline import main
 from tests.support.run_fixtures import (
     CHECKPOINT,

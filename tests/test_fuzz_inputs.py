@@ -23,7 +23,8 @@ from framescribe.shards.tar_stream import iterate_members
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound
 from framescribe.storage.retries import RetryPolicy
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from schemas.records import Clip, FailedClip
 from tests.support.shards_fixtures import FlakyFileSystem, make_tar, read_all
 

@@ -11,7 +11,8 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.storage.errors import ShardChanged
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from schemas.records import Clip, FailedClip, UnitEnd
 from tests.support.decoding_fixtures import make_video
 from tests.support.shards_fixtures import QUICK, make_tar, webdataset_members, write

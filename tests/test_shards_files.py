@@ -11,7 +11,8 @@ import pytest
 
 from framescribe.shards.kinds import COMPRESSED_TAR_EXTENSIONS, MANIFEST_EXTENSIONS
 from framescribe.storage.errors import InputError, NoInputFound
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from tests.support.shards_fixtures import ids_of, make_tar, read_all, write
 
 

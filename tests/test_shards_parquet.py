@@ -11,7 +11,8 @@ import pytest
 
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from schemas.records import FailedClip
 from tests.support.shards_fixtures import FlakyFileSystem, ids_of, read_all, write
 

@@ -16,7 +16,8 @@ from framescribe.storage.access import Store
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, ShardChanged, StoreRefused, StoreUnavailable
 from framescribe.storage.redaction import redact, strip_credentials
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from tests.support.shards_fixtures import (
     AT_ONCE,
     QUICK,

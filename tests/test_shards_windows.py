@@ -11,7 +11,8 @@ from framescribe.shards.naming import clean_id
 from framescribe.shards.reading import split_clip
 from framescribe.shards.videos import FetchedOnce
 from framescribe.storage.errors import InputError, VideoUnreadable
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from schemas.records import Clip, ClipRef
 from tests.support.shards_fixtures import FlakyFileSystem, read_all
 

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from framescribe.storage.errors import InputError
-from pipeline.units import UnitConfig, plan_units
+from pipeline.config import UnitConfig
+from pipeline.units import plan_units
 from schemas.records import InputKind
 from tests.support.shards_fixtures import ids_of, make_tar, read_all, webdataset_members, write
 

@@ -74,3 +74,6 @@ class UndecodableClip(Exception):
         super().__init__(reason, message)
         self.reason = reason
         self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"

@@ -22,6 +22,7 @@ from framescribe.recipes.recipe import Recipe, Retryable
 _FLOWS: dict[str, type[Recipe]] = {flow.name: flow for flow in (ModelCardRecipe, DetailedRecipe, LevelsRecipe)}
 SHIPPED = tuple(_FLOWS)
 """The recipes that come with FrameScribe, by name."""
+DEFAULT_RECIPE = "detailed"
 
 _MAX_FILE_BYTES = 1_000_000  # three hundred times a shipped recipe; anything larger is some other file
 _MAX_MISTAKES = 10
