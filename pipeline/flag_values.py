@@ -35,7 +35,7 @@ def parse_positive_float(text: str) -> float:
 
 def parse_fraction(text: str) -> float:
     """Parses a number from 0 to 1."""
-    return _checked(float, text, lambda value: 0 <= value <= 1, "a share between 0 and 1")
+    return _checked(float, text, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
 
 
 def parse_window_columns(text: str) -> tuple[str, str] | tuple[()]:

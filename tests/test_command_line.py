@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import signal
 import subprocess
@@ -9,10 +10,15 @@ import sys
 
 import pytest
 
+from framescribe.decoding.config import SamplingConfig
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.storage.config import ReadConfig
+from pipeline.config import UnitConfig
 from pipeline.options import describe_flags, parse_command
 from run_pipeline import main
 from tests.support.run_fixtures import ROOT, annotate_arguments, make_shard, start_run
 from tests.support.shards_fixtures import write
+from transforms.worker import WorkerConfig
 
 _INTERRUPTED_IMPORT = """
 import sys
@@ -64,6 +70,61 @@ def test_a_device_of_another_kind_is_refused_as_it_is_typed(device, capsys):
 
 def test_the_page_of_flags_is_what_the_parser_says():
     assert (ROOT / "docs" / "flags.md").read_text() == describe_flags() + "\n", "run `make docs`"
+
+
+def _find_calls(name: str) -> list[ast.Call]:
+    tree = ast.parse((ROOT / "pipeline" / "options.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == name]
+
+
+def test_no_flag_holds_a_default_of_its_own():
+    defaults = [word.value for call in _find_calls("add_argument") for word in call.keywords if word.arg == "default"]
+    assert len(defaults) > 5
+    assert [ast.unparse(one) for one in defaults if isinstance(one, ast.Constant)] == []
+
+
+def test_settings_of_a_bare_command_are_the_defaults_of_the_dataclasses():
+    flags = parse_command(["annotate", "--input", "a", "--output", "out"]).flags
+    sampling, workers, engine = SamplingConfig(), WorkerConfig(), EngineConfig(flags.model)
+    assert (
+        SamplingConfig(
+            max_frames=flags.num_frames,
+            fps=flags.fps,
+            time_base=flags.time_base,
+            decoder=flags.decoder,
+            deadline_s=flags.decode_deadline,
+            min_decoded_fraction=flags.min_decoded_fraction,
+        )
+        == sampling
+    )
+    assert (
+        WorkerConfig(
+            flags.decoder_processes, int(flags.frame_memory_gib * 2**30), flags.prefetch_clips, flags.canary_every
+        )
+        == workers
+    )
+    assert UnitConfig(flags.clips_per_unit) == UnitConfig()
+    assert ReadConfig(flags.video_column, flags.window_columns, trusted_hosts=(*flags.trusted_hosts,)) == ReadConfig()
+    assert EngineConfig(
+        flags.model, flags.revision, flags.device, flags.dtype, flags.attn_implementation, flags.device_map,
+        prompt_layout=flags.prompt_layout, kv_budget_bytes=flags.kv_cache_gib,
+    ) == engine  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        f"frames per clip, evenly spread (default: {SamplingConfig().max_frames})",
+        f"clips per work unit (default: {UnitConfig().max_clips})",
+        f"GiB of decoded frames that a worker holds (default: {WorkerConfig().frame_memory_bytes >> 30})",
+        f"seconds that decoding one clip may take (default: {SamplingConfig().deadline_s:g})",
+    ],
+)
+def test_the_help_tells_the_default_of_the_dataclass(shown, capsys):
+    with pytest.raises(SystemExit):
+        parse_command(["annotate", "--help"])
+    assert shown in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
@@ -126,7 +187,7 @@ def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
 def test_a_flag_that_is_cut_short_is_refused_with_the_whole_one(flags, capsys):
     command, cut, *rest = flags
     with pytest.raises(SystemExit) as exit_:
-        parse_command([command, "--input", "a", "--output", "out", cut, *rest])
+        parse_command([command, "--output", "out", cut, *rest])
     assert exit_.value.code == 2
     assert f"unrecognised flag {cut}; did you mean {cut}" in capsys.readouterr().err
 
@@ -135,7 +196,7 @@ def test_a_flag_that_is_cut_short_is_refused_with_the_whole_one(flags, capsys):
     ("flag", "instead"),
     [
         ("--batch-size=8", "--kv-cache-gib"),
-        ("--resume", "the same command goes on"),
+        ("--resume", "rerun the same command"),
         ("--prompt=Describe", "--recipe my.yaml"),
         ("--gpus=2", "--device cuda:1"),
         ("--num-workers=4", "--decoder-processes"),

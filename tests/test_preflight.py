@@ -93,6 +93,7 @@ def test_a_prompt_that_no_clip_has_room_for_is_refused_at_the_start(old_run, tmp
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
 def test_flash_attention_without_its_package_is_refused(old_run, capsys, monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: None)  # the driver
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert refused(old_run, "--device", "cuda", "--attn-implementation", "flash_attention_2")
     assert "needs the package flash-attn: pip install 'framescribe[flash]', or use sdpa" in capsys.readouterr().err

@@ -85,7 +85,10 @@ def test_braces_that_name_nothing_stay_in_a_prompt():
 
 
 def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
-    with pytest.raises(FileNotFoundError, match="'detailled': wanted one of model_card, detailed, levels, or the path"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="'detailled'; did you mean detailed. Wanted one of model_card, detailed, levels",
+    ):
         load_recipe("detailled")
 
 

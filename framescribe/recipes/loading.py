@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -45,8 +46,10 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
     if os.fspath(name_or_path) in SHIPPED:
         path = Path(__file__).with_name(f"{name_or_path}.yaml")
     if not path.is_file():
+        close = get_close_matches(os.fspath(name_or_path), SHIPPED, n=1)
+        meant = f"; did you mean {close[0]}? Wanted" if close else ": wanted"
         raise FileNotFoundError(
-            f"no recipe {os.fspath(name_or_path)!r}: wanted one of {', '.join(SHIPPED)}, or the path of a YAML file"
+            f"no recipe {os.fspath(name_or_path)!r}{meant} one of {', '.join(SHIPPED)}, or the path of a YAML file"
         )
     with path.open("rb") as file:
         return parse_recipe(_decode(file.read(_MAX_FILE_BYTES + 1), str(path)), str(path))
