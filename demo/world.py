@@ -27,16 +27,16 @@ class Actor:
     motion: str
     start: tuple[float, float, float]
     end: tuple[float, float, float]
-    turn_at: float  # share of the clip after which `end_colour` is shown
+    turn_at: float  # fraction of the clip after which `end_colour` is shown
 
-    def place(self, share: np.ndarray) -> np.ndarray:
-        """Returns (x, y, radius) as float [T, 3] at these shares of the clip (0 start, 1 end)."""
+    def place(self, moments: np.ndarray) -> np.ndarray:
+        """Returns (x, y, radius) as float [T, 3] at these moments of the clip (0 start, 1 end)."""
         start, end = np.array(self.start), np.array(self.end)
-        return start + share[:, None] * (end - start)
+        return start + moments[:, None] * (end - start)
 
-    def colours(self, share: np.ndarray) -> list[str]:
-        """Returns the name of the colour shown at each share of the clip."""
-        return [self.end_colour if moment >= self.turn_at else self.colour for moment in share]
+    def colours(self, moments: np.ndarray) -> list[str]:
+        """Returns the name of the colour shown at each moment (0 to 1) of the clip."""
+        return [self.end_colour if moment >= self.turn_at else self.colour for moment in moments]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,13 @@ def _turn_round(actor: Actor) -> Actor:
     )
 
 
-def draw_frames(scene: Scene, share: np.ndarray) -> np.ndarray:
-    """Draws uint8 [T, 128, 128, 3] at these shares of the clip, with soft edges of one pixel."""
+def draw_frames(scene: Scene, moments: np.ndarray) -> np.ndarray:
+    """Draws uint8 [T, 128, 128, 3] at these moments (0 to 1) of the clip, with soft edges of one pixel."""
     ground = np.array(BACKGROUNDS[scene.background], dtype=np.float32) + scene.shade
-    frames = np.empty((len(share), FRAME_PX, FRAME_PX, 3), dtype=np.float32)
+    frames = np.empty((len(moments), FRAME_PX, FRAME_PX, 3), dtype=np.float32)
     frames[:] = ground
     for actor in scene.actors:
-        for frame, place, colour in zip(frames, actor.place(share), actor.colours(share), strict=True):
+        for frame, place, colour in zip(frames, actor.place(moments), actor.colours(moments), strict=True):
             x, y, radius = place * FRAME_PX
             _draw_shape(frame, actor.shape, x, y, radius, np.array(COLOURS[colour], dtype=np.float32))
     return np.clip(frames + 0.5, 0, 255).astype(np.uint8)

@@ -64,7 +64,7 @@ class WorkerRecord:
 
 @cache
 def find_versions() -> Mapping[str, str]:
-    """Returns package to version of everything installed here that has a part in the rows."""
+    """Returns package to version of everything installed here that rows depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -174,7 +174,7 @@ time.sleep(60)
 
 
 def test_a_process_is_replaced_after_its_number_of_clips(monkeypatch, video):
-    monkeypatch.setattr("framescribe.decoding.pool._CLIPS_PER_CHILD", 2)
+    monkeypatch.setattr("framescribe.decoding.pool.CLIPS_PER_CHILD", 2)
     known = children_of_this_process()
     pool = DecoderPool(1, CONFIG)
     pool.submit(video).result()

@@ -241,7 +241,7 @@ def test_a_question_cancelled_after_its_closed_clip_was_sent_back_holds_no_memor
 def test_a_clip_that_waits_for_memory_burns_no_core_and_is_not_left_waiting_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_thread, "_MOST_IDLE", 4)
+    monkeypatch.setattr(engine_thread, "MOST_IDLE", 4)
     config = replace(CONFIG, kv_budget_bytes=int(1.6 * _bytes_per_prefix()))
     with Engine.load(config) as engine, engine.open(make_frames(0), make_times(3), 1.5) as first:
         first.ask(QUESTIONS[0], SHORT).result(60)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from fnmatch import fnmatch
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +37,7 @@ PLATFORMS = {
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 }
 OURS = {*FOLDERS, "run_pipeline", "tests"}
+LICENCES_OF_MEDIA = {"Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "ISC", "MIT", "MPL-2.0"}
 INSTALLED = [folder for folder in FOLDERS if folder not in ("benchmarks", "demo")]
 DISTRIBUTION_OF_MODULE = {
     "grpc": "grpcio",
@@ -115,6 +118,17 @@ def test_every_constraint_lies_in_the_declared_range():
 def test_decord_is_asked_for_where_it_has_a_wheel_and_nowhere_else():
     asking = {platform for platform in PLATFORMS if "decord" in names_for(platform, requirements())}
     assert asking == {f"Python {python} on linux x86_64" for python in ("3.10", "3.11", "3.12")}
+
+
+@pytest.mark.parametrize("folder", ["clips", "broken"])
+def test_every_committed_file_of_others_is_the_one_that_the_manifest_names_and_under_a_licence_that_allows_it(folder):
+    media = ROOT / "tests" / "media" / folder
+    listed = {entry["file"]: entry for entry in map(json.loads, (media / "manifest.jsonl").read_text().splitlines())}
+    digests = {
+        path.name: sha256(path.read_bytes()).hexdigest() for path in media.iterdir() if path.name != "manifest.jsonl"
+    }
+    assert digests == {name: entry["sha256"] for name, entry in listed.items()}
+    assert {entry["licence"] for entry in listed.values()} <= LICENCES_OF_MEDIA
 
 
 def test_the_command_framescribe_is_installed():

@@ -25,7 +25,7 @@ from framescribe.decoding.sampling import ClipFrames, Sampling
 from framescribe.decoding.timeline import TimeWindow
 
 # FFmpeg leaks a little; a fresh process every few hundred clips costs nothing and bounds it.
-_CLIPS_PER_CHILD = 500
+CLIPS_PER_CHILD = 500
 _RESIDENT_BYTES_TO_RETIRE = 1 << 30
 _WHOLE_VIDEO = TimeWindow()
 _Answer = TypeVar("_Answer")
@@ -195,7 +195,7 @@ class DecoderSlot:
             self._child = None
             self._refuse_if_closed()
             raise
-        if child.num_served >= _CLIPS_PER_CHILD or child.resident_bytes > _RESIDENT_BYTES_TO_RETIRE:
+        if child.num_served >= CLIPS_PER_CHILD or child.resident_bytes > _RESIDENT_BYTES_TO_RETIRE:
             self._child = None
             child.kill()
         if "reason" in reply:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from framescribe.publish.decisions import Decision, Verdict, row_digest
-from framescribe.recipes.answers import is_unspecified
+from framescribe.recipes.answer_text import is_unspecified
 
 Row = Mapping[str, Any]  # Any: cells of a table
 CAPTION, OPEN_ENDED, MULTIPLE_CHOICE = "caption", "open_ended", "multiple_choice"

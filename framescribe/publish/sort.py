@@ -20,7 +20,7 @@ from schemas.tables import PUBLISHED_SCHEMA
 
 # Clips that are dealt out at a time: handling a few rows costs as much as handling hundreds.
 _CLIPS_AT_A_TIME = 5_000
-# Rows of all tables together, of some 2 kB each in memory: 100 MB a slice. Each slice is one open file while
+# Rows of all tables together, of some 2 kB each in memory: 100 MB per slice. Each slice is one open file while
 # the parts are dealt out, so beyond 12 million rows there are no more slices but larger ones.
 _MIN_SLICE_ROWS = 50_000
 _MAX_SLICES = 256
@@ -47,7 +47,7 @@ class ClipIndex:
 def index_clips(
     store: OutputStore, unit_ids: Sequence[str], fingerprint: str, min_slice_rows: int = _MIN_SLICE_ROWS
 ) -> ClipIndex:
-    """Reads the clip ids and counts of all parts: about 100 bytes of memory a clip.
+    """Reads the clip ids and counts of all parts: about 100 bytes of memory per clip.
 
     Raises:
         DoubledClipError: naming the clip and both parts.
@@ -70,7 +70,7 @@ def index_clips(
 def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: Path) -> Iterator[pa.Table]:
     """Yields the rows of all parts sorted by clip id, slice by slice.
 
-    The parts are read once and dealt out to one file a slice in `scratch`; then each slice is sorted by
+    The parts are read once and dealt out to one file per slice in `scratch`; then each slice is sorted by
     itself. It takes as much local disk as the rows, and as much memory as one slice.
     """
     paths = [scratch / f"slice-{number:05d}.arrow" for number in range(len(slice_starts))]

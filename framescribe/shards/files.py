@@ -1,4 +1,4 @@
-"""Folders and globs of single video files: one clip a file, with what tables beside them say about it."""
+"""Folders and globs of single video files: one clip per file, with what tables beside them say about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells an address or a host that is gone from a store or a network that is down, by asking others of the shard."""
+"""Tells a dead address or host from a store or a network that is down, by asking others that its shard names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from framescribe.storage.errors import InputError, StoreRefused, StoreUnavailabl
 
 # A host of more rows than this is no link that died but the store of the shard: the run stops until it is back.
 _FEW_ROWS = 100
-_SMALL_SHARE = 0.1
+_SMALL_FRACTION = 0.1
 _MAX_ASKED = 8
 _SAMPLED_PER_HOST = 16
 _PROBE_BYTES = 1 << 16
@@ -74,12 +74,12 @@ class WebHosts:
             raise error
         self._gone[host] = f"{host} gives no answer ({error.cause}), while {witness} does"
 
-    def _find_witness(self, silent: str) -> str | None:
-        """Returns a host that answers, or None where none does or the silent one is too much of the shard."""
+    def _find_witness(self, unreachable: str) -> str | None:
+        """Returns a host that answers; None where none does, or too many rows of the shard name the unreachable one."""
         num_rows, uris = self._sample
-        if num_rows[silent] > max(_FEW_ROWS, _SMALL_SHARE * num_rows.total()):
+        if num_rows[unreachable] > max(_FEW_ROWS, _SMALL_FRACTION * num_rows.total()):
             return None
-        others = ((host, found[0]) for host, found in uris.items() if host != silent and host not in self._gone)
+        others = ((host, found[0]) for host, found in uris.items() if host != unreachable and host not in self._gone)
         sound = ((host, uri) for host, uri in others if find_web_host(uri) is None or _SOUND_ADDRESS.match(uri))
         return next((host for host, uri in islice(sound, _MAX_ASKED) if self._answers(uri)), None)
 

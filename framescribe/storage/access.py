@@ -111,7 +111,7 @@ class Store:
     """The way to every input: all storage options, and how often a failing store is asked.
 
     Attributes:
-        options: fsspec storage options for every remote store, or one dictionary a protocol (`{"s3": {...}}`).
+        options: fsspec storage options for every remote store, or one dictionary per protocol (`{"s3": {...}}`).
         rows_of: the shard whose rows name what is opened; None for addresses that the user named.
     """
 
@@ -185,9 +185,9 @@ class Store:
 
         Raises:
             FileNotFoundError: there is no such file.
-            StoreRefused: the store knows us not, or not well enough.
+            StoreRefused: the credentials are missing, or do not permit it.
             StoreUnavailable: it still failed at the last attempt; `CutShort` where it ended too early each time.
-            InputError: its client can make nothing of the address or of the storage options.
+            InputError: the address or the storage options make no sense to its client.
         """
         try:
             return call_with_retries(action, self.config.retries, _FINAL)

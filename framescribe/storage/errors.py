@@ -50,7 +50,7 @@ class CutShort(StoreUnavailable):
 
 
 class StoreRefused(PermissionError):
-    """A store refused to hand out a file: wrong or missing credentials, or none of our business."""
+    """A store refused to hand out a file: credentials are wrong, missing, or do not permit it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_clean_lines(message))

@@ -57,7 +57,7 @@ def open_output(output: str, storage_options: StorageOptions | None = None) -> O
     """Opens an output folder by its path or fsspec URI; it need not exist yet.
 
     Args:
-        storage_options: for the output's file system, or one dictionary a protocol: `{"s3": {"anon": false}}`.
+        storage_options: for the output's file system, or one dictionary per protocol: `{"s3": {"anon": false}}`.
 
     Raises:
         StoreError: no such kind of store, or its package is not installed.
@@ -101,7 +101,7 @@ class OutputStore:
         return self._retry("write", name, lambda: self._put_if(name, payload, version))
 
     def replace_with_file(self, name: str, source: Path, version: str | None) -> bool:
-        """Does so from a finished file in `scratch_folder`; on a local disk it is moved, in the caller's `turn`."""
+        """Replaces it by a finished file in `scratch_folder`; on a local disk it is moved, in the caller's `turn`."""
         return self._retry("write", name, lambda: self._put_file_if(name, source, version))
 
     def version(self, name: str) -> str | None:

@@ -20,7 +20,7 @@ from framescribe.storage.redaction import redact
 
 Result = TypeVar("Result")
 
-# What file systems raise for an address or an option that they can make nothing of, besides what their store says.
+# What file systems raise for an address or an option that makes no sense to them, besides what their store says.
 ADDRESS_ERRORS = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 MISSING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _OUT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -21,7 +21,7 @@ from torch import Tensor
 from framescribe.llava_video.errors import CheckpointError
 
 # Bounds the float32 score matrix of one product to 256 MB.
-_MAX_SCORES = 1 << 26
+MAX_SCORES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def attend_with_lse(
         outputs [..., M, E] in the queries' dtype and log-sum-exps float32 [..., M].
     """
     scores_per_query = queries[..., 0, 0].numel() * keys.shape[-2]
-    chunk = max(1, _MAX_SCORES // max(1, scores_per_query))
+    chunk = max(1, MAX_SCORES // max(1, scores_per_query))
     if queries.shape[-2] <= chunk:
         return _attend_chunk(queries, keys, values, last_visible)
     parts = [

@@ -24,7 +24,7 @@ from framescribe.llava_video.model.prompts import PromptTokenizer
 
 _IDLE_S = 0.05
 
-_MOST_IDLE = 12_000
+MOST_IDLE = 12_000
 """Ten minutes. Counted, not timed: in a process that was stopped, those who will close their clips were stopped too."""
 
 _SWITCH_S = 5e-4
@@ -136,9 +136,9 @@ class EngineThread:
         with self._stats.timed("waiting_s"), suppress(queue.Empty):
             self._inbox.get(timeout=_IDLE_S)()
         stuck = next((video for video in self._scheduler.videos if video.prefix is None and video.waiting), None)
-        if stuck is not None and self._num_idle > _MOST_IDLE:
+        if stuck is not None and self._num_idle > MOST_IDLE:
             failed, stuck.waiting, self._num_idle = stuck.waiting, [], 0
-            give_error(failed, ClipTooLarge(describe_wait(self._scheduler, _IDLE_S * _MOST_IDLE)))
+            give_error(failed, ClipTooLarge(describe_wait(self._scheduler, _IDLE_S * MOST_IDLE)))
 
     def _prefill(self, videos: list[VideoTask]) -> None:
         seen = [video for video in videos if video.frames is not None]
