@@ -20,6 +20,7 @@ from framescribe.publish.export import CannotExport, ExportConfig, describe_expo
 from framescribe.publish.export_rows import KINDS, Selection
 from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
+from framescribe.publish.review import review
 from framescribe.recipes import Recipe, RecipeError, load_recipe
 from framescribe.storage.addresses import AddressError, origins_of, select_options
 from framescribe.storage.config import ReadConfig
@@ -172,6 +173,17 @@ def run_export(command: Command) -> None:
     print(f"{describe_export(report)}\nin {flags.to}")
 
 
+def run_review(command: Command) -> None:
+    """Writes a page that shows clips, captions, questions and failures, and takes decisions about them."""
+    flags = command.flags
+    reading = ReadConfig(video_column=flags.video_column, trusted_hosts=tuple(flags.trusted_hosts))
+    report = review(flags.output, flags.to, flags.thumbnails, flags.storage_options, reading, print)
+    print(
+        f"{write_count(report.num_clips, 'clip')}, {write_count(report.num_failed, 'failed clip')}, "
+        f"{report.num_without_frames:,} without frames: open {flags.to / 'index.html'}"
+    )
+
+
 def _selection(flags: Namespace) -> Selection:
     """Sorts the names of `--types` into kinds of rows and types of questions; a list without kinds takes all."""
     named = frozenset(flags.types or ())
@@ -190,7 +202,14 @@ def _selection(flags: Namespace) -> Selection:
 
 
 COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
-    {"annotate": run_annotate, "plan": run_plan, "publish": run_publish, "export": run_export, "ask": run_ask}
+    {
+        "annotate": run_annotate,
+        "plan": run_plan,
+        "publish": run_publish,
+        "export": run_export,
+        "ask": run_ask,
+        "review": run_review,
+    }
 )
 
 

@@ -55,6 +55,15 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     _add_video_column(parser)
 
 
+def add_review_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `review`, but for those of stores."""
+    _add_places(parser, "new local folder to write the page to")
+    parser.add_argument(
+        "--thumbnails", type=parse_count, default=8, metavar="N", help="frames shown per clip; 0 reads no video (8)"
+    )
+    _add_video_column(parser)
+
+
 def _add_places(parser: argparse.ArgumentParser, help_of_target: str) -> None:
     parser.add_argument("output", type=parse_place, metavar="OUTPUT", help="folder or URI of the run")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help=help_of_target)

@@ -19,7 +19,7 @@ from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.loading import DEFAULT_RECIPE, SHIPPED
 from framescribe.storage.config import ReadConfig
 from pipeline.config import RunConfig, UnitConfig
-from pipeline.export_flags import add_export_flags
+from pipeline.export_flags import add_export_flags, add_review_flags
 from pipeline.flag_values import (
     parse_count,
     parse_device,
@@ -128,6 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_export_flags(export)
     _add_store_flags(export)
+    review = commands.add_parser(
+        "review", help="write a page that shows what a run published and takes decisions", allow_abbrev=False
+    )
+    add_review_flags(review)
+    _add_store_flags(review)
     usage = '%(prog)s VIDEO ["QUESTION"] [flags]'
     _add_ask_flags(
         commands.add_parser("ask", help="ask the model about one video file", usage=usage, allow_abbrev=False)

@@ -40,16 +40,17 @@ from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import VideoUnreadable
 from framescribe.storage.output import SUCCESS_FILE, OutputStore, open_output
+from schemas.tables import TABLES
 
 FORMATS = ("llava", "messages", "hf", "webdataset")
 REPORT_FILE = "export.json"
 _CLIP_COLUMNS = ("clip_id", "source", "member", "start_s", "end_s")
 _COLUMNS = {
-    "clips": (*_CLIP_COLUMNS, "duration_s", "frame_indices", "model", "recipe"),
-    "captions": ("clip_id", "caption_index", "level", "text", "status"),
+    "clips": (*_CLIP_COLUMNS, "duration_s", "frame_indices", "timestamps_s", "model", "recipe"),
+    "captions": ("clip_id", "caption_index", "level", "caption_start_s", "caption_end_s", "text", "status"),
     "qa": (
         *("clip_id", "qa_index", "kind", "question_type", "question", "answer", "options", "answer_letter", "status"),
-        *("recheck_score", "blind_score", "is_consistent"),
+        *("recheck_answer", "recheck_score", "blind_answer", "blind_score", "is_consistent"),
     ),
 }
 _ROWS_AT_A_TIME = 1_000
@@ -117,13 +118,13 @@ def export(
         DecisionsError: the file of decisions is damaged.
     """
     store = open_output(output, storage_options)
-    _check_target(store, target)
-    tables = _Tables(store)
+    check_target(store, target)
+    tables = PublishedTables(store)
     _check_types(tables, config.selection)
     decisions = {} if config.decisions is None else read_decisions(config.decisions)
     counts = ExportCounts()
-    with _new_folder(target) as folder, tempfile.TemporaryDirectory(prefix="framescribe-") as scratch:
-        videos = _ClipVideos(VideoLookup(Store(storage_options or {}, reading or ReadConfig()), output), Path(scratch))
+    with new_folder(target) as folder, tempfile.TemporaryDirectory(prefix="framescribe-") as scratch:
+        videos = SourceVideos(VideoLookup(Store(storage_options or {}, reading or ReadConfig()), output), Path(scratch))
         job = _Export(folder, config, counts, videos, tables.origin())
         chooser = RowChooser(config.selection, counts, decisions)
         splits = assign_splits(tables.rows("clips", _CLIP_COLUMNS), config.selection)
@@ -137,14 +138,18 @@ def export(
     return ExportReport(counts, SUCCESS_FILE in store.list_files(""))
 
 
-class _Tables:
-    """Reads the published tables clip by clip; all are sorted by clip id."""
+class PublishedTables:
+    """Reads the published tables clip by clip; all are sorted by clip id.
+
+    Raises:
+        CannotExport: there are none.
+    """
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._files = {
             table: [f"{table}/{name}" for name in store.list_files(table) if is_table_file(table, name)]
-            for table in _COLUMNS
+            for table in TABLES
         }
         if not all(self._files.values()):
             raise CannotExport(
@@ -185,7 +190,7 @@ class _Tables:
         return f"by {escape(model.rstrip('/').rpartition('/')[2] if is_place else model)} (recipe {escape(recipe)})"
 
 
-class _ClipVideos:
+class SourceVideos:
     """Gives each clip's source video as a local file; one that came as bytes is written once for all its windows."""
 
     def __init__(self, lookup: VideoLookup, scratch: Path) -> None:
@@ -222,7 +227,7 @@ class _Export:
     """Writes chosen clips in one format."""
 
     def __init__(
-        self, folder: Path, config: ExportConfig, counts: ExportCounts, videos: _ClipVideos, origin: str
+        self, folder: Path, config: ExportConfig, counts: ExportCounts, videos: SourceVideos, origin: str
     ) -> None:
         self._folder = folder
         self._config = config
@@ -297,7 +302,8 @@ def _describe(config: ExportConfig) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in sorted(settings.items())}
 
 
-def _check_target(store: OutputStore, target: Path) -> None:
+def check_target(store: OutputStore, target: Path) -> None:
+    """Raises `CannotExport` where the target has contents, or lies in the run's own output."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CannotExport(f"{target} is there already: choose another --to, or remove it")
     local = store.local_path
@@ -305,7 +311,7 @@ def _check_target(store: OutputStore, target: Path) -> None:
         raise CannotExport(f"{target} lies inside of the run's own output {local}: choose another --to")
 
 
-def _check_types(tables: _Tables, selection: Selection) -> None:
+def _check_types(tables: PublishedTables, selection: Selection) -> None:
     if selection.question_types is None:
         return
     there = {str(row["question_type"]) for row in tables.rows("qa", ("question_type",))}
@@ -344,7 +350,7 @@ def describe_export(report: ExportReport) -> str:
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside the target, which takes its name at the end, and is removed at an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
