@@ -123,16 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("--output", type=parse_place, required=True, metavar="FOLDER", help="folder or URI of the run")
     _add_storage_flag(publish)
-    export = commands.add_parser(
-        "export", help="write what a run published, with its videos, in a form that trainers read", allow_abbrev=False
-    )
-    add_export_flags(export)
-    _add_store_flags(export)
-    review = commands.add_parser(
-        "review", help="write a page that shows what a run published and takes decisions", allow_abbrev=False
-    )
-    add_review_flags(review)
-    _add_store_flags(review)
+    for name, add_flags, text in (
+        ("export", add_export_flags, "write what a run published, with its videos, in a form that trainers read"),
+        ("review", add_review_flags, "write a page that shows what a run published and takes decisions"),
+    ):
+        reader = commands.add_parser(name, help=text, allow_abbrev=False)
+        add_flags(reader)
+        _add_store_flags(reader)
     usage = '%(prog)s VIDEO ["QUESTION"] [flags]'
     _add_ask_flags(
         commands.add_parser("ask", help="ask the model about one video file", usage=usage, allow_abbrev=False)
