@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, GetPydanticSchema
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# How pydantic reads settings: no unknown keys, no '40' for 40. Any: its own settings.
+STRICT: dict[str, Any] = {"strict": True, "extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class PromptConfig:
         prompt: the words, with `{name}` where a text is filled in.
         max_new_tokens: a completion that needs more is cut off and gets the status `length`.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     id: str
     prompt: str
@@ -36,6 +40,8 @@ class PromptConfig:
 @dataclass(frozen=True, slots=True)
 class RetryConfig:
     """One rung of the retry ladder: greedy decoding gives another text only under another penalty."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     repetition_penalty: float
 

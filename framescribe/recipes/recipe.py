@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 from framescribe.recipes.annotation import Caption, QAPair, Status
-from framescribe.recipes.config import RetryConfig
+from framescribe.recipes.config import STRICT, RetryConfig
 
 Retryable = Literal[Status.LOOPED, Status.EMPTY, Status.LENGTH, Status.REFUSED]
 
@@ -37,8 +37,7 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
-    # For all that a recipe is made of: no unknown keys, no '40' for 40. Any: pydantic's own settings.
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     stop_loops: bool
     retries: tuple[RetryConfig, ...]
