@@ -23,11 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.geometry import write_configuration
-from framescribe.llava_video.attention.cascade import AttendChunks, attend_chunks
+from framescribe.llava_video.attention.cascade import AttendChunks, AttendPaged, attend_chunks
 from framescribe.llava_video.attention.cuda_graphs import GraphedDecoder
-from framescribe.llava_video.attention.kernels import attend_chunks_efficient, attend_chunks_flash
+from framescribe.llava_video.attention.kernels import (
+    attend_chunks_efficient,
+    attend_chunks_flash,
+    attend_paged_varlen,
+)
 from framescribe.llava_video.attention.kv_cache import CHUNK_TOKENS, PrefixPool, SuffixPages
-from framescribe.llava_video.attention.static_decode import sizes_of, view_numbers
+from framescribe.llava_video.attention.static_decode import Chosen, sizes_of, view_numbers
 from framescribe.llava_video.engine import runner as model_runner
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.llava_video.engine.runner import ModelRunner, row_of
@@ -69,10 +73,10 @@ def model(_fake_gpu: None, tmp_path: Path) -> LlavaVideoModel:
     return load_model(read, config, config.language.vocab_size, [CUDA] * 2, torch.bfloat16, "sdpa")
 
 
-def _make_runner(model: LlavaVideoModel, kernel: AttendChunks | None) -> ModelRunner:
+def _make_runner(model: LlavaVideoModel, kernel: AttendChunks | None, paged: AttendPaged | None = None) -> ModelRunner:
     language = model.config.language
     geometry = (language.num_key_value_heads, language.head_dim, model.language.layer_devices, torch.bfloat16)
-    pool = None if kernel is None else PrefixPool(40, CHUNK_TOKENS, *geometry, kernel)
+    pool = None if kernel is None else PrefixPool(40, CHUNK_TOKENS, *geometry, kernel, paged)
     return ModelRunner(model, SuffixPages(40, *geometry), 8, 48, "sdpa", pool)
 
 
@@ -139,15 +143,69 @@ def test_questions_start_without_a_wait_before_their_first_ids(
     assert ".tolist()" in str(ours[-1].statement)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_decoding_step_can_be_captured(model: LlavaVideoModel, kernel: AttendChunks) -> None:
-    runner = _make_runner(model, kernel)
-    questions = _prefill(runner)
+def _make_step(runner: ModelRunner, num_clips: int) -> Callable[[], Chosen]:
+    """Returns a decoding step of questions to clips, and of one to none where there are two clips."""
+    questions = _prefill(runner)[2 - num_clips :][: 2 + num_clips]
     assert isinstance(runner._static, GraphedDecoder)
     decoder = runner._static._decoder
     shape = decoder.shape_of([row_of(question) for question in questions])
     buffer = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, device=CUDA)
     numbers, penalties = view_numbers(buffer, shape), torch.ones(shape.rows, device=CUDA)
+    return lambda: decoder.run(numbers, penalties, shape)
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts what launches kernels: operations that neither look at a tensor in another way nor only take memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        schema = func._schema  # type: ignore[attr-defined]  # every operator has one
+        is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
+        if not is_view and not schema.name.startswith(("aten::empty", "aten::_unsafe_view", "prim::")):
+            self.names.append(schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def _count_kernels(model: LlavaVideoModel, kernel: AttendChunks, paged: AttendPaged | None, num_layers: int) -> int:
+    runner = _make_runner(model, kernel, paged)
+    run = _make_step(runner, num_clips=1)
+    layers, devices = model.language._model.layers, model.language.layer_devices
+    model.language._model.layers, model.language.layer_devices = layers[:num_layers], devices[:num_layers]
+    with _Kernels() as counted:
+        run()
+    model.language._model.layers, model.language.layer_devices = layers, devices
+    return len(counted.names)
+
+
+has_pages = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+needs_pages = pytest.mark.skipif(not has_pages, reason="varlen_attn has pages from PyTorch 2.13")
+PATHS = [(kernel, None) for kernel in KERNELS]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "paged"), [*PATHS, pytest.param(attend_chunks_flash, attend_paged_varlen, marks=needs_pages)]
+)
+def test_a_decoding_step_can_be_captured(
+    model: LlavaVideoModel, kernel: AttendChunks, paged: AttendPaged | None
+) -> None:
+    run = _make_step(_make_runner(model, kernel, paged), num_clips=2)
     with _DeviceOnly():
-        chosen = decoder.run(numbers, penalties, shape).ids
+        chosen = run().ids
     assert (chosen.shape, chosen.device, chosen.dtype) == ((32,), CUDA, torch.int64)
+
+
+@pytest.mark.parametrize(("paged", "most"), [(None, 90), pytest.param(attend_paged_varlen, 70, marks=needs_pages)])
+def test_a_layer_of_a_decoding_step_launches_few_kernels(
+    model: LlavaVideoModel, paged: AttendPaged | None, most: int
+) -> None:
+    one, two = (_count_kernels(model, attend_chunks_flash, paged, layers) for layers in (1, 2))
+    assert two - one <= most

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from framescribe.llava_video import Engine, GenerationConfig
-from framescribe.llava_video.attention.cascade import ChunkFills, attend_chunks
+from framescribe.llava_video.attention.cascade import ChunkFills, attend_chunks, attend_paged
 from framescribe.llava_video.engine import memory, runner
 from framescribe.llava_video.engine.runner import FastPath
 from framescribe.llava_video.model import elementwise
@@ -121,6 +121,37 @@ def test_a_kernel_is_used_where_it_agrees_on_the_loaded_weights(kernel, is_right
         assert ("fused attention: agrees with the plain path" in caplog.text) == is_right
         assert is_right or _is_plain_and_says_so(engine, caplog, {FastPath.ATTENTION})
         assert _ask(engine) == _ask_plainly()
+
+
+def _attend_wrong_pages(
+    queries: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reads the pages of other sequences."""
+    return attend_paged(queries, keys, values, (tables + 1) % len(keys), lengths)
+
+
+@pytest.mark.parametrize(("kernel", "is_right"), [(attend_paged, True), (_attend_wrong_pages, False)])
+def test_prefixes_are_attended_to_as_pages_where_that_agrees(kernel, is_right, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(memory, "choose_paged", lambda *_: kernel)
+    monkeypatch.setattr(memory, "CHUNK_TOKENS", 32)  # every clip has several
+    with Engine.load(STATIC) as engine:
+        assert is_right == (_paths(engine) == {FastPath.PAGES})
+        assert is_right or _is_plain_and_says_so(engine, caplog, {FastPath.PAGES})
+        assert _ask(engine) == _ask_plainly()
+
+
+@pytest.mark.parametrize("tables", [[[4, 0], [1, 0], [3, 2]], [[0, 1], [2, 3], [4, 4]]])
+def test_attention_to_pages_is_attention_to_the_sequences_they_hold(tables: list[list[int]]) -> None:
+    rng = np.random.default_rng(0)
+    queries = torch.from_numpy(rng.normal(size=(3, 2, 7, 8)))
+    keys, values = torch.from_numpy(rng.normal(size=(2, 5, 16, 2, 8)))
+    lengths = [1, 15, 29]
+    out, lse = attend_paged(queries, keys, values, torch.tensor(tables), torch.tensor(lengths, dtype=torch.int32))
+    for number, (pages, length) in enumerate(zip(tables, lengths, strict=True)):
+        held, weighed = (torch.cat([pool[page] for page in pages])[:length].transpose(0, 1) for pool in (keys, values))
+        scores = queries[number] @ held.mT * 8**-0.5
+        assert torch.allclose(out[number], scores.softmax(-1) @ weighed, atol=1e-6)
+        assert torch.allclose(lse[number].double(), scores.logsumexp(-1), atol=1e-6)
 
 
 def test_nothing_is_held_after_the_proof() -> None:

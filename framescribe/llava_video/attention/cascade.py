@@ -53,6 +53,10 @@ class ChunkFills:
 # log-sum-exps float32 [X, K, M].
 AttendChunks = Callable[[Tensor, Tensor, Tensor, ChunkFills], tuple[Tensor, Tensor]]
 
+# Attention to sequences in pages: queries [C, K, M, E], pages of keys and values [X, T, K, E], tables [C, J] of the
+# pages that each sequence consists of, and its tokens int32 [C], at least 1; returns as `AttendChunks`, for C.
+AttendPaged = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 def fold_groups(queries: Tensor, num_key_value_heads: int) -> Tensor:
     """Folds query heads that share keys into the tokens: [..., N, H, E] to [..., K, N * G, E]."""
@@ -117,6 +121,14 @@ def attend_chunks(queries: Tensor, keys: Tensor, values: Tensor, fills: ChunkFil
     scores = queries.float() @ keys.float().transpose(-1, -2) * queries.shape[-1] ** -0.5 + fills.bias  # [X, K, M, T]
     lse = scores.logsumexp(dim=-1)
     return scores.sub_(lse[..., None]).exp_().to(values.dtype) @ values, lse
+
+
+def attend_paged(
+    queries: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Plain `AttendPaged`, for any device: gathers the pages of each sequence."""
+    held_keys, held_values = (pages[tables].flatten(1, 2) for pages in (keys, values))  # [C, J * T, K, E]
+    return attend_chunks(queries, held_keys, held_values, ChunkFills.count(lengths, held_keys.shape[1], queries.dtype))
 
 
 def merge_chunks(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from framescribe.llava_video.attention.cascade import AttendChunks, ChunkFills, attend_chunks
+from framescribe.llava_video.attention.cascade import (
+    AttendChunks,
+    AttendPaged,
+    ChunkFills,
+    attend_chunks,
+    attend_paged,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +49,19 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> At
             _log.info("%s is not to be had here: %s", kernel.__name__, error)
     _log.warning("no fused attention on this device, going on with the plain one")
     return attend_chunks
+
+
+def choose_paged(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttendPaged | None:
+    """Returns PyTorch's attention to pages, where this PyTorch (2.13 and later) and this GPU have it; else None."""
+    if device.type != "cuda":
+        return None
+    try:
+        if _agrees_with_gathered(attend_paged_varlen, device, dtype, head_dim):
+            return attend_paged_varlen
+        _log.warning("varlen_attn disagrees with the plain attention to pages here and is not used")
+    except (ImportError, RuntimeError, TypeError, AttributeError) as error:
+        _log.info("varlen_attn with pages is not to be had here: %s", error)
+    return None
 
 
 def choose_backend(
@@ -103,6 +122,50 @@ def attend_chunks_efficient(queries: Tensor, keys: Tensor, values: Tensor, fills
         queries, keys.transpose(1, 2), values.transpose(1, 2), bias, True
     )
     return out, lse[..., :num_queries]  # the kernel pads them to a multiple of 32
+
+
+def attend_paged_varlen(
+    queries: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`AttendPaged` by PyTorch's public `varlen_attn`: one kernel reads pages where they lie, for all queries."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn  # with pages from PyTorch 2.13 only
+
+    num_sequences, num_heads, num_queries, _ = queries.shape
+    most_keys = tables.shape[1] * keys.shape[1]
+    starts = torch.arange(num_sequences + 1, device=queries.device, dtype=torch.int32)
+    out, lse = varlen_attn(
+        queries.transpose(1, 2).flatten(0, 1),  # [C * M, K, E]
+        keys,
+        values,
+        starts * num_queries,
+        starts * most_keys,
+        num_queries,
+        most_keys,
+        return_aux=AuxRequest(lse=True),
+        seqused_k=lengths,
+        block_table=tables.int(),
+    )
+    if lse.shape[0] != num_heads:  # PyTorch's page says [C * M, K], its kernel gives [K, C * M]
+        lse = lse.transpose(0, 1)
+    out = out.unflatten(0, (num_sequences, -1)).transpose(1, 2)
+    return out, lse.unflatten(1, (num_sequences, -1)).transpose(0, 1)
+
+
+def _agrees_with_gathered(attend: AttendPaged, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Compares on sequences that share a pool: of one token, of part of a page, of pages out of order."""
+    generator, tolerance = torch.Generator(device="cpu").manual_seed(0), _TOLERANCES[dtype]
+    queries, keys, values = (
+        torch.randn(*shape, head_dim, generator=generator).to(device, dtype)
+        for shape in ((3, 2, 14), (5, 256, 2), (5, 256, 2))
+    )
+    tables = torch.tensor([[4, 0], [1, 0], [3, 2]], device=device)
+    lengths = torch.tensor([1, 200, 300], device=device, dtype=torch.int32)
+    pairs = zip(
+        attend(queries, keys, values, tables, lengths),
+        attend_paged(queries, keys, values, tables, lengths),
+        strict=True,
+    )
+    return all(torch.allclose(a.float(), b.float(), atol=tolerance, rtol=tolerance) for a, b in pairs)
 
 
 def _agrees_with_plain(attend: AttendChunks, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

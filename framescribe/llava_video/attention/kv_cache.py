@@ -16,6 +16,7 @@ from torch import Tensor
 
 from framescribe.llava_video.attention.cascade import (
     AttendChunks,
+    AttendPaged,
     ChunkFills,
     attend_prefix,
     fold_groups,
@@ -78,6 +79,10 @@ class PrefixPool:
     """Keys and values [X, T, K, E] of X chunks of T tokens for each layer, allocated once.
 
     Low chunks are given out first, so that those in use stay together at the front.
+
+    Attributes:
+        attend: attention to chunks, each alone.
+        attend_paged: attention to all chunks of a prefix at once; None: chunks are attended to alone, and merged.
     """
 
     def __init__(
@@ -89,8 +94,9 @@ class PrefixPool:
         layer_devices: Sequence[torch.device],
         dtype: torch.dtype,
         attend: AttendChunks,
+        attend_paged: AttendPaged | None = None,
     ) -> None:
-        self.chunk_tokens, self.attend = chunk_tokens, attend
+        self.chunk_tokens, self.attend, self.attend_paged = chunk_tokens, attend, attend_paged
         self._chunk_shape = (chunk_tokens, num_heads, head_dim)
         self._layer_devices, self._dtype = layer_devices, dtype
         self._allocate(num_chunks)
@@ -147,6 +153,7 @@ class PooledPrefix:
         self._index = torch.tensor(chunks, device=pool.keys[0].device)
         fills = torch.tensor(self.fills, device=self._index.device)
         self._fills = ChunkFills.count(fills, pool.chunk_tokens, pool.keys[0].dtype)
+        self._length = fills.sum(dtype=torch.int32)[None]
 
     @property
     def size_bytes(self) -> int:
@@ -170,9 +177,15 @@ class PooledPrefix:
                 pool[chunk, : len(part)] = part
 
     def attend(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Attends to every chunk apart and merges; shapes as `Prefix.attend`."""
+        """Attends to the chunks as pages, or to each apart and merges; shapes as `Prefix.attend`."""
         pool = self._pool
         index = self._index.to(queries.device)  # further GPUs, if there are any
+        if pool.attend_paged is not None:
+            folded = fold_groups(queries, pool.keys[layer].shape[2])[None]  # [1, K, N * G, E]
+            out, lse = pool.attend_paged(
+                folded, pool.keys[layer], pool.values[layer], index[None], self._length.to(queries.device)
+            )
+            return unfold_groups(out[0], lse[0], len(queries))
         keys, values = pool.keys[layer][index], pool.values[layer][index]  # [J, T, K, E]
         folded = fold_groups(queries, keys.shape[2]).expand(len(index), -1, -1, -1)  # [J, K, N * G, E]
         outs, lses = pool.attend(folded, keys, values, self._fills.to(queries.device))

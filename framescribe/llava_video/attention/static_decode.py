@@ -171,11 +171,12 @@ class StaticDecoder:
         own_fills = ChunkFills.count(numbers.lengths, suffix_tokens, dtype)
         texts = numbers.without_video.bool()[:, None]
         missing = numbers.absent.float().masked_fill_(numbers.absent.bool(), float("-inf"))[..., None, None]
+        lengths = (numbers.fills[numbers.chunks] * (1 - numbers.absent)).sum(dim=1).int()  # [C]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self._pages.write(layer, numbers.slots, keys, values)
             own = attend_pages(queries, *self._pages.read(layer, numbers.tables), own_fills, self._pool.attend)
-            out, lse = self._attend_pool(layer, queries, numbers, fills, missing)
+            out, lse = self._attend_pool(layer, queries, numbers, fills, missing, lengths)
             if shape.has_text:
                 text_out, text_lse = self.text.attend(layer, queries)
                 out, lse = torch.where(texts[..., None], text_out, out), torch.where(texts, text_lse, lse)
@@ -186,15 +187,24 @@ class StaticDecoder:
         return self._seen.choose(self._language.logits(hidden), numbers.rows, penalties, forced)
 
     def _attend_pool(
-        self, layer: int, queries: Tensor, numbers: StepNumbers[Tensor], fills: ChunkFills, missing: Tensor
+        self,
+        layer: int,
+        queries: Tensor,
+        numbers: StepNumbers[Tensor],
+        fills: ChunkFills,
+        missing: Tensor,
+        lengths: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Attends the rows [N, H, E] of every clip to its chunks: all chunks of the pool in one product."""
+        """Attends the rows [N, H, E] of every clip to its chunks, all clips at once: by pages, or chunk by chunk."""
         num_chunks, num_clips = len(numbers.owners), len(numbers.chunks)
         keys, values = self._pool.keys[layer][:num_chunks], self._pool.values[layer][:num_chunks]  # [X, T, K, E]
         grid = queries[numbers.members].unflatten(0, (num_clips, -1))  # [C, M, H, E]
-        folded = fold_groups(grid, keys.shape[2])[numbers.owners]  # [X, K, M * G, E]
-        outs, lses = self._pool.attend(folded, keys, values, fills)
-        out, lse = merge_chunks(outs[numbers.chunks], lses[numbers.chunks] + missing)  # [C, K, M * G, E]
+        folded = fold_groups(grid, keys.shape[2])  # [C, K, M * G, E]
+        if self._pool.attend_paged is not None:
+            out, lse = self._pool.attend_paged(folded, keys, values, numbers.chunks, lengths)
+        else:
+            outs, lses = self._pool.attend(folded[numbers.owners], keys, values, fills)  # [X, K, M * G, E]
+            out, lse = merge_chunks(outs[numbers.chunks], lses[numbers.chunks] + missing)
         out, lse = unfold_groups(out, lse, grid.shape[1])  # [C, M, H, E]
         return out.flatten(0, 1)[numbers.cells], lse.flatten(0, 1)[numbers.cells]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from framescribe.llava_video.attention.kernels import choose_kernel
+from framescribe.llava_video.attention.kernels import choose_kernel, choose_paged
 from framescribe.llava_video.attention.kv_cache import (
     CHUNK_TOKENS,
     PAGE_TOKENS,
@@ -69,7 +69,8 @@ def plan_memory(config: EngineConfig, model: LlavaVideoModel) -> MemoryPlan:
         limits = replace(limits, prefix_unit=CHUNK_TOKENS)
         num_chunks = max(1, limits.prefix_tokens // CHUNK_TOKENS)
         kernel = choose_kernel(devices[0], dtype, width)
-        pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, devices, dtype, kernel)
+        paged = choose_paged(devices[0], dtype, width)
+        pool = PrefixPool(num_chunks, CHUNK_TOKENS, heads, width, devices, dtype, kernel, paged)
     return MemoryPlan(limits, pages, pool, config.vision_batch_frames or _VISION_BATCH_FRAMES[model.device.type])
 
 

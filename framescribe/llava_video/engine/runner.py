@@ -49,6 +49,7 @@ class FastPath(Enum):
     """What runs faster than the plain path and must agree with it."""
 
     ATTENTION = "fused attention"
+    PAGES = "attention to pages"
     LAYERS = "compiled layers"
     TOWER = "compiled tower"
     GRAPHS = "CUDA graphs"
@@ -91,9 +92,11 @@ class ModelRunner:
         if pool is not None:
             self._static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
         self._kernel = attend_chunks if pool is None else pool.attend
+        self._paged = None if pool is None else pool.attend_paged
         self.unproven: list[FastPath] = []
         is_there = {
             FastPath.ATTENTION: self._kernel is not attend_chunks,
+            FastPath.PAGES: self._paged is not None,
             FastPath.LAYERS: is_compiled,
             FastPath.TOWER: is_compiled,
             FastPath.GRAPHS: self._static is not None and self._static.captures,
@@ -113,6 +116,9 @@ class ModelRunner:
         elif path is FastPath.ATTENTION:
             assert self._pool is not None, "only a pool has fused attention"
             self._pool.attend = self._kernel if on else attend_chunks
+        elif path is FastPath.PAGES:
+            assert self._pool is not None, "only a pool has pages"
+            self._pool.attend_paged = self._paged if on else None
         else:
             assert self._static is not None, "only fixed steps have graphs"
             self._static.captures = on
