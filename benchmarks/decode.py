@@ -1,4 +1,4 @@
-"""CPU seconds a clip of our decoding against the model card's `load_video` and its preprocessing.
+"""CPU seconds per clip of our decoding against the model card's `load_video` and its preprocessing.
 
     python -m benchmarks.decode --clips DIR|made [--num-frames 64] [--rounds 3]
 
@@ -61,7 +61,7 @@ def _compare(clips: Sequence[Path], frames: int, rounds: int, decoders: Sequence
     ours_s = {name: sum(row.ours_s[name] or 0.0 for row in compared) / len(compared) for name in decoders}
     return {
         "benchmark": "decode",
-        "unit": "CPU seconds a clip, user and system",
+        "unit": "CPU seconds per clip, user and system",
         "frames": frames,
         "clips_compared": len(compared),
         "clips_with_equal_pixels": sum(row.is_equal for row in compared),

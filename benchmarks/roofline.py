@@ -18,7 +18,7 @@ class ClipWork:
     Attributes:
         question_token_flops: of one question token on top of the prefix.
         weight_bytes: read once a decoding step, whatever the number of rows.
-        prefix_bytes: keys and values of the prefix, read once a step in which the clip has rows.
+        prefix_bytes: keys and values of the prefix, read once per step in which the clip has rows.
         token_bytes: keys and values of one token; a row reads those of its own question and answer.
     """
 
@@ -36,7 +36,7 @@ class ClipWork:
     def bound_s(
         self, flops: float, bytes_per_s: float, num_question_tokens: float, steps_per_clip: float, bytes_per_step: float
     ) -> float:
-        """Returns the least seconds a clip takes: vision, prefill and questions at full rate, then its share of steps.
+        """Returns the least seconds per clip: vision, prefill and questions at full rate, then its part of the steps.
 
         Args:
             num_question_tokens: of all its questions.

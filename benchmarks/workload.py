@@ -53,7 +53,7 @@ class Ask:
 def draw_detailed(seed: int) -> tuple[Ask, ...]:
     """Draws what the default recipe asks of one clip: 77 questions where 12 of 16 types give a usable pair.
 
-    Some 5,000 question tokens and 1,600 answer tokens a clip: prompts are as long as `recipes/detailed.yaml` and a
+    Some 5,000 question tokens and 1,600 answer tokens per clip: prompts are as long as `recipes/detailed.yaml` and a
     pair make them, answers as long as LLaVA-Video-178K's.
     """
     random = np.random.default_rng(seed)

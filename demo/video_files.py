@@ -21,7 +21,7 @@ NUM_CLIPS = 12
 
 
 def encode_scene(scene: Scene, crf: int = 20, preset: str = "veryfast") -> bytes:
-    """Renders a scene and encodes it as H.264 in mp4, 8 frames a second."""
+    """Renders a scene and encodes it as H.264 in mp4, 8 frames per second."""
     return encode_frames(draw_frames(scene, np.linspace(0, 1, scene.num_frames)), crf, preset)
 
 

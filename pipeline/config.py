@@ -55,7 +55,7 @@ class RunConfig:
     Attributes:
         output: folder or URI that everything is written to.
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
-        max_failed_fraction: a worker stops once more than this share of its clips failed; the run, at its end.
+        max_failed_fraction: a worker stops once more than this fraction of its clips failed; the run, at its end.
         retry_failed: units that are done again ask the model about their failed clips only.
         earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.checks`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or

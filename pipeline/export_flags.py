@@ -36,9 +36,11 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="what the page of `review` saved")
     parser.add_argument(
-        "--validation", type=parse_fraction, default=0.0, metavar="X", help="share of videos for validation (0)"
+        "--validation", type=parse_fraction, default=0.0, metavar="X", help="fraction of the videos for validation (0)"
     )
-    parser.add_argument("--test", type=parse_fraction, default=0.0, metavar="X", help="share of videos for tests (0)")
+    parser.add_argument(
+        "--test", type=parse_fraction, default=0.0, metavar="X", help="fraction of the videos for tests (0)"
+    )
     parser.add_argument(
         "--seed", type=parse_count, default=0, metavar="N", help="of splits, requests, letters and closing lines (0)"
     )

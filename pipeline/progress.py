@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineResult
 
 _SECONDS_BETWEEN_REFRESHES = 0.5
-# A listing costs a request for each thousand parts: twice a second at first would be most of a short run's requests.
+# A listing costs a request for each thousand parts: twice per second at first would be most of a short run's requests.
 _FIRST_LOOK_PAUSE_S, _LONGEST_LOOK_PAUSE_S, _SHARE_OF_ELAPSED = 2.0, 60.0, 0.02
 # Between plain lines while nothing is committed: doubled each time, so that a long run's log stays short.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0

@@ -129,7 +129,7 @@ def check_same_versions(store: OutputStore, run: RunRecord) -> None:
 
 
 def describe_difference(recorded: RunRecord, wanted: RunRecord) -> list[str]:
-    """Returns one line a setting or prompt that differs: `sampling.max_frames: 64 -> 32`."""
+    """Returns one line for each setting or prompt that differs: `sampling.max_frames: 64 -> 32`."""
     before, after = dict(_flatten(recorded)), dict(_flatten(wanted))
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     lines = [_describe_change(name, before.get(name, _NOT_SET), after.get(name, _NOT_SET)) for name in names]

@@ -171,8 +171,8 @@ TABLE_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "captions": "One row a caption.",
         "qa": "One row a question: a QA pair, or the row that says why there is none.",
-        "clips": "One row a clip that was annotated.",
-        "failures": "One row a clip that could not be annotated.",
+        "clips": "One row per clip that was annotated.",
+        "failures": "One row per clip that could not be annotated.",
     }
 )
 

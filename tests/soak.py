@@ -100,7 +100,7 @@ class Stretch:
     name: str
     clips: int
     clips_a_s: float
-    cpu_ms_a_clip: float
+    cpu_ms_per_clip: float
     main_bytes: int
     main_descriptors: int
     children_bytes: int
@@ -108,7 +108,7 @@ class Stretch:
 
     def __str__(self) -> str:
         return (
-            f"{self.name:8}{self.clips:7} clips{self.clips_a_s:8.1f} clips/s{self.cpu_ms_a_clip:8.1f} CPU ms/clip"
+            f"{self.name:8}{self.clips:7} clips{self.clips_a_s:8.1f} clips/s{self.cpu_ms_per_clip:8.1f} CPU ms/clip"
             f"   pipeline {self.main_bytes / _MIB:6.0f} MiB {self.main_descriptors:4} files"
             f"   largest decoder {self.children_bytes / _MIB:5.0f} MiB {self.children_descriptors:3} files"
         )
@@ -121,7 +121,7 @@ def summarise(name: str, samples: list[Sample]) -> Stretch:
         name=name,
         clips=clips,
         clips_a_s=clips / (last.time_s - first.time_s),
-        cpu_ms_a_clip=(last.cpu_s - first.cpu_s) * 1000 / clips,
+        cpu_ms_per_clip=(last.cpu_s - first.cpu_s) * 1000 / clips,
         main_bytes=max(sample.main_bytes for sample in samples),
         main_descriptors=median_high(sample.main_descriptors for sample in samples),
         children_bytes=max(sample.children_bytes for sample in samples),
@@ -147,7 +147,7 @@ def find_growth(start: Stretch, end: Stretch, max_slowdown: float) -> list[str]:
         ("open files of the pipeline", start.main_descriptors, end.main_descriptors, MAX_MORE_DESCRIPTORS),
         ("open files of a decoder", start.children_descriptors, end.children_descriptors, MAX_MORE_DESCRIPTORS),
         # Processor time, not the clock's: other programs on the machine change the latter.
-        ("CPU ms a clip", start.cpu_ms_a_clip, end.cpu_ms_a_clip, max_slowdown * start.cpu_ms_a_clip),
+        ("CPU ms per clip", start.cpu_ms_per_clip, end.cpu_ms_per_clip, max_slowdown * start.cpu_ms_per_clip),
     )
     return [
         f"{what}: {before:.1f} at the start, {after:.1f} at the end; allowed are {allowed:.1f} more"

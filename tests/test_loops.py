@@ -89,9 +89,9 @@ def test_random_text_is_no_loop(num_words):
 def test_a_stretch_of_any_length_that_repeats_to_the_end_is_found_wherever_it_begins(period):
     random_ids = random.Random(period)
     before = [random_ids.randrange(5000) for _ in range(period + 5)]
-    stretch = [random_ids.randrange(5000) for _ in range(period)]
+    passage = [random_ids.randrange(5000) for _ in range(period)]
 
-    stop = stop_of(before + stretch * (4 + 64 // period))
+    stop = stop_of(before + passage * (4 + 64 // period))
 
     assert stop is not None
     assert stop <= len(before) + max(48 + period, 4 * period) + 16

@@ -24,7 +24,7 @@ from tests.support.talking_engine import TalkingEngine
 
 CHANGED_YAML = DETAILED_YAML.replace("Be brief.", "Be very brief.")
 NUM_CLIPS, NUM_VERIFICATIONS = 4, 3 * 2
-NUM_ALL = 1 + 3 * 6 + 1  # of a clip: the caption, six questions a type, the second try about speed
+NUM_ALL = 1 + 3 * 6 + 1  # of a clip: the caption, six questions per type, the second try about speed
 DEMO = ROOT / "demo"
 
 
@@ -51,7 +51,7 @@ def full_tables(tmp_path_factory, shard):
 
 
 def run(output: Path, shard: str, recipe: str, *flags: str, too_large: str = "never") -> tuple[int, list[str]]:
-    """Returns the exit status and the clips that were asked about, once a question."""
+    """Returns the exit status and the clips that were asked about, once per question."""
     engine = TalkingEngine(checkpoint_revision(), too_large)
     path = output.parent / f"{output.name}.yaml"
     path.write_text(recipe)

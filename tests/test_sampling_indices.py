@@ -129,8 +129,8 @@ def test_an_even_spread_holds_the_first_and_the_last_frame(num_frames, max_frame
     ("settings", "message"),
     [
         ({"max_frames": 0}, "max_frames must be positive, got 0"),
-        ({"fps": 0.0}, "fps must be a positive number of frames a second, got 0.0"),
-        ({"fps": float("nan")}, "fps must be a positive number of frames a second, got nan"),
+        ({"fps": 0.0}, "fps must be a positive number of frames per second, got 0.0"),
+        ({"fps": float("nan")}, "fps must be a positive number of frames per second, got nan"),
         ({"decoder": "ffmpeg"}, "decoder must be one of auto, decord, pyav, got 'ffmpeg'"),
         ({"time_base": "wall"}, "time_base must be one of pts, model_card, got 'wall'"),
         ({"min_decoded_fraction": 1.5}, "min_decoded_fraction must lie between 0 and 1, got 1.5"),

@@ -27,7 +27,7 @@ class CommitPartsConfig:
 
     Attributes:
         run: the columns that every row repeats; a dtype of `auto` is filled in by the worker.
-        max_failed_fraction: stop, before committing, once more than this share of this worker process's clips failed.
+        max_failed_fraction: stop, before committing, once more than this fraction of this worker's clips failed.
         versions: package to version where the run was started, which this worker's must not differ from in
             their minor version; None takes any.
         storage_options: for fsspec, needed in the worker.

@@ -79,7 +79,7 @@ def check_failed_fraction(
     min_clips: int = 100,
     reasons: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Raises `TooManyFailedClipsError` when a larger share of the clips failed than allowed.
+    """Raises `TooManyFailedClipsError` when a larger fraction of the clips failed than allowed.
 
     Args:
         min_clips: nothing is judged on fewer clips: two bad ones among the first three say little.
@@ -90,7 +90,7 @@ def check_failed_fraction(
         raise TooManyFailedClipsError(
             f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-fraction {max_failed_fraction:g} "
             "allows. What is committed is kept. Mend the cause and start again with --retry-failed, or, if the input "
-            "is that bad, raise the share"
+            "is that bad, raise the fraction"
         )
 
 

@@ -85,7 +85,7 @@ def pack_block(encoder: Encoder, asked: list[list[Asked]]) -> Block:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How many clips a step takes and how many questions of each kind it asks about each."""
+    """How many clips one step takes and how many questions of each kind it asks about each."""
 
     clips: int
     short: int

@@ -17,7 +17,7 @@ from demo.training.language_model import LanguageModel
 from demo.training.optimizer import Optimizers, learning_rate_factor
 from demo.training.tokenizer import train_tokenizer
 
-# Seeing first: short prompts and short answers, three times as many clips a second. Then everything that recipes send.
+# Seeing first: short prompts and answers, three times as many clips per second. Then everything that recipes send.
 SEEING = Mix(4, short=5, choices=1, wrong=0, typed=0, segment_every=0, text_only_every=8, full_prompts=False)
 ANSWERING = Mix(3, short=4, choices=3, wrong=1, typed=2, segment_every=1, text_only_every=1, full_prompts=True)
 MEASURED = Mix(16, short=4, choices=4, wrong=1, typed=2, segment_every=1, text_only_every=1, full_prompts=True)

@@ -13,15 +13,15 @@ class SamplingConfig:
     """Which frames of a clip the model sees, and what decoding them may cost.
 
     Attributes:
-        max_frames: frames a clip; with `fps` the most frames a clip.
-        fps: frames a second of the clip; None for `max_frames` frames spread evenly, as the model card does.
+        max_frames: frames per clip; with `fps` the most frames per clip.
+        fps: frames per second of the clip; None for `max_frames` frames spread evenly, as the model card does.
         time_base: `pts` for true presentation times, `model_card` for the model card's arithmetic (index over mean
             rate).
         decoder: `auto` is `pyav`: right on every file, and cheaper than decord where decord is right too.
         image_size: width and height in pixels that every frame is resized to; the aspect ratio is not kept.
         deadline_s: seconds of wall time a clip may take; its decoder is killed after that.
         memory_limit_bytes: resident memory a decoder process may reach before it is killed.
-        min_decoded_fraction: least share of a damaged clip's frames that must decode for it to be annotated.
+        min_decoded_fraction: least fraction of a damaged clip's frames that must decode for it to be annotated.
         max_pixels: largest width x height of a video; beyond it one frame alone would exhaust the memory limit.
     """
 
@@ -42,7 +42,7 @@ class SamplingConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise ValueError(f"fps must be a positive number of frames a second, got {self.fps}")
+            raise ValueError(f"fps must be a positive number of frames per second, got {self.fps}")
         if not 0 <= self.min_decoded_fraction <= 1:
             raise ValueError(f"min_decoded_fraction must lie between 0 and 1, got {self.min_decoded_fraction}")
 

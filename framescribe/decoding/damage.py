@@ -68,10 +68,10 @@ def match_decoded_frames(
         num_lost = max(num_lost, 0) + (0 if timeline.num_missing else timeline.num_unread)
     is_cut = timeline.is_cut and num_lost <= max(num_missing, 1)
     num_expected = num_good + num_lost + num_missing
-    share = _check_fraction(
+    fraction = _check_fraction(
         num_good, num_expected, decoded, is_cut=is_cut, begins_late=tally.begins_late, min_fraction=min_fraction
     )
-    return DecodedVideo(decoded, indices, share)
+    return DecodedVideo(decoded, indices, fraction)
 
 
 def _count_lost(timeline: Timeline, came: tuple[int, ...], tally: DecodeTally, window: TimeWindow) -> int:
@@ -136,9 +136,9 @@ def _by_count(timeline: Timeline, tally: DecodeTally) -> Timeline:
 def _check_fraction(
     num_good: int, num_expected: int, decoded: Timeline, *, is_cut: bool, begins_late: bool, min_fraction: float
 ) -> float:
-    share = num_good / max(num_good, num_expected, 1)
-    if num_good and share >= min_fraction:
-        return share
+    fraction = num_good / max(num_good, num_expected, 1)
+    if num_good and fraction >= min_fraction:
+        return fraction
     seen = f"{num_good} of {num_expected} frames can be decoded, at least {min_fraction:.0%} are wanted"
     if decoded.problem:
         seen += f"; {decoded.problem}"

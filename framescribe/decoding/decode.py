@@ -62,7 +62,7 @@ def _sample_announced(
 
 
 def _sample_counted(path: str, timeline: Timeline, window: TimeWindow, config: SamplingConfig) -> SampledFrames:
-    """Decodes every frame, keeps to those that really come, and judges their share."""
+    """Decodes every frame, keeps to those that really come, and checks that enough of them do."""
     low, expected = choose_from(timeline, window, config)
     # Where every frame comes, as in a sound AVI file, this first pass finds the right ones already.
     tally, frames = _decode_all(path, {low + i for i in expected.indices}, config)

@@ -39,7 +39,7 @@ class FrameResizer:
 
     def __init__(self, image_size: int) -> None:
         self._image_size = image_size
-        self._reformatter = VideoReformatter()  # kept, so that swscale is set up once a clip and not once a frame
+        self._reformatter = VideoReformatter()  # kept, so that swscale is set up once per clip and not once per frame
 
     def resize(self, frame: VideoFrame) -> np.ndarray:
         """Returns uint8 [S, S, 3]: converted, turned upright, resized without keeping the aspect ratio."""

@@ -17,7 +17,7 @@ from framescribe.decoding.demux import LogLine, VideoPackets, ends_early, read_p
 # A window beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
 _LONGEST_VIDEO_S = 30 * 86400.0
 _FIELD_CONTAINERS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
-USUAL_RATE = 25  # frames a second, where a file states neither times nor a rate
+USUAL_RATE = 25  # frames per second, where a file states neither times nor a rate
 _ROUNDING_S = 1e-6  # a window's bounds come from text: a frame at exactly start_s must not fall out by rounding
 
 
@@ -43,8 +43,8 @@ class Timeline:
         key_pts: int64 [K] the same of the key frames, increasing.
         times_s: float64 [N] seconds from the first frame.
         end_s: seconds from the first frame to the end of the last one.
-        average_rate: mean frames a second as the container states it, or None.
-        rate: frames a second as the stream states it, else `average_rate`; for frames without times.
+        average_rate: mean frames per second as the container states it, or None.
+        rate: frames per second as the stream states it, else `average_rate`; for frames without times.
         tick_s: seconds a tick.
         is_reliable: whether `pts` names the frames; if not, frames can only be counted as they are decoded.
         has_frame_packets: whether the container stores one frame a packet (MPEG streams may store single fields).

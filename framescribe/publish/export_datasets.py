@@ -23,10 +23,10 @@ from framescribe.publish.export_rows import (
     neutralise_question,
 )
 
-_ROWS_A_FILE = {"captions": 100_000, "qa": 500_000}
-_CHATS_A_FILE = 100_000
-_BYTES_A_FILE = 400 << 20  # of pictures
-_ROWS_A_GROUP = 50  # a row holds dozens of pictures, and readers take a whole group
+_ROWS_PER_FILE = {"captions": 100_000, "qa": 500_000}
+_CHATS_PER_FILE = 100_000
+_BYTES_PER_FILE = 400 << 20  # of pictures
+_ROWS_PER_GROUP = 50  # a row holds dozens of pictures, and readers take a whole group
 _FEATURES_OF_MESSAGES = {
     "clip_id": {"dtype": "string", "_type": "Value"},
     "messages": {
@@ -69,7 +69,7 @@ class MessagesWriter:
     def __init__(self, folder: Path, seed: int, read_frames: Callable[[ChosenClip], Sequence[bytes]]) -> None:
         self._seed = seed
         self._read_frames = read_frames
-        self._files = _ParquetFiles(folder / "data", _MESSAGES_SCHEMA, _CHATS_A_FILE, _ROWS_A_GROUP)
+        self._files = _ParquetFiles(folder / "data", _MESSAGES_SCHEMA, _CHATS_PER_FILE, _ROWS_PER_GROUP)
 
     def add(self, clip: ChosenClip) -> None:
         """Writes a clip; raises `UndecodableClip` where its frames cannot be had, and writes nothing then."""
@@ -105,7 +105,7 @@ class HfWriter:
         self._folder = folder
         self._make_card = make_card
         self._files = {
-            name: _ParquetFiles(folder / name, schema, _ROWS_A_FILE[name], 10_000)
+            name: _ParquetFiles(folder / name, schema, _ROWS_PER_FILE[name], 10_000)
             for name, schema in _HF_SCHEMAS.items()
         }
 
@@ -181,11 +181,11 @@ def describe_clip(clip: ChosenClip) -> bytes:
 class _ParquetFiles:
     """Writes rows into `SPLIT-00000.parquet` and so on; a new file is begun where one is full."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, rows_a_file: int, rows_a_group: int) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, rows_per_file: int, rows_per_group: int) -> None:
         self._folder = folder
         self._schema = schema
-        self._rows_a_file = rows_a_file
-        self._rows_a_group = rows_a_group
+        self._rows_per_file = rows_per_file
+        self._rows_per_group = rows_per_group
         self._waiting: dict[str, list[Mapping[str, Any]]] = {}  # Any: cells
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._written: dict[str, tuple[int, int]] = {}  # rows and bytes in the file that is open
@@ -202,8 +202,8 @@ class _ParquetFiles:
         rows, size = self._written.get(split, (0, 0))
         self._written[split] = rows + 1, size + num_bytes
         self._num_files.setdefault(split, 0)
-        is_full = rows + 1 >= self._rows_a_file or size + num_bytes >= _BYTES_A_FILE
-        if is_full or len(waiting) >= self._rows_a_group:
+        is_full = rows + 1 >= self._rows_per_file or size + num_bytes >= _BYTES_PER_FILE
+        if is_full or len(waiting) >= self._rows_per_group:
             self._flush(split)
         if is_full:
             self._end_file(split)

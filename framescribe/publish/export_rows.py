@@ -33,7 +33,7 @@ class Selection:
         only_consistent: leaves out QA pairs that the second look at the frames did not confirm.
         max_blind_score: leaves out QA pairs that are answered without the video as well as this or better.
         min_score: leaves out QA pairs whose `recheck_score` is lower, or that have none.
-        validation_fraction, test_fraction: share of the source videos; the others are for training.
+        validation_fraction, test_fraction: fraction of the source videos; the others are for training.
         seed: of the splits, the requests for captions, the places of right options and the closing lines.
     """
 

@@ -57,7 +57,7 @@ class PublishReport:
         return self.num_annotated + self.num_failed
 
     def failed_too_often(self, max_failed_fraction: float) -> bool:
-        """Whether a larger share of the clips failed than allowed, or every one of them, which no share allows."""
+        """Whether a larger fraction of the clips failed than allowed, or all of them, which no fraction allows."""
         return self.num_failed > max_failed_fraction * self.num_clips or self.num_annotated == 0 < self.num_failed
 
 

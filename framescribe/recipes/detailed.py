@@ -1,6 +1,6 @@
 """The `detailed` recipe: a caption, open-ended and multiple-choice questions, and each of them verified.
 
-One question a type as in LLaVA-Video-178K (arXiv 2410.02713, section 3), but asked of the frames, not of a caption,
+One question per type as in LLaVA-Video-178K (arXiv 2410.02713, section 3), but asked of the frames, not of a caption,
 and asked again afterwards: with the video (does the model stand by it?) and without (does it need the video?).
 """
 

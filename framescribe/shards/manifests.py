@@ -97,7 +97,7 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
     if problems:
         raise InputError("\n".join(problems))
     if not num_clips:
-        raise InputError(f'{name} has no rows: wanted one a line, such as {{"video": "clips/000.mp4"}}')
+        raise InputError(f'{name} has no rows: wanted one per line, such as {{"video": "clips/000.mp4"}}')
     check_some_found(store.for_rows(manifest.uri), name, [*_sample_uris(store, manifest)])
 
 

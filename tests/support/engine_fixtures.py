@@ -23,7 +23,7 @@ def make_frames(seed: int, num_frames: int = 3) -> np.ndarray:
 
 
 def make_times(num_frames: int) -> list[float]:
-    """Two frames a second."""
+    """Two frames per second."""
     return [index / 2 for index in range(num_frames)]
 
 

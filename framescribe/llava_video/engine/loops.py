@@ -16,18 +16,18 @@ CHECK_EVERY = 16
 """Tokens between two looks: a loop costs at most fifteen tokens more, and looking a sixteenth."""
 
 MAX_PERIOD = 256
-"""Longest repeated stretch that is looked for, about ten sentences."""
+"""Longest repeated passage that is looked for, about ten sentences."""
 
 MIN_COPIED = 48
 """Tokens that must repeat what stands one period before them; `| --- | --- |` rows and `ha ha ha` stay below."""
 
 NUM_COPIES_SHORT, NUM_COPIES_LONG, LONG_PERIOD = 4, 3, 32
-"""Copies of a stretch that make a loop: four of a sentence, three of a stretch of more than 32 tokens (a paragraph)."""
+"""Copies of a passage that make a loop: four of a sentence, three of a passage of more than 32 tokens (a paragraph)."""
 
 GRAM, NUM_GRAMS, GRAM_WINDOW = 16, 8, 1024
 """The last 16 tokens standing eight times among the last 1,024: a sentence that returns with others in between.
 
-Sixteen, because the rows of an honest table or list share a shorter stretch than that before they differ.
+Sixteen, because the rows of an honest table or list have a shorter passage in common than that before they differ.
 """
 
 MIN_SENTENCE_WORDS, NUM_SENTENCES = 3, 8

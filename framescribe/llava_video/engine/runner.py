@@ -266,7 +266,7 @@ class ModelRunner:
         written = [question.num_suffix_tokens - 1 for question in questions]
         slots = self._to_device([slot_of(q.pages, position) for q, position in zip(questions, written, strict=True)])
         spans = spans_by_video(questions, [1] * len(questions))
-        # On the device once a step: every layer uses them, and each copy would wait for the device.
+        # On the device once per step: every layer uses them, and each copy would wait for the device.
         groups = [
             (self._to_device(rows), self._to_device(tables), self._count_fills(lengths, len(tables[0])))
             for rows, tables, lengths in _group_by_pages(questions, written)

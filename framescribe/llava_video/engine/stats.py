@@ -14,7 +14,7 @@ class EngineStats:
 
     Attributes:
         encoded_clips, encoded_frames: clips and unique frames that passed the vision tower.
-        prefilled_tokens: prefix tokens run through the language model, once a clip.
+        prefilled_tokens: prefix tokens run through the language model, once per clip.
         question_tokens: question tokens run on top of a prefix.
         generated_tokens, decode_steps: their quotient is the mean number of rows in the batch.
         kv_prefix_bytes: keys and values of prefixes now held; kv_prefix_peak_bytes: the most at once.

@@ -1,6 +1,6 @@
 """The work between the matrix products of a language layer: norms, rotary positions, SwiGLU and residual sums.
 
-Run operation by operation these are some twenty-five kernels a layer that only move memory. `torch.compile` makes a
+Run operation by operation these are some twenty-five kernels per layer that only move memory. `torch.compile` makes a
 few of them, which round where the plain ones do (`emulate_precision_casts`). Numbers of tokens are dynamic: one
 compilation serves all lengths.
 """

@@ -31,7 +31,7 @@ _FASTER_TOKEN = "model.faster_token"
 class LlavaVideoModel:
     """The whole model; stateless, so one instance serves any number of clips.
 
-    Letters: T frames, P patches a frame, C tower width, D hidden size of the language model, V video tokens.
+    Letters: T frames, P patches per frame, C tower width, D hidden size of the language model, V video tokens.
     """
 
     def __init__(
