@@ -31,6 +31,7 @@ from tests.support.run_fixtures import (
     read_tables,
 )
 from tests.support.stub_engine import StubEngine
+from transforms.worker import WorkerConfig
 
 
 def record(model: str = CHECKPOINT, dtype: str = "float32", decoder: str = "auto", **engine: Any) -> RunRecord:
@@ -103,9 +104,7 @@ OTHERS: dict[str, Any] = {
 # Settings that change no row, and where they count instead if they do.
 UNHASHED = {
     "RunConfig": {
-        "output", "max_failed_fraction", "retry_failed", "num_decoder_processes", "frame_memory_bytes",
-        "prefetch_clips",
-        "canary_every", "earlier", "allow_other_versions", "storage_options",
+        "output", "max_failed_fraction", "retry_failed", "earlier", "allow_other_versions", "storage_options",
     },
     "EngineConfig": {
         "model", "revision",  # what they come to is the checkpoint's revision
@@ -118,8 +117,12 @@ UNHASHED = {
         "video_column", "window_columns", "max_video_bytes", "max_sidecar_bytes", "retries", "trusted_hosts",
     },
     "UnitConfig": {"max_clips", "max_bytes"},
+    "WorkerConfig": {"num_decoder_processes", "frame_memory_bytes", "prefetch_clips", "canary_every"},
 }  # fmt: skip
-PARTS = {"engine": EngineConfig, "sampling": SamplingConfig, "reading": ReadConfig, "units": UnitConfig}
+PARTS = {
+    "engine": EngineConfig, "sampling": SamplingConfig, "reading": ReadConfig, "units": UnitConfig,
+    "workers": WorkerConfig,
+}  # fmt: skip
 SETTINGS = [
     (kind, one.name)
     for kind in (RunConfig, *PARTS.values())
@@ -207,6 +210,13 @@ def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
     assert len(ways) >= 6
 
 
+def with_settings(settings: dict[str, Any]) -> RunConfig:
+    names = {one.name for one in fields(WorkerConfig)}
+    of_workers = {name: value for name, value in settings.items() if name in names}
+    of_run = {name: value for name, value in settings.items() if name not in names}
+    return replace(CONFIG, workers=WorkerConfig(**of_workers), **of_run)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -219,7 +229,7 @@ def test_settings_out_of_their_range_are_refused_by_their_name(wrong):
     with pytest.raises(
         ValueError, match=r"max_failed_fraction|num_decoder_processes|frame_memory|prefetch_clips|split|canary_every"
     ):
-        replace(CONFIG, **wrong)
+        with_settings(wrong)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +241,7 @@ def test_settings_out_of_their_range_are_refused_by_their_name(wrong):
     ],
 )  # fmt: skip
 def test_settings_at_the_edge_of_their_range_are_taken(right):
-    assert replace(CONFIG, **right)
+    assert with_settings(right)
 
 
 _LIMITS = ("tokenizer_model_max_length", "max_position_embeddings")
