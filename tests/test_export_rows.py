@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from framescribe.publish.publish import publish
 from framescribe.recipes.annotation import Status
 from framescribe.storage.journal import add_to_plan, record_start
 from framescribe.storage.output import open_output
+from run_pipeline import main
 from schemas.records import ClipAnnotation
 from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_pair, make_units
 
@@ -283,3 +285,12 @@ def test_frames_are_upright_and_keep_their_shape(tmp_path):
 def test_a_window_beyond_the_end_is_an_error(tmp_path):
     with pytest.raises(UndecodableClip, match="window outside"):
         write_clip_video(VIDEOS / "clip_a.mp4", TimeWindow(1e4, 2e4), tmp_path / "clip")
+
+
+@pytest.mark.parametrize("command", ["export", "review"])
+def test_the_page_on_exports_names_every_flag(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    assert flags - set(re.findall(r"--[a-z-]+", page)) == set()
