@@ -19,7 +19,7 @@ from torch import Tensor
 
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
 from framescribe.llava_video.attention import cuda_graphs
-from framescribe.llava_video.attention.cascade import attend_chunks
+from framescribe.llava_video.attention.cascade import attend_chunks, attend_paged
 from framescribe.llava_video.attention.cuda_graphs import GraphedDecoder
 from framescribe.llava_video.attention.kv_cache import PrefixPool, SuffixPages
 from framescribe.llava_video.attention.static_decode import (
@@ -92,6 +92,16 @@ def test_any_mix_gets_the_answers_of_the_plain_steps(
 ) -> None:
     static, plain = engines
     assert _ask(static, requests, num_each) == _ask(plain, requests, num_each)
+
+
+def test_attention_to_pages_gives_the_answers_of_the_plain_steps(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static, plain = engines
+    requests = [(0, 4, QUESTIONS[0], 20), (1, 1, QUESTIONS[1], 9), (2, 3, QUESTIONS[2], 33), (3, 2, QUESTIONS[0], 5)]
+    expected = _ask(plain, requests, 4)
+    monkeypatch.setattr(static._thread._runner._pool, "attend_paged", attend_paged)
+    assert _ask(static, requests, 4) == expected
 
 
 def test_chunks_are_free_again_once_all_videos_are_closed(engines: tuple[Engine, Engine]) -> None:
