@@ -22,7 +22,7 @@ from benchmarks.acceptance_setting import (
     at_most,
     make_loop,
 )
-from benchmarks.engine import run_detailed, run_engine, run_model_card_loop
+from benchmarks.engine import run_engine, run_full, run_model_card_loop
 from benchmarks.model_card_loop import ModelCardLoop
 from benchmarks.workload import MadeClip, make_workload
 from framescribe.llava_video.engine.engine import Engine
@@ -253,14 +253,14 @@ def _check_broken_capture(engine: Engine) -> list[Check]:
 
 
 def measure_workload(setting: Setting) -> StageResult:
-    """Runs the default recipe's mix and the benchmark's, and a little of the model card's loop."""
-    num_detailed, num_captions, num_new, shorten = (1, 1, (4, 2), 16) if setting.is_small else (48, 24, (128, 32), 1)
+    """Runs the mix of the recipe full and the benchmark's, and a little of the model card's loop."""
+    num_full, num_captions, num_new, shorten = (1, 1, (4, 2), 16) if setting.is_small else (48, 24, (128, 32), 1)
     with setting.make_engine(torch.bfloat16) as engine:
         clips = setting.make_clips(4)
         if not setting.is_small:  # kernels are planned and graphs captured meanwhile
-            run_detailed(engine, clips, 4)
+            run_full(engine, clips, 4)
         stats, before = engine.stats, (engine.stats.generated_tokens, engine.stats.decode_steps, engine.stats.busy_s)
-        side, answers = run_detailed(engine, [clips[i % 4] for i in range(num_detailed)], 48, shorten)
+        side, answers = run_full(engine, [clips[i % 4] for i in range(num_full)], 48, shorten)
         tokens, steps, busy_s = (
             after - then
             for after, then in zip((stats.generated_tokens, stats.decode_steps, stats.busy_s), before, strict=True)
@@ -270,8 +270,8 @@ def measure_workload(setting: Setting) -> StageResult:
         loop, loop_answers = run_model_card_loop(engine, plain, 1, num_questions=3)
         decoder = engine._thread._runner._static
     measured = {
-        "detailed_clips_per_s": side.clips_per_s,
-        "detailed_answers": answers,
+        "full_clips_per_s": side.clips_per_s,
+        "full_answers": answers,
         "rows_per_step": tokens / max(1, steps),
         "idle_share": 1 - busy_s / side.wall_s,
         "interpreter_wait_s": stats.interpreter_wait_s,
@@ -280,10 +280,10 @@ def measure_workload(setting: Setting) -> StageResult:
         "model_card_loop_s_per_3_answers": loop.wall_s,
         "replayed_share": 0.0 if decoder is None else decoder.num_replays / max(1, decoder.num_steps),
         "shapes": 0 if decoder is None else len(decoder._steps),
-        "predicted": "0.9 to 1.1 clips/s for the default recipe's mix of 64-frame clips, H100 and H200, as modelled",
+        "predicted": "0.9 to 1.1 clips/s for the mix of the recipe full of 64-frame clips, H100 and H200, as modelled",
     }
     checks = [
-        at_least("answers to the default recipe's mix", answers, 50 * num_detailed),
+        at_least("answers to the mix of the recipe full", answers, 50 * num_full),
         at_least("answers to caption and 8 questions", len(plain_answers), 9 * num_captions),
         at_least("answers of the model card's loop", len(loop_answers), 3),
     ]

@@ -26,7 +26,7 @@ from benchmarks.geometry import DEMO_TOKENIZER, SIZES, make_weights, write_confi
 from benchmarks.machine import describe_machine
 from benchmarks.model_card_loop import ModelCardLoop
 from benchmarks.roofline import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
-from benchmarks.workload import Ask, MadeClip, Workload, draw_detailed, make_workload
+from benchmarks.workload import Ask, MadeClip, Workload, draw_full, make_workload
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
@@ -101,8 +101,8 @@ def run_engine(engine: Engine, workload: Workload) -> tuple[Measured, Answers]:
     return _measure(len(opened), started), answers
 
 
-class DetailedClip:
-    """One clip that is asked the default recipe's mix; follow-ups are asked from wherever an answer arrives."""
+class FullClip:
+    """One clip that is asked the mix of the recipe full; follow-ups are asked from wherever an answer arrives."""
 
     def __init__(self, engine: Engine, clip: MadeClip, asks: Sequence[Ask], shorten: int = 1) -> None:
         self.completions: list[Completion] = []
@@ -143,17 +143,15 @@ def write_question(engine: Engine, num_tokens: int) -> str:
     return " a" * max(1, round((num_tokens - empty) * 64 / (probe - empty)))
 
 
-def run_detailed(
-    engine: Engine, clips: Sequence[MadeClip], most_at_once: int, shorten: int = 1
-) -> tuple[Measured, int]:
-    """Asks the default recipe's mix of each clip, so many clips at once; returns also how many answers there were.
+def run_full(engine: Engine, clips: Sequence[MadeClip], most_at_once: int, shorten: int = 1) -> tuple[Measured, int]:
+    """Asks the mix of the recipe full of each clip, so many clips at once; returns also how many answers there were.
 
     Args:
         shorten: answers are cut to one of so many tokens.
     """
     started, waiting, answers = _now(), [], 0
     for seed, clip in enumerate(clips):
-        waiting.append(DetailedClip(engine, clip, draw_detailed(seed), shorten))
+        waiting.append(FullClip(engine, clip, draw_full(seed), shorten))
         while len(waiting) >= most_at_once or (waiting and seed == len(clips) - 1):
             wait([one.done for one in waiting], return_when=FIRST_COMPLETED)
             finished = [one for one in waiting if one.done.done()]
@@ -196,17 +194,17 @@ def run_benchmark(flags: argparse.Namespace, engine: Engine) -> dict[str, object
         "ratio_cpu": None if on_gpu else round(per_clip[0] / per_clip[1], 2),
         "agreement": asdict(compare_answers(engine, workload, expected, answers)),
         "bound": bound,
-        "detailed": _measure_detailed(engine, workload, flags.detailed_clips),
+        "full": _measure_full(engine, workload, flags.full_clips),
         "machine": describe_machine(),
     }
 
 
-def _measure_detailed(engine: Engine, workload: Workload, num_clips: int) -> dict[str, float] | None:
-    """Measures the engine with the default recipe's mix, without the other side, which would take hours."""
+def _measure_full(engine: Engine, workload: Workload, num_clips: int) -> dict[str, float] | None:
+    """Measures the engine with the mix of the recipe full, without the other side, which would take hours."""
     if not num_clips:
         return None
     clips = [workload.clips[index % len(workload.clips)] for index in range(num_clips)]
-    side, answers = run_detailed(engine, clips, most_at_once=48)
+    side, answers = run_full(engine, clips, most_at_once=48)
     return asdict(side) | {"clips_per_s": round(side.clips_per_s, 4), "answers": answers}
 
 
@@ -271,7 +269,7 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--num-frames", type=int, default=16)
     parser.add_argument("--caption-tokens", type=int, default=128)
     parser.add_argument("--answer-tokens", type=int, default=32)
-    parser.add_argument("--detailed-clips", type=int, default=0, help="clips asked the default recipe's mix as well")
+    parser.add_argument("--full-clips", type=int, default=0, help="clips asked the mix of the recipe full as well")
     parser.add_argument("--threads", type=int, help="processor threads of PyTorch")
     parser.add_argument("--peak-flops", type=float, default=H200_FLOPS, help="bfloat16 rate of the GPU")
     parser.add_argument("--peak-bytes-per-s", type=float, default=H200_BYTES_PER_S)

@@ -31,7 +31,7 @@ from pipeline.config import RunConfig, UnitConfig
 from transforms.worker import WORKER, RunningEngine, WorkerConfig
 
 _RECIPE = """
-recipe: detailed
+recipe: full
 caption: {id: caption, prompt: Please describe this video in detail., max_new_tokens: 128}
 open_ended:
   id: open_ended

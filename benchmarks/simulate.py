@@ -1,4 +1,4 @@
-"""Runs the engine's scheduler over the default recipe's questions on a modelled GPU: what to expect, and what waits.
+"""Runs the engine's scheduler over the questions of the recipe `full` on a modelled GPU: what to expect, and what waits.
 
     python -m benchmarks.simulate
     python -m benchmarks.simulate --clips 300 --gpu h100 --ahead 16 --waves
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.geometry import write_configuration
 from benchmarks.roofline import H100_BYTES_PER_S, H200_BYTES_PER_S, ClipWork, count_clip_work
-from benchmarks.workload import Ask, draw_detailed
+from benchmarks.workload import Ask, draw_full
 from framescribe.llava_video.attention.cascade import attend_chunks
 from framescribe.llava_video.attention.kv_cache import CHUNK_TOKENS, PAGE_TOKENS, PrefixPool, SuffixPages
 from framescribe.llava_video.attention.static_decode import StaticDecoder
@@ -129,7 +129,7 @@ class Simulation:
     def _open_more(self) -> None:
         while self._num_open < self._num_ahead and self._num_opened < self._num_clips:
             video = _video(self._num_opened, NUM_PREFIX_TOKENS)
-            asks = draw_detailed(self._num_opened)
+            asks = draw_full(self._num_opened)
             self._num_opened, self._num_open = self._num_opened + 1, self._num_open + 1
             self._scheduler.add_video(video)
             clip = _Clip(self, video)

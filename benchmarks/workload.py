@@ -1,4 +1,4 @@
-"""The clips and questions of the engine benchmarks: a caption and eight questions, or the mix of the default recipe."""
+"""The clips and questions of the engine benchmarks: a caption and eight questions, or the mix of the recipe `full`."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Ask:
     follow_ups: tuple[Ask, ...] = ()
 
 
-def draw_detailed(seed: int) -> tuple[Ask, ...]:
-    """Draws what the default recipe asks of one clip: 77 questions where 12 of 16 types give a usable pair.
+def draw_full(seed: int) -> tuple[Ask, ...]:
+    """Draws what the recipe `full` asks of one clip: 77 questions where 12 of 16 types give a usable pair.
 
-    Some 5,000 question tokens and 1,600 answer tokens per clip: prompts are as long as `recipes/detailed.yaml` and a
+    Some 5,000 question tokens and 1,600 answer tokens per clip: prompts are as long as `recipes/full.yaml` and a
     pair make them, answers as long as LLaVA-Video-178K's.
     """
     random = np.random.default_rng(seed)
@@ -66,8 +66,8 @@ def draw_detailed(seed: int) -> tuple[Ask, ...]:
             return Ask(near(85), 3)  # it replies None
         check, choice = near(38), near(88)
         chosen = tuple(Ask(choice, near(6), has_video) for has_video in (True, False))
-        verified = tuple(Ask(check, near(10), has_video) for has_video in (True, False))
-        return Ask(near(85), near(38), True, (*verified, Ask(near(66), near(34), True, chosen)))
+        rechecks = tuple(Ask(check, near(10), has_video) for has_video in (True, False))
+        return Ask(near(85), near(38), True, (*rechecks, Ask(near(66), near(34), True, chosen)))
 
     return (Ask(20, min(512, near(330))), *(draw_type() for _ in range(16)))
 

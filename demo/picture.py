@@ -15,7 +15,7 @@ from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.sample import sample_frames
 
 PICTURE = Path(__file__).parent.parent / "docs" / "demo.png"
-SHOWN = ("02_right_up.mp4", "04_down_grows.mp4", "08_still_shrinks.mp4")
+SHOWN = ("01_left.mp4", "02_right_up.mp4", "08_still_shrinks.mp4")
 NUM_FRAMES, NUM_QUESTIONS = 8, 2
 _FRAME_PX, _GAP_PX, _MARGIN_PX, _LINE_PX = 108, 6, 20, 27
 _INK, _GREY, _PAPER = "#1c1e21", "#68707a", "#ffffff"
@@ -36,7 +36,7 @@ def draw_picture(shown: Sequence[ShownClip]) -> Image.Image:
 def _draw_clip(clip: ShownClip) -> Image.Image:
     lines = [("caption", clip.caption)]
     for question, answer in clip.qa_pairs[:NUM_QUESTIONS]:
-        lines.append(("QA", f"{question}  \N{EM DASH}  {answer.removesuffix('  (consistent)')}"))
+        lines.append(("QA", f"{question}   {answer.removesuffix('  (consistent)')}"))
     width = NUM_FRAMES * (_FRAME_PX + _GAP_PX) - _GAP_PX
     block = Image.new("RGB", (width, _FRAME_PX + 8 + _LINE_PX * len(lines)), _PAPER)
     for place, frame in enumerate(_read_frames(CLIPS / clip.name)):

@@ -42,16 +42,16 @@ class Prompts:
 
 @cache
 def prompts() -> Prompts:
-    """Reads the prompts from recipes/detailed.yaml and recipes/levels.yaml."""
-    detailed, levels = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("detailed", "levels"))
-    types, choice = detailed["open_ended"]["types"], detailed["multiple_choice"]
+    """Reads the prompts from recipes/full.yaml and recipes/levels.yaml."""
+    full, levels = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("full", "levels"))
+    types, choice = full["open_ended"]["types"], full["multiple_choice"]
     return Prompts(
-        caption=detailed["caption"]["prompt"],
-        open_ended=detailed["open_ended"]["prompt"],
+        caption=full["caption"]["prompt"],
+        open_ended=full["open_ended"]["prompt"],
         types=tuple(types.items()),
         wrong_answers=choice["prompt"],
         closings=tuple(choice["closings"]),
-        recheck=detailed["recheck"]["prompt"],
+        recheck=full["recheck"]["prompt"],
         segment=levels["segment"]["prompt"],
         summary=levels["summary"]["prompt"],
         video=levels["video"]["prompt"],

@@ -22,7 +22,7 @@ TABLES = ("captions", "qa", "clips", "failures")
 
 @dataclass(frozen=True, slots=True)
 class ShownClip:
-    """One demo clip: what it shows, and what was written about it, verified QA pairs first and marked."""
+    """One demo clip: what it shows, and what was written about it, consistent QA pairs first and marked."""
 
     name: str
     truth: str
@@ -127,8 +127,10 @@ def _caption_of(name: str, rows: list[dict[str, object]]) -> str:
 def _qa_pairs_of(name: str, rows: list[dict[str, object]]) -> tuple[tuple[str, str], ...]:
     usable = [row for row in rows if _is_about(row, name) and row["status"] == "ok"]
     usable.sort(key=lambda row: row["is_consistent"] is not True)
-    marks = ("  (consistent)" if row["is_consistent"] else "" for row in usable)
-    return tuple((str(row["question"]), f"{row['answer']}{mark}") for row, mark in zip(usable, marks, strict=True))
+    shown: dict[str, str] = {}
+    for row in usable:  # a multiple choice has the question of its open-ended pair
+        shown.setdefault(str(row["question"]), f"{row['answer']}{'  (consistent)' if row['is_consistent'] else ''}")
+    return tuple(shown.items())
 
 
 def _is_about(row: dict[str, object], name: str) -> bool:

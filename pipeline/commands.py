@@ -269,7 +269,7 @@ def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
 
 def _report(published: PublishReport, output: str) -> None:
     rows = ", ".join(f"{table} {number:,}" for table, number in published.num_rows.items())
-    print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} verified) in {output}")
+    print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} consistent) in {output}")
     if published.failure_reasons:
         print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
     if not published.is_complete:

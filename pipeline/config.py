@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transforms.sample_frames import SampleFramesConfig
 
 # Raised by hand when the program's own rules change what is written for the same settings.
-ROW_VERSION = 3
+ROW_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)

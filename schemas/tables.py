@@ -66,12 +66,13 @@ COUNT_COLUMNS = (
     _column("num_captions_ok", _COUNT, "Of these, rows whose status is `ok`."),
     _column("num_qa_pairs", _COUNT, "Rows of the clip in `qa`."),
     _column("num_qa_pairs_ok", _COUNT, "Of these, rows whose status is `ok`."),
-    _column("num_qa_pairs_consistent", _COUNT, "Of these, rows that the second look at the frames confirmed."),
+    _column("num_qa_pairs_consistent", _COUNT, "Of these, rows whose `is_consistent` is true."),
 )
 
 _STATUS = (
-    "`ok`, or why the text is no good: `not_applicable`, `unparsable`, `unspecified`, `refused`, `empty`, `length` "
-    "(cut off by the token limit), `looped` (stopped because it repeated itself)."
+    "`ok`, or why the text is no good: `not_applicable`, `unparsable`, `duplicate` (the clip's question once more), "
+    "`unspecified`, `refused`, `empty`, `length` (cut off by the token limit), `looped` (stopped because it repeated "
+    "itself)."
 )
 
 _COMPLETION_COLUMNS = (
@@ -101,6 +102,11 @@ QA_COLUMNS = (
     _column("answer", _TEXT, "The answer; empty where there is none."),
     _column("options", pa.list_(_TEXT), "Multiple choice: the options without letters, in order; else empty."),
     _column("answer_letter", _TEXT, "Multiple choice: the letter of the right option; else null."),
+    _column(
+        "giveaway",
+        _TEXT,
+        "Multiple choice: what gives the right option away without the video, `longest` or `number`; else null.",
+    ),
     *_COMPLETION_COLUMNS,
     _column("completion", _TEXT, "The model's own words that the pair was parsed from."),
     _column("recheck_answer", _TEXT, "The answer when asked again from the frames; null where not asked."),
@@ -108,7 +114,9 @@ QA_COLUMNS = (
     _column("blind_answer", _TEXT, "The answer when asked without the video; null where not asked."),
     _column("blind_score", _SCORE, "How well that agrees with `answer`, 0 to 1; high: the question needs no video."),
     _column(
-        "is_consistent", pa.bool_(), "Whether `recheck_score` reached the recipe's bar; null where not asked again."
+        "is_consistent",
+        pa.bool_(),
+        "Whether `recheck_score` reached the recipe's bar: the model agrees with itself, right or wrong; else null.",
     ),
 )
 

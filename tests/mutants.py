@@ -38,7 +38,7 @@ PROMISES: dict[str, str] = {
     "framescribe/publish/sort.py": "tests/test_publish.py",
     "framescribe/publish/tables.py": "tests/test_publish.py",
     "framescribe/recipes/answers.py": "tests/test_parsers.py",
-    "framescribe/recipes/answer_text.py": "tests/test_parsers.py tests/test_recipes_detailed.py",
+    "framescribe/recipes/answer_text.py": "tests/test_parsers.py tests/test_recipes_questions.py",
     "schemas/part_rows.py": "tests/test_tables.py tests/test_versions.py -k 'tables or kept or once_each'",
     "schemas/run_columns.py": "tests/test_versions.py -k 'patch or several or once_each or nothing or installed'",
     "framescribe/shards/tar_stream.py": "tests/test_shards_tar.py tests/test_fuzz_inputs.py -k 'tar'",

@@ -11,7 +11,7 @@ from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes import RecipeResult, parse_recipe
 from framescribe.recipes.engine_video import EngineVideo
 from schemas.records import KeptCompletion
-from tests.support.recipes_fixtures import DETAILED_YAML, LEVELS_YAML
+from tests.support.recipes_fixtures import FULL_YAML, LEVELS_YAML
 from tests.support.talking_engine import TalkingEngine
 from transforms.answer_reuse import ClipMemory, RememberingVideo, digest_question
 
@@ -59,9 +59,9 @@ def memory_of(recipe: str, frames: np.ndarray = FRAMES) -> ClipMemory:
         ("id: check", "id: look_again", 0),
     ],
 )
-def test_a_changed_detailed_recipe_asks_what_changed_and_what_follows_from_it(before, after, num_asked):
-    changed = DETAILED_YAML.replace(before, after)
-    everything, again = ClipMemory({}), memory_of(DETAILED_YAML)
+def test_a_changed_full_recipe_asks_what_changed_and_what_follows_from_it(before, after, num_asked):
+    changed = FULL_YAML.replace(before, after)
+    everything, again = ClipMemory({}), memory_of(FULL_YAML)
     wanted, all_questions = annotate(changed, everything)
     result, questions = annotate(changed, again)
     assert result == wanted
@@ -89,8 +89,8 @@ def test_a_changed_levels_recipe_asks_what_changed_and_what_follows_from_it(befo
 
 
 def test_other_frames_are_asked_everything_but_what_needs_no_video():
-    memory = memory_of(DETAILED_YAML, 255 - FRAMES)
-    _, questions = annotate(DETAILED_YAML, memory)
+    memory = memory_of(FULL_YAML, 255 - FRAMES)
+    _, questions = annotate(FULL_YAML, memory)
     assert len(questions) == memory.num_asked
     assert memory.num_reused == 0  # the questions themselves came from the frames
 

@@ -26,9 +26,9 @@ def write_run(output: Path, captions: dict[str, str], failures: dict[str, str]) 
     texts = [{"source": sources[name], "text": text} for name, text in captions.items()]
     pairs = [("What moves?", "it", None), ("Does it move?", "yes", True)]
     asked = [
-        {"source": source, "status": "ok", "question": question, "answer": answer, "is_consistent": verified}
+        {"source": source, "status": "ok", "question": question, "answer": answer, "is_consistent": is_consistent}
         for source in sources.values()
-        for question, answer, verified in pairs
+        for question, answer, is_consistent in pairs
     ]
     write_table(output, "captions", texts, ("source", "text"))
     write_table(output, "qa", asked, ("source", "status", "question", "answer", "is_consistent"))

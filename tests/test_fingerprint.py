@@ -201,7 +201,7 @@ def changed_at(settings: Any, path: tuple[str | int, ...]) -> Any:
     return other
 
 
-@pytest.mark.parametrize("name", ["model_card", "detailed", "levels"])
+@pytest.mark.parametrize("name", ["captions", "detailed", "full", "model_card", "levels"])
 def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
     recipe = load_recipe(name)
     ways = list(recipe_settings(recipe))

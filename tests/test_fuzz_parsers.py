@@ -20,7 +20,7 @@ from framescribe.recipes.annotation import Status
 from framescribe.recipes.answer_text import is_none, is_refusal, is_unspecified, normalise_answer, score_agreement
 from framescribe.recipes.answers import parse_letter, parse_wrong_answers, read_pair_status
 from framescribe.recipes.qa_pairs import parse_qa_pair
-from tests.support.recipes_fixtures import DETAILED_YAML, LEVELS_YAML, FakeVideo
+from tests.support.recipes_fixtures import FULL_YAML, LEVELS_YAML, FakeVideo
 
 PIECES = [
     "Question", "question:", "Question: ", "Answer: ", "**Answer:** ", "Q: ", "A: ", "Q1: ", "A2: ", "\n", "\n\n", " ",
@@ -29,7 +29,7 @@ PIECES = [
     "I'm sorry, but I can't", "does not specify", "Wrong answer 1: ", "{question}", "<|im_end|>", "\u202e", "é", "\x00",
     "\ud800", "🐕", "١", "Ⅻ", "ǅ",
 ]  # fmt: skip
-YAML_PIECES = [*DETAILED_YAML.split(" "), "\n", "&a", "*a", "!!int"]
+YAML_PIECES = [*FULL_YAML.split(" "), "\n", "&a", "*a", "!!int"]
 model_text = st.one_of(st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.text(max_size=300))
 
 
@@ -113,7 +113,7 @@ completions = st.builds(
 )
 
 
-@given(st.lists(completions, min_size=1, max_size=12), st.sampled_from([DETAILED_YAML, LEVELS_YAML]))
+@given(st.lists(completions, min_size=1, max_size=12), st.sampled_from([FULL_YAML, LEVELS_YAML]))
 def test_whatever_the_model_answers_every_question_becomes_a_row_with_a_status(answers, recipe_yaml):
     remaining = iter(answers * 100)
     script = {"": lambda question: next(remaining)}
@@ -143,9 +143,9 @@ def test_any_file_is_refused(tmp_path_factory, content):
         load_recipe(path)
 
 
-@given(st.integers(0, len(DETAILED_YAML) - 1), st.text(max_size=3))
+@given(st.integers(0, len(FULL_YAML) - 1), st.text(max_size=3))
 def test_a_recipe_with_some_characters_changed_loads_or_is_refused(place, other):
-    changed = DETAILED_YAML[:place] + other + DETAILED_YAML[place + 1 :]
+    changed = FULL_YAML[:place] + other + FULL_YAML[place + 1 :]
 
     try:
         refusal = None

@@ -15,7 +15,15 @@ from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
 from pipeline.start import start_run
 from schemas.tables import TABLES
-from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_failed, make_units
+from tests.support.output_fixtures import (
+    RUN_RECORD,
+    commit,
+    make_annotation,
+    make_caption,
+    make_failed,
+    make_pair,
+    make_units,
+)
 
 
 def publish_card(output: Path, outcomes, run=RUN_RECORD, units=("one",)) -> str:
@@ -36,10 +44,26 @@ def test_the_card_says_what_was_counted_and_who_wrote_it(tmp_path):
     card = publish_card(tmp_path, [make_annotation("a"), make_failed("b")])
     assert "of 1 clips, written by lmms-lab/LLaVA-Video-7B-Qwen2 (revision abc123, recipe detailed)" in card
     assert "| `qa/` | ok | 2 |" in card
-    assert "2 QA pairs are verified" in card
+    assert "2 QA pairs are consistent" in card
     assert "| no video stream | 1 |" in card
     assert "Please describe this video in detail." in card
     assert "A red ball rolls." in card
+
+
+def test_the_card_says_what_could_be_guessed_without_a_video(tmp_path):
+    choice = make_pair()
+    yes, no = (replace(choice, kind="open_ended", answer=one, answer_letter=None, options=()) for one in ("Yes.", "no"))
+    pairs = (choice, replace(choice, answer_letter="C", giveaway="longest"), yes, yes, no)
+    card = publish_card(tmp_path, [replace(make_annotation("a"), qa_pairs=pairs)])
+    assert "Answers that open with yes: 2; with no: 1." in card
+    assert "Right letters: A 1, C 1." in card
+    assert "told by its form (`giveaway`): 1." in card
+
+
+def test_the_card_says_what_consistency_does_not_show(tmp_path):
+    card = publish_card(tmp_path, [make_annotation("a")])
+    assert "agreement of the model with itself" in card
+    assert "does not show that an answer is right" in card
 
 
 def test_a_finished_run_is_not_called_unfinished(tmp_path):

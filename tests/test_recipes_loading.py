@@ -13,9 +13,10 @@ import pytest
 from framescribe import recipes
 from framescribe.recipes import SHIPPED, RecipeError, load_recipe, parse_recipe
 from framescribe.recipes.annotation import Status
-from tests.support.recipes_fixtures import DETAILED_YAML, FakeVideo
+from tests.support.recipes_fixtures import FULL_YAML, FakeVideo
 
 RECIPES = Path(recipes.__file__).parent
+DRAWN_YAML, CHOSEN_YAML = "recipe: detailed\nopen_ended_per_clip", "multiple_choice_per_clip"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -33,8 +34,9 @@ def test_the_seed_recipe_asks_the_model_cards_prompt_with_its_limit():
     assert recipe.caption.max_new_tokens == 4096
 
 
-def test_the_detailed_recipe_asks_the_16_types_of_llava_video_178k():
-    recipe = load_recipe("detailed")
+@pytest.mark.parametrize("name", ["detailed", "full"])
+def test_the_recipes_of_questions_know_the_16_types_of_llava_video_178k(name):
+    recipe = load_recipe(name)
 
     assert len(recipe.open_ended.types) == 16
     assert recipe.open_ended.types[10].name == "Non-Existent Actions with Existent Scene Depictions"
@@ -72,14 +74,14 @@ def test_the_loop_detector_can_be_switched_off():
 
 
 def test_a_recipe_says_which_endings_are_tried_again():
-    recipe = parse_recipe(DETAILED_YAML + "retry_on: [length, refused]\n", "my.yaml")
+    recipe = parse_recipe(FULL_YAML + "retry_on: [length, refused]\n", "my.yaml")
 
     assert recipe.retry_on == (Status.LENGTH, Status.REFUSED)
-    assert parse_recipe(DETAILED_YAML, "my.yaml").retry_on == (Status.LOOPED, Status.EMPTY)
+    assert parse_recipe(FULL_YAML, "my.yaml").retry_on == (Status.LOOPED, Status.EMPTY)
 
 
 def test_braces_that_name_nothing_stay_in_a_prompt():
-    text = DETAILED_YAML.replace("Describe this.", "'Reply as {\"caption\": ...}.'")
+    text = FULL_YAML.replace("Describe this.", "'Reply as {\"caption\": ...}.'")
 
     assert parse_recipe(text, "my.yaml").caption.prompt == 'Reply as {"caption": ...}.'
 
@@ -87,7 +89,7 @@ def test_braces_that_name_nothing_stay_in_a_prompt():
 def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
     with pytest.raises(
         FileNotFoundError,
-        match="'detailled'; did you mean detailed. Wanted one of model_card, detailed, levels",
+        match="'detailled'; did you mean detailed. Wanted one of captions, detailed, full, model_card, levels",
     ):
         load_recipe("detailled")
 
@@ -125,11 +127,15 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
         ("[Only the letter., Letter and option.]", "[]", "closings must hold at least one line"),
         ("Count: how many.", "Count: 3", "open_ended.types.Count: wanted text, got '3'"),
         ("Count: how many.", "Speed: how many.", "keys must be plain words, each given once"),
+        ("recipe: full", "recipe: full\nopen_ended_per_clip: 2", "open_ended_per_clip: unknown key; allowed here"),
+        ("recipe: full", "recipe: detailed", "missing key 'open_ended_per_clip'"),
+        ("recipe: full", f"{DRAWN_YAML}: 4\n{CHOSEN_YAML}: 1", "must lie between 1 and the 3 types, got 4"),
+        ("recipe: full", f"{DRAWN_YAML}: 2\n{CHOSEN_YAML}: 2.5", "multiple_choice_per_clip must lie between 0 and"),
         ("id: choice", "id: open", "prompt ids must differ within a recipe, got open twice"),
         (
-            "recipe: detailed",
-            "recipe: detail",
-            "recipe: unknown flow 'detail'; wanted one of model_card, detailed, levels",
+            "recipe: full",
+            "recipe: ful",
+            "recipe: unknown flow 'ful'; wanted one of captions, detailed, full, model_card, levels",
         ),
         (
             "prompt: Describe this.",
@@ -150,17 +156,17 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_what_is():
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_with_file_key_and_what_is_allowed(old, new, message):
-    assert old in DETAILED_YAML
+    assert old in FULL_YAML
 
     with pytest.raises(RecipeError) as refused:
-        parse_recipe(DETAILED_YAML.replace(old, new, 1), "my.yaml")
+        parse_recipe(FULL_YAML.replace(old, new, 1), "my.yaml")
 
     assert str(refused.value).startswith("my.yaml")
     assert message in str(refused.value)
 
 
 def test_all_mistakes_of_a_recipe_are_told_at_once():
-    text = DETAILED_YAML.replace("stop_loops: true", "stop_lops: true").replace("Count: how many.", "Count: 3")
+    text = FULL_YAML.replace("stop_loops: true", "stop_lops: true").replace("Count: how many.", "Count: 3")
 
     with pytest.raises(RecipeError) as refused:
         parse_recipe(text, "my.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from run_pipeline import main
-from tests.support.recipes_fixtures import DETAILED_YAML
+from tests.support.recipes_fixtures import FULL_YAML
 from tests.support.run_fixtures import (
     ROOT,
     annotate_arguments,
@@ -22,8 +22,8 @@ from tests.support.run_fixtures import (
 )
 from tests.support.talking_engine import TalkingEngine
 
-CHANGED_YAML = DETAILED_YAML.replace("Be brief.", "Be very brief.")
-NUM_CLIPS, NUM_VERIFICATIONS = 4, 3 * 2
+CHANGED_YAML = FULL_YAML.replace("Be brief.", "Be very brief.")
+NUM_CLIPS, NUM_RECHECKS = 4, 3 * 2
 NUM_ALL = 1 + 3 * 6 + 1  # of a clip: the caption, six questions per type, the second try about speed
 DEMO = ROOT / "demo"
 
@@ -37,7 +37,7 @@ def shard(tmp_path_factory):
 def old(tmp_path_factory, shard):
     """The output of the recipe before the change."""
     output = tmp_path_factory.mktemp("before") / "old"
-    run(output, shard, DETAILED_YAML)
+    run(output, shard, FULL_YAML)
     return output
 
 
@@ -77,22 +77,22 @@ def test_only_the_changed_task_is_asked_and_the_tables_are_those_of_a_full_run(
 ):
     before = read_files(old)
     status, asked = run(tmp_path / "new", shard, CHANGED_YAML, *reuse(old))
-    assert (status, len(asked)) == (0, NUM_CLIPS * NUM_VERIFICATIONS)
+    assert (status, len(asked)) == (0, NUM_CLIPS * NUM_RECHECKS)
     assert read_tables(tmp_path / "new") == full_tables
     assert read_files(old) == before
     assert find_hidden(tmp_path / "new") == []
     assert "answers: 56 taken from the earlier run, 24 asked" in capsys.readouterr().err
     written = read_run_file(tmp_path / "new")
     counters = {name: written["counters"][f"framescribe.answers_{name}"] for name in ("asked", "reused")}
-    assert counters == {"asked": NUM_CLIPS * NUM_VERIFICATIONS, "reused": NUM_CLIPS * (NUM_ALL - NUM_VERIFICATIONS)}
+    assert counters == {"asked": NUM_CLIPS * NUM_RECHECKS, "reused": NUM_CLIPS * (NUM_ALL - NUM_RECHECKS)}
     assert written["reused_run"] == {"output": str(old), "fingerprint": read_run_file(old)["fingerprint"]}
     assert written["fingerprint"] != read_run_file(old)["fingerprint"]
 
 
 def test_a_clip_that_failed_then_is_asked_everything(tmp_path, shard, full_tables):
-    run(tmp_path / "old", shard, DETAILED_YAML, too_large="3")
+    run(tmp_path / "old", shard, FULL_YAML, too_large="3")
     _, asked = run(tmp_path / "new", shard, CHANGED_YAML, *reuse(tmp_path / "old"))
-    assert len(asked) == (NUM_CLIPS - 1) * NUM_VERIFICATIONS + NUM_ALL
+    assert len(asked) == (NUM_CLIPS - 1) * NUM_RECHECKS + NUM_ALL
     assert read_tables(tmp_path / "new") == full_tables
 
 
@@ -100,7 +100,7 @@ def test_units_that_the_earlier_run_did_not_do_are_asked_everything(tmp_path, sh
     unfinished = Path(shutil.copytree(old, tmp_path / "unfinished"))
     sorted((unfinished / "_framescribe" / "parts").iterdir())[-1].unlink()  # of the last clip alone
     _, asked = run(tmp_path / "new", shard, CHANGED_YAML, *reuse(unfinished))
-    assert len(asked) == (NUM_CLIPS - 1) * NUM_VERIFICATIONS + NUM_ALL
+    assert len(asked) == (NUM_CLIPS - 1) * NUM_RECHECKS + NUM_ALL
     assert read_tables(tmp_path / "new") == full_tables
 
 
@@ -120,7 +120,7 @@ def test_a_refused_reuse_leaves_nothing_behind(tmp_path, shard, old, capsys):
 
 
 def test_the_demo_model_asked_only_what_changed_writes_what_it_writes_asked_everything(tmp_path):
-    recipe = DETAILED_YAML.replace("penalty: 1.15", "penalty: 1.2")
+    recipe = FULL_YAML.replace("penalty: 1.15", "penalty: 1.2")
     (tmp_path / "old.yaml").write_text(recipe)
     (tmp_path / "changed.yaml").write_text(recipe.replace("Describe this.", "Please describe this video in detail."))
     what = ("--input", *(str(DEMO / "clips" / name) for name in ("01_left.mp4", "02_right_up.mp4")))

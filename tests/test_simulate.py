@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 from benchmarks.simulate import NUM_FRAMES, NUM_PREFIX_TOKENS, Simulated, count_work, simulate
-from benchmarks.workload import draw_detailed, walk
+from benchmarks.workload import draw_full, walk
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_work_of_a_clip_is_counted_as_the_shapes_have_it() -> None:
 
 
 def test_the_drawn_questions_are_those_of_the_default_recipe() -> None:
-    clips = [list(walk(draw_detailed(seed))) for seed in range(100)]
+    clips = [list(walk(draw_full(seed))) for seed in range(100)]
     assert mean(map(len, clips)) == pytest.approx(77, abs=2)
     assert mean(sum(ask.num_question_tokens for ask in clip) for clip in clips) == pytest.approx(5_080, rel=0.05)
     assert mean(sum(ask.num_answer_tokens for ask in clip) for clip in clips) == pytest.approx(1_600, rel=0.05)

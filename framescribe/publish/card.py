@@ -137,11 +137,28 @@ def _write_counts(counts: TableCounts) -> Iterator[str]:
         ("table", "status", "rows"),
         ((f"`{name}/`", escape(v), f"{n:,}") for name, c in statuses for v, n in _by_count(c)),
     )
-    yield f"{counts.num_consistent:,} QA pairs are verified: the answer was the same when asked again from the frames."
+    yield (
+        f"{counts.num_consistent:,} QA pairs are consistent: asked again from the frames, the model gave the same "
+        "answer or one close to it. That is agreement of the model with itself. It finds answers that the model does "
+        "not stand by; it does not show that an answer is right: a model that errs in the same way twice agrees "
+        "with itself."
+    )
+    yield from _write_balance(counts)
     if counts.values["failures.reason"]:
         reasons = _by_count(counts.values["failures.reason"])[:_MAX_REASONS]
         yield "## Why clips failed"
         yield render_table(("reason", "clips"), ((escape(reason), f"{n:,}") for reason, n in reasons))
+
+
+def _write_balance(counts: TableCounts) -> Iterator[str]:
+    """Says what could be guessed without a video: lopsided answers, letters and options."""
+    if counts.num_yes or counts.num_no:
+        yield f"Answers that open with yes: {counts.num_yes:,}; with no: {counts.num_no:,}."
+    letters = {letter: number for letter, number in counts.values["qa.answer_letter"].items() if letter != "None"}
+    if letters:
+        yield f"Right letters: {', '.join(f'{letter} {number:,}' for letter, number in sorted(letters.items()))}."
+        giveaways = sum(number for reason, number in counts.values["qa.giveaway"].items() if reason != "None")
+        yield f"Multiple choices whose right option may be told by its form (`giveaway`): {giveaways:,}."
 
 
 def _by_count(counter: Counter[str]) -> list[tuple[str, int]]:

@@ -10,7 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _SAMPLE_CLIPS = 3
-_COUNTED = (("captions", "status"), ("qa", "status"), ("qa", "kind"), ("failures", "reason"))
+_COUNTED = (
+    ("captions", "status"),
+    ("qa", "status"),
+    ("qa", "kind"),
+    ("qa", "answer_letter"),
+    ("qa", "giveaway"),
+    ("failures", "reason"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class PublishReport:
         num_parts_outdated: parts that are in no table, because their shard was cut into other units since.
         missing_units: ids of planned units without a part, sorted.
         num_rows: table name to rows.
-        num_consistent: QA pairs that the second look at the frames confirmed.
+        num_consistent: QA pairs whose answer was the same, or close to it, when asked again.
         failure_reasons: reason to failed clips.
     """
 
@@ -69,7 +76,8 @@ class TableCounts:
         rows: table name to rows.
         values: `table.column` to value to rows.
         origin: the first row of `clips` or `failures`: its run columns are those of every row.
-        num_consistent: QA pairs that the second look confirmed.
+        num_consistent: QA pairs whose answer was the same, or close to it, when asked again.
+        num_yes, num_no: open-ended pairs whose answer opens with yes, or with no.
         samples: rows of `captions` and `qa` of the first clips with a good caption, as dicts.
     """
 
@@ -77,6 +85,8 @@ class TableCounts:
     values: dict[str, Counter[str]] = field(default_factory=lambda: {f"{t}.{c}": Counter() for t, c in _COUNTED})
     origin: dict[str, object] = field(default_factory=dict)
     num_consistent: int = 0
+    num_yes: int = 0
+    num_no: int = 0
     samples: dict[str, list[dict[str, object]]] = field(default_factory=lambda: {"captions": [], "qa": []})
 
     def add(self, tables: Mapping[str, pa.Table]) -> None:
@@ -86,6 +96,8 @@ class TableCounts:
         for table, column in _COUNTED:
             self.values[f"{table}.{column}"].update(_count_values(tables[table][column]))
         self.num_consistent += pc.sum(tables["qa"]["is_consistent"], min_count=0).as_py()
+        self.num_yes += _count_openings(tables["qa"], "yes")
+        self.num_no += _count_openings(tables["qa"], "no")
         self.origin = self.origin or _first_row(tables["clips"]) or _first_row(tables["failures"])
         if not self.samples["captions"]:
             self.samples = _take_samples(tables["captions"], tables["qa"])
@@ -97,6 +109,12 @@ def _first_row(table: pa.Table) -> dict[str, object]:
 
 def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
     return {str(entry["values"]): entry["counts"] for entry in column.value_counts().to_pylist()}
+
+
+def _count_openings(qa: pa.Table, word: str) -> int:
+    is_pair = pc.and_(pc.equal(qa["kind"], "open_ended"), pc.equal(qa["status"], "ok"))
+    opens = pc.match_substring_regex(qa["answer"], rf"^\W*{word}\b", ignore_case=True)
+    return int(pc.sum(pc.and_(is_pair, opens), min_count=0).as_py())
 
 
 def _take_samples(captions: pa.Table, qa: pa.Table) -> dict[str, list[dict[str, object]]]:

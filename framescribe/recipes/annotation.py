@@ -12,6 +12,7 @@ class Status(str, Enum):
     OK = "ok"
     NOT_APPLICABLE = "not_applicable"  # the model answered None: the type does not apply to the clip
     UNPARSABLE = "unparsable"
+    DUPLICATE = "duplicate"  # an earlier pair of the clip has the same question
     UNSPECIFIED = "unspecified"  # the answer only says that the video does not show it
     REFUSED = "refused"
     EMPTY = "empty"
@@ -50,13 +51,15 @@ class QAPair:
     Attributes:
         kind: `open_ended` or `multiple_choice`.
         question_type: one of the 16 question types of LLaVA-Video-178K.
-        question, answer: empty unless `status` is OK (or LENGTH, with what could be parsed).
+        question, answer: empty unless `status` is OK or DUPLICATE (or LENGTH, with what could be parsed).
         options: multiple choice only: the options without letters, in order.
         answer_letter: multiple choice only: `A` to `D`.
+        giveaway: multiple choice only: what gives the right option away without the video; None where nothing was seen.
         completion: the model's own words that the pair was parsed from.
         recheck_answer, recheck_score: the answer when asked again from the frames; agreement with `answer`, 0 to 1.
         blind_answer, blind_score: the same without the video: high means that the question needs no video.
-        verified: whether `recheck_score` reached the recipe's bar; None where the recipe did not ask again.
+        is_consistent: whether `recheck_score` reached the recipe's bar, so that the model agrees with itself, right
+            or wrong; None where the recipe did not ask again.
     """
 
     kind: str
@@ -73,6 +76,7 @@ class QAPair:
     attempt: int = 1
     options: tuple[str, ...] = ()
     answer_letter: str | None = None
+    giveaway: str | None = None
     recheck_answer: str | None = None
     recheck_score: float | None = None
     blind_answer: str | None = None

@@ -120,6 +120,11 @@ def score_agreement(answer: str, reference: str) -> float:
     return token_f1(answer, reference)
 
 
+def has_number(text: str) -> bool:
+    """Whether a text holds a number, in digits or as a word up to twelve."""
+    return any(character.isdecimal() for token in _read_tokens(text) for character in token)
+
+
 def _unwrap(text: str, opening: str, closing: str) -> str:
     inner = text[len(opening) : -len(closing)]
     is_wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)

@@ -24,7 +24,7 @@ from framescribe.recipes.annotation import Caption, Status
 from framescribe.recipes.answer_text import squeeze
 from framescribe.recipes.ask import ask_with_retries, caption_from
 from framescribe.recipes.config import PromptConfig, check_placeholders, fill_prompt
-from framescribe.recipes.recipe import AskableVideo, Recipe, RecipeResult, check_ids
+from framescribe.recipes.recipe import AskableVideo, PromptCount, Recipe, RecipeResult, check_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,12 @@ class LevelsRecipe(Recipe):
         check_placeholders("summary", self.summary.prompt, required=("descriptions",))
         check_placeholders("video", self.video.prompt, required=("descriptions",))
         check_ids((self.segment.id, self.summary.id, self.video.id))
+
+    def count_prompts(self, duration_s: float) -> PromptCount:
+        """One for each segment, each summary and the whole."""
+        num_segments = len(split_segments(duration_s, self.segment_s, self.min_segment_s))
+        number = num_segments + num_segments // self.segments_per_summary + 1
+        return PromptCount(number, number)
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:  # noqa: ARG002 (as every recipe)
         """Goes through the video from segment to segment; each needs the text of the one before."""

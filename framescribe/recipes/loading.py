@@ -14,13 +14,15 @@ from typing import get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from framescribe.recipes.captions import CaptionsRecipe, ModelCardRecipe
 from framescribe.recipes.config import WrongPlaceholder
-from framescribe.recipes.detailed import DetailedRecipe
 from framescribe.recipes.levels import LevelsRecipe
-from framescribe.recipes.model_card import ModelCardRecipe
+from framescribe.recipes.questions import DetailedRecipe, FullRecipe
 from framescribe.recipes.recipe import Recipe, Retryable
 
-_FLOWS: dict[str, type[Recipe]] = {flow.name: flow for flow in (ModelCardRecipe, DetailedRecipe, LevelsRecipe)}
+_FLOWS: dict[str, type[Recipe]] = {
+    flow.name: flow for flow in (CaptionsRecipe, DetailedRecipe, FullRecipe, ModelCardRecipe, LevelsRecipe)
+}
 SHIPPED = tuple(_FLOWS)
 """The recipes that come with FrameScribe, by name."""
 DEFAULT_RECIPE = "detailed"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from framescribe.llava_video.engine.generation import FinishReason
 from framescribe.recipes.annotation import QAPair, Status
+from framescribe.recipes.answer_text import has_number
 from framescribe.recipes.answers import LETTERS, clean_option, parse_letter, parse_wrong_answers
 from framescribe.recipes.ask import Reply, ask_with_retries
 from framescribe.recipes.config import MultipleChoiceConfig, RecheckConfig, fill_prompt
 from framescribe.recipes.open_ended import add_scores, ask_again, row_from
-from framescribe.recipes.recipe import AskableVideo, Recipe
+from framescribe.recipes.recipe import AskableVideo, Recipe, shuffle_by_clip
 
 _NUM_WRONG = len(LETTERS) - 1
 
@@ -23,47 +22,29 @@ async def ask_choice(
     video: AskableVideo,
     pair: QAPair,
     clip_id: str,
-    turn: Turn,
+    place: int,
     config: MultipleChoiceConfig,
     recheck: RecheckConfig,
     recipe: Recipe,
 ) -> QAPair:
     """The multiple-choice row of an open-ended pair, asked with the video and blind where the model gave three options.
 
-    Letters and closing lines go to the questions of a clip that came out, in turn, so that they stay in balance. So a
-    row waits for the wrong answers to the pairs before it, and for nothing else. A right letter scores 1.
+    The letter and the closing line depend on the clip and on `place`, the pair's number within it: both stay in
+    balance. A right letter scores 1.
     """
     row = await _ask_wrong_answers(video, pair, config, recipe)
-    number = await turn.take(row.status is Status.OK)
     if row.status is not Status.OK:
         return row
-    placed = _place_answer(row, spread_letters(clip_id, number + 1)[number])
-    closing = config.closings[number % len(config.closings)]
+    placed = _place_answer(row, draw_letter(clip_id, place))
+    closing = draw_closing(config.closings, clip_id, place)
+    placed = replace(
+        placed, giveaway=find_giveaway(placed.answer, [one for one in placed.options if one != placed.answer])
+    )
     answers = await ask_again(video, format_choice(placed.question, placed.options, closing), recheck, recipe)
     recheck_score, blind_score = (
         float(parse_letter(answer, placed.options) == placed.answer_letter) for answer in answers
     )
     return add_scores(placed, answers, (recheck_score, blind_score), recheck)
-
-
-class Turn:
-    """The place of one question among those of its clip that came out, known once all before it have ended."""
-
-    def __init__(self, before: asyncio.Future[int], after: asyncio.Future[int]) -> None:
-        self._before, self._after = before, after
-
-    @classmethod
-    def spread(cls, number: int) -> list[Turn]:
-        """Makes the turns of so many questions, in order."""
-        numbers: list[asyncio.Future[int]] = [asyncio.get_running_loop().create_future() for _ in range(number + 1)]
-        numbers[0].set_result(0)
-        return [cls(*pair) for pair in pairwise(numbers)]
-
-    async def take(self, came_out: bool) -> int:
-        """Waits for the questions before, returns how many came out, and says whether this one did; called once."""
-        number = await self._before
-        self._after.set_result(number + came_out)
-        return number
 
 
 def format_choice(question: str, options: Sequence[str], closing: str) -> str:
@@ -72,16 +53,34 @@ def format_choice(question: str, options: Sequence[str], closing: str) -> str:
     return "\n".join([question, *lines, closing])
 
 
-def spread_letters(clip_id: str, num_questions: int) -> list[str]:
-    """The letters of the right answers: A to D again and again, in an order of the clip's own.
+def draw_letter(clip_id: str, place: int) -> str:
+    """The letter of the right answer to a clip's question number `place`, counted from 0.
 
-    Within a clip each letter is right equally often, or once more than another; over clips the order is as good as
-    random, and the same on every machine.
+    Within a clip A to D follow each other again and again, in an order of the clip's own; over clips that order is as
+    good as random, and the same on every machine.
     """
-    # Each letter has its own digest of the clip: sorting by them is a shuffle without a random state.
-    digests = {one: hashlib.sha256(f"{one}\n{clip_id}".encode("utf-8", "replace")).digest() for one in LETTERS}
-    order = sorted(LETTERS, key=digests.__getitem__)
-    return [order[number % len(order)] for number in range(num_questions)]
+    order = shuffle_by_clip(LETTERS, clip_id)
+    return order[place % len(order)]
+
+
+def draw_closing(closings: Sequence[str], clip_id: str, place: int) -> str:
+    """The line that closes question number `place`: in turn within a clip, beginning with one of the clip's own."""
+    digest = hashlib.sha256(f"closing\n{clip_id}".encode("utf-8", "replace")).digest()
+    return closings[(digest[0] + place) % len(closings)]
+
+
+def find_giveaway(right: str, wrong: Sequence[str]) -> str | None:
+    """What tells the right option from the wrong ones without looking at the video.
+
+    Returns:
+        `longest` for a right option of at least 1.5 times the characters of the longest wrong one, and ten more;
+        `number` where it is the only one with a number, or the only one without; None for neither.
+    """
+    longest_wrong = max(len(one) for one in wrong)
+    if len(right) >= max(1.5 * longest_wrong, longest_wrong + 10):
+        return "longest"
+    have_number = {has_number(one) for one in wrong}
+    return "number" if have_number == {not has_number(right)} else None
 
 
 async def _ask_wrong_answers(video: AskableVideo, pair: QAPair, config: MultipleChoiceConfig, recipe: Recipe) -> QAPair:

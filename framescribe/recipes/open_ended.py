@@ -70,7 +70,7 @@ async def ask_again(video: AskableVideo, question: str, config: RecheckConfig, r
 
 
 def add_scores(row: QAPair, answers: tuple[str, str], scores: tuple[float, float], config: RecheckConfig) -> QAPair:
-    """The row with the (seen, blind) answers and scores, verified where the seen score reaches the bar."""
+    """The row with the (seen, blind) answers and scores, consistent where the seen score reaches the bar."""
     (seen, blind), (recheck_score, blind_score) = answers, scores
     return replace(
         row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -22,6 +23,14 @@ class RecipeResult:
 
     captions: tuple[Caption, ...]
     qa_pairs: tuple[QAPair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCount:
+    """How many prompts a clip is asked, tries of the retry ladder not counted: it depends on the answers."""
+
+    fewest: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +60,28 @@ class Recipe(ABC):
             whatever asking raises; questions still open are cancelled first.
         """
 
+    @abstractmethod
+    def count_prompts(self, duration_s: float) -> PromptCount:
+        """Returns how many prompts a clip of so many seconds is asked."""
+
     # Any: plain JSON, as deep as the recipe's own settings.
     def to_dict(self) -> dict[str, Any]:
         """Everything that changes what is asked or kept, as plain JSON values: for fingerprints and run.json."""
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {"recipe": self.name, **settings}
+
+
+def describe_prompts(recipe: Recipe, duration_s: float) -> str:
+    """Returns a line for people: `detailed: 7 to 25 prompts per clip`."""
+    count = recipe.count_prompts(duration_s)
+    number = str(count.most) if count.fewest == count.most else f"{count.fewest} to {count.most}"
+    return f"{recipe.name}: {number} {'prompt' if count.most == 1 else 'prompts'} per clip"
+
+
+def shuffle_by_clip(names: Iterable[str], clip_id: str) -> list[str]:
+    """Returns the names in an order of the clip's own: as good as random over clips, the same on every machine."""
+    # Each name has its own digest of the clip: sorting by them is a shuffle without a random state.
+    return sorted(names, key=lambda name: hashlib.sha256(f"{name}\n{clip_id}".encode("utf-8", "replace")).digest())
 
 
 def check_ids(prompt_ids: Iterable[str]) -> None:

@@ -68,8 +68,8 @@ def completed(text: str, finish_reason: FinishReason = FinishReason.STOP) -> Com
     return Completion(text, tuple(range(len(text.split()))), finish_reason, num_prompt_tokens=7)
 
 
-DETAILED_YAML = """\
-recipe: detailed
+FULL_YAML = """\
+recipe: full
 caption: {id: cap, prompt: Describe this., max_new_tokens: 50}
 open_ended:
   id: open
