@@ -5,18 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from demo import evaluate, questions
+from demo import answers, evaluate, questions
 from demo.evaluate import CHECKPOINT
 from demo.questions import Asked
 from demo.show import fewest_expected, read_promised_share
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import play_backwards, random_scene
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
+from tests.support.output_fixtures import make_pair
 
 ROOT = Path(__file__).parent.parent
 MAX_BYTES = 6_000_000
@@ -85,6 +87,33 @@ def test_evaluation_counts_every_kind_of_question_by_itself():
         "open_ended, None": 1.0,
         "open_ended, a pair": 0.0,
     }
+
+
+def test_a_pair_is_right_where_the_scene_has_that_question_and_that_answer():
+    scene = random_scene(np.random.default_rng(7))
+    question, answer = answers.count_pair(scene)
+    judged = [
+        evaluate.judge(replace(make_pair(), kind="open_ended", question=question, answer=one), scene)
+        for one in (answer, "many")
+    ]
+    assert [one.is_right for one in judged] == [True, False]
+
+
+def test_the_table_of_consistency_counts_right_pairs_among_all_and_among_consistent_ones():
+    consistent, other = (replace(make_pair(is_consistent=one), kind="open_ended") for one in (True, False))
+    judged = [evaluate.JudgedPair(consistent, True), evaluate.JudgedPair(consistent, False)]
+    table = evaluate.write_consistency_table([*judged, evaluate.JudgedPair(other, False)])
+    assert [line.split() for line in table.splitlines()[1:3]] == [
+        ["open_ended", "all", "1", "3", "33.3%"],
+        ["open_ended", "consistent", "1", "2", "50.0%"],
+    ]
+
+
+def test_pairs_about_clips_with_fewer_frames_are_judged(engine):
+    judged = evaluate.annotate_and_judge(engine, seed=11, num_clips=2, num_frames=4)
+    assert {one.pair.kind for one in judged} == {"open_ended", "multiple_choice"}
+    assert all(one.pair.recheck_score is not None for one in judged)
+    assert sum(one.is_right for one in judged) > len(judged) / 2
 
 
 def test_the_library_lines_of_the_readme_print_what_it_says():
