@@ -1,4 +1,4 @@
-"""Runs the engine's scheduler over the questions of the recipe `full` on a modelled GPU: what to expect, and what waits.
+"""Runs the scheduler over the questions of the recipe `full` on a modelled GPU: what to expect, and what waits.
 
     python -m benchmarks.simulate
     python -m benchmarks.simulate --clips 300 --gpu h100 --ahead 16 --waves
