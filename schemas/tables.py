@@ -9,7 +9,7 @@ import pyarrow as pa
 
 # Of everything under `_framescribe`; raised when a reader of the number before would misread what is written now.
 # run.json and parts say theirs; where they say none, it is 1.
-OUTPUT_FORMAT = 2
+OUTPUT_FORMAT = 3
 
 _TEXT, _COUNT, _SECONDS, _SCORE = pa.string(), pa.int32(), pa.float64(), pa.float64()
 

@@ -70,7 +70,7 @@ def test_the_same_clips_in_another_order_give_the_same_part():
 
 def test_a_part_says_which_unit_and_settings_it_is_of():
     part = build_part("unit-0", [make_failed("b")], RUN)
-    expected = {b"unit_id": b"unit-0", b"fingerprint": b"f00d", b"format": b"2", b"workers": b"[]"}
+    expected = {b"unit_id": b"unit-0", b"fingerprint": b"f00d", b"format": b"3", b"workers": b"[]"}
     assert part.schema.metadata == expected
 
 
