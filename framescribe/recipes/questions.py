@@ -35,7 +35,7 @@ _Asked = tuple[QAPair, QAPair | None]  # the open-ended row of a type, and its m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullRecipe(Recipe):
-    """One caption, one open-ended row a question type, and one multiple-choice row for each pair that came out."""
+    """One caption, one open-ended row per question type, and one multiple-choice row for each pair that came out."""
 
     name: ClassVar[str] = "full"
 
