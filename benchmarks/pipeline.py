@@ -26,8 +26,9 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
 from framescribe.recipes import Recipe, parse_recipe
 from framescribe.recipes.engine_video import EngineVideo
-from pipeline.annotate import AnnotateRequest, annotate
+from pipeline.annotate import annotate
 from pipeline.config import RunConfig, UnitConfig
+from pipeline.start import AnnotateRequest
 from transforms.worker import WORKER, RunningEngine, WorkerConfig
 
 _RECIPE = """
@@ -73,13 +74,10 @@ async def _annotate(running: RunningEngine, recipe: Recipe, clip_id: str, clip: 
     video.close()
 
 
-def run_pipeline(config: RunConfig, folder: Path, checkpoint: Path) -> float:
+def run_pipeline(config: RunConfig, folder: Path) -> float:
     """Returns the seconds that `annotate` takes from planning to published tables."""
-    from framescribe.llava_video.model.config import read_model_config
-
-    model = read_model_config(find_checkpoint(str(checkpoint), files=CONFIGURATION))
     started = time.perf_counter()
-    annotate(AnnotateRequest((str(folder),), "DirectRunner", (), overwrite=False), config, model)
+    annotate(AnnotateRequest(config, (str(folder),)))
     return time.perf_counter() - started
 
 
@@ -118,7 +116,7 @@ def _compare(flags: argparse.Namespace, folder: Path) -> dict[str, object]:
     running = WORKER.get_engine(engine_config)
     run_engine_alone(running, recipe, clips[:1])  # warm
     alone_s = run_engine_alone(running, recipe, clips)
-    pipeline_s = run_pipeline(config, folder / "videos", checkpoint)
+    pipeline_s = run_pipeline(config, folder / "videos")
     return {
         "benchmark": "pipeline",
         "checkpoint": flags.make_checkpoint,

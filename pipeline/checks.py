@@ -1,185 +1,44 @@
-"""What can be seen to be wrong with a start in its first seconds, before anything is removed or written.
-
-Keeps what a run reads apart from what it writes and removes.
-
-Checks that the answers of an earlier run may stand in the rows of this one.
-"""
+"""What can be seen to be wrong with a start in its first seconds, before anything is removed or written."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from framescribe.llava_video.model.checkpoint import Checkpoint, find_checkpoint, find_weight_files
-from framescribe.llava_video.model.config import ModelConfig
-from framescribe.llava_video.model.prompts import PromptTokenizer
-from framescribe.storage.access import Store
-from framescribe.storage.addresses import StorageOptions
-from framescribe.storage.errors import InputError
-from framescribe.storage.journal import OtherRunError, RunRecord, list_done_units, read_run
-from framescribe.storage.output import JOURNAL_FOLDER, PLAN_FOLDER, OutputStore, open_output
-from framescribe.storage.redaction import strip_credentials
-from pipeline.config import RunConfig
-from pipeline.start import describe_difference
-from schemas.records import WorkUnit
+from framescribe.storage.errors import InputError, StoreRefused
+from framescribe.storage.journal import OtherRunError, RunRecord
+from framescribe.storage.output import JOURNAL_FOLDER, PARTS_FOLDER, PLAN_FOLDER, OutputStore
+from framescribe.storage.parts import read_parts
+from framescribe.storage.plan import list_sources
+from framescribe.storage.redaction import clean_text, strip_credentials
+from pipeline.model_checks import check_model_loads, check_prompts_fit
+from pipeline.progress import write_count
+from pipeline.runners import check_runner
+from pipeline.start import FoundOutput, StartPlan
+from schemas.records import InputKind
+from schemas.run_columns import OtherVersionsError, describe_other_versions
 from schemas.tables import TABLES
-from transforms.answer_reuse import ReusableRun
-from transforms.worker import WORKER
-
-if TYPE_CHECKING:
-    import torch
-
-_WITHOUT_FRAMES = {("levels", "summary"), ("levels", "video")}  # asked about texts
-_PLACEHOLDER = re.compile(r"\{\w+\}")
-
-
-class CannotStart(ValueError):
-    """The run cannot work with these settings on this machine; nothing was removed or written."""
-
-
-def check_prompts(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> None:
-    """Checks that the recipe's prompts and answers fit the model's context beside a clip of so many frames.
-
-    Raises:
-        CannotStart: it does not, however short times and questions are.
-        CheckpointError: the tokenizer or the generation's settings are missing or damaged.
-    """
-    checkpoint.read_json("generation_config.json")
-    num_prefix, num_frames = _count_prefix_tokens(config, checkpoint, model), config.sampling.max_frames
-    tokenizer = PromptTokenizer(checkpoint, config.engine.prompt_layout)
-    for prompt in _find_prompts(config.recipe.to_dict()):
-        num_question = len(tokenizer.video_question(prompt.text))
-        room = model.max_length - num_question - prompt.max_new_tokens
-        if room < 0:
-            raise CannotStart(
-                f"the recipe {config.recipe.name!r}: the prompt {prompt.id!r} has {num_question} tokens and more, its "
-                f"answer up to {prompt.max_new_tokens}: over the model's context of {model.max_length}, even without "
-                "frames. Shorten the prompt, or give a smaller max_new_tokens"
-            )
-        if prompt.has_frames and num_prefix > room:
-            raise CannotStart(
-                f"--num-frames {num_frames}: a clip has a prompt of {num_prefix} tokens and more, and the recipe's "
-                f"{prompt.id!r} {num_question} and more, with answers up to {prompt.max_new_tokens}: over the model's "
-                f"context of {model.max_length}. Give at most about --num-frames {num_frames * room // num_prefix}, "
-                f"or a "
-                "recipe with a shorter prompt or a smaller max_new_tokens"
-            )
-
-
-def prepare_model(config: RunConfig, model: ModelConfig) -> str:
-    """Checks that this process can load the model, and returns the dtype that it will compute in.
-
-    A model on the hub or in a store is brought to local disk for it; one that is loaded already needs no files.
-
-    Raises:
-        CannotStart: no such GPU, no flash attention, or too little memory for keys and values.
-        CheckpointError: weights are missing, damaged or cut short, or cannot be fetched.
-    """
-    from framescribe.llava_video.engine.memory import choose_dtype, find_device
-
-    engine = config.engine
-    try:
-        device = find_device(engine.device)
-    except ValueError as error:
-        raise CannotStart(f"--device {engine.device}: {error}") from None
-    dtype = choose_dtype(engine.dtype, device)
-    if engine.attn_implementation == "flash_attention_2":
-        _check_flash_attention(device)
-    if not WORKER.has_engine(engine):
-        checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options)
-        find_weight_files(checkpoint)
-        if engine.kv_budget_bytes is not None:
-            _check_memory(engine.kv_budget_bytes, config, checkpoint, model, dtype)
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_flash_attention(device: torch.device) -> None:
-    if device.type != "cuda":
-        raise CannotStart(f"--attn-implementation flash_attention_2 needs a GPU, the device is {device}: use sdpa")
-    if find_spec("flash_attn") is None:
-        raise CannotStart(
-            "--attn-implementation flash_attention_2 needs the package flash-attn: pip install 'framescribe[flash]', "
-            "or use sdpa"
-        )
-
-
-def _check_memory(
-    budget_bytes: int, config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: torch.dtype
-) -> None:
-    from framescribe.llava_video.engine.memory import least_kv_bytes
-
-    num_prefix, longest = _count_prefix_tokens(config, checkpoint, model), _longest_answer(config)
-    needed = least_kv_bytes(model.language, dtype, num_prefix, longest)
-    if budget_bytes < needed:
-        raise CannotStart(
-            f"--kv-cache-gib {budget_bytes / 2**30:.3g}: {config.sampling.max_frames} frames have {num_prefix} "
-            f"tokens and more, an answer up to {longest}; give {math.ceil(needed / 2**20) / 2**10:.3f} or more, or "
-            "fewer --num-frames"
-        )
-
-
-def _count_prefix_tokens(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig) -> int:
-    """Returns the fewest tokens that a clip's prompt has before the question; 0 where clips may have fewer frames."""
-    tokenizer = PromptTokenizer(checkpoint, config.engine.prompt_layout)
-    if config.sampling.fps is not None or model.add_faster_video:
-        return 0
-    num_frames = config.sampling.max_frames
-    prefix = tokenizer.video_prefix([0.0] * num_frames, 0.0)
-    return len(prefix.before_video) + model.num_video_tokens(num_frames) + len(prefix.after_video)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A prompt of a recipe as short as it can get: what is filled in for each clip is left out."""
-
-    id: str
-    text: str
-    max_new_tokens: int
-    has_frames: bool
-
-
-def _find_prompts(settings: Mapping[str, Any]) -> Iterator[_Prompt]:  # Any: JSON values
-    """Yields the prompts of a recipe; one that is asked for each of several types, with each of them."""
-    for key, value in settings.items():
-        if not isinstance(value, Mapping):
-            continue
-        prompt = value["prompt"] if isinstance(value.get("prompt"), Mapping) else value
-        if not isinstance(prompt.get("prompt"), str):
-            continue
-        for one in value.get("types") or [{"name": "", "definition": ""}]:
-            text = prompt["prompt"].replace("{type}", one["name"]).replace("{definition}", one["definition"])
-            has_frames = (settings["recipe"], key) not in _WITHOUT_FRAMES
-            yield _Prompt(prompt["id"], _PLACEHOLDER.sub("", text), prompt["max_new_tokens"], has_frames)
-
-
-def _longest_answer(config: RunConfig) -> int:
-    return max(_find_limits(config.recipe.to_dict()), default=0)
-
-
-def _find_limits(settings: Mapping[str, Any]) -> Iterator[int]:  # Any: JSON values
-    for name, value in settings.items():
-        if name == "max_new_tokens":
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _find_limits(value)
-
 
 _MAGIC = re.compile(r"[*?\[]")
+# Of these the column `source` names what the plan names; rows of manifests and Parquet may name any video.
+_KINDS = (InputKind.FILES, InputKind.TAR)
+_MAX_SHOWN = 3
+_SHOWN_CHARACTERS = 80
+_NOT_SET = "(not set)"
 
 
-def check_inputs_apart(inputs: Sequence[str], reader: Store, output: OutputStore) -> None:
+def check_places_apart(plan: StartPlan) -> None:
     """Checks that no input lies in a folder that the run writes to, and that none would list what the run wrote.
 
     The second holds from the first start on: later ones would take the tables for inputs.
@@ -187,10 +46,10 @@ def check_inputs_apart(inputs: Sequence[str], reader: Store, output: OutputStore
     Raises:
         InputError: an input and the output are not apart.
     """
-    for uri in inputs:
-        location = reader.locate(uri)
-        if type(location.fs) is type(output.file_system):
-            _check_apart(strip_credentials(uri), _real_path(location.fs, location.path), output)
+    for uri in plan.request.inputs:
+        location = plan.reader.locate(uri)
+        if type(location.fs) is type(plan.store.file_system):
+            _check_apart(strip_credentials(uri), _real_path(location.fs, location.path), plan.store)
 
 
 def _check_apart(shown: str, path: str, output: OutputStore) -> None:
@@ -225,46 +84,158 @@ def _real_path(file_system: AbstractFileSystem, path: str) -> str:
     return os.path.realpath(path) if isinstance(file_system, LocalFileSystem) else path.rstrip("/")
 
 
-def find_earlier_run(
-    earlier: str, storage_options: StorageOptions, output: OutputStore, run: RunRecord, units: Sequence[WorkUnit]
-) -> tuple[ReusableRun, int]:
-    """Returns the run whose answers may be taken, and how many of this run's units it has a part of.
+def check_runner_known(plan: StartPlan) -> None:
+    """Raises `UnknownRunner` where Beam has no such runner, or the runner refuses its flags."""
+    check_runner(plan.request.runner, plan.request.beam_flags)
 
-    Args:
-        earlier: output folder or URI of that run; nothing is written there.
-        output, run, units: of this run.
+
+def check_tables_are_ours(plan: StartPlan) -> None:
+    """Raises `OtherRunError` when publishing would replace or remove files that no run recorded here has written."""
+    found = None if plan.found.holds_run else next(plan.found.list_tables(), None)
+    if found is not None:
+        raise OtherRunError(
+            f"{plan.store.address(found)} has the name of one of our tables, but no run is recorded in "
+            f"{plan.store.address('')}: it would be replaced. Choose another --output, or move the file away"
+        )
+
+
+def check_same_settings(plan: StartPlan) -> None:
+    """Raises `OtherRunError`, with the difference, when the folder holds a run with another fingerprint."""
+    if plan.request.overwrite:
+        return
+    recorded, address = plan.found.record, plan.store.address("")
+    if recorded is None and plan.found.done:
+        raise OtherRunError(
+            f"{plan.store.address(PARTS_FOLDER)} holds parts, but there is no run.json that says with which settings "
+            "they were made: restore it, choose another --output, or start with --overwrite to remove them"
+        )
+    if recorded is not None and recorded.fingerprint != plan.record.fingerprint:
+        raise OtherRunError(
+            f"{address} holds a run with other settings (there -> now):\n"
+            + "\n".join(f"  {line}" for line in describe_difference(recorded, plan.record))
+            + "\nUse the same settings, choose another --output, or start with --overwrite to remove that run. "
+            "Where only the recipe differs, another --output with --reuse-from this one asks only what changed."
+        )
+
+
+def check_same_versions(plan: StartPlan) -> None:
+    """Raises `OtherVersionsError` when a run that is gone on with has parts that other minor versions wrote."""
+    if not plan.request.overwrite:
+        _check_same_versions(plan, plan.found)
+
+
+def _check_same_versions(plan: StartPlan, found: FoundOutput) -> None:
+    # A run without any part has no rows yet that could be others.
+    if plan.config.allow_other_versions or found.record is None or not found.done:
+        return
+    differing = describe_other_versions(found.record.versions, plan.record.versions)
+    if differing:
+        raise OtherVersionsError(
+            f"{found.store.address('')} holds a run that was written under other versions (there -> now): {differing}. "
+            "Answers may differ from those that are there. Install the versions of then, choose another --output, or "
+            "start with --allow-other-versions; each part says which versions wrote it"
+        )
+
+
+def check_nothing_left_out(plan: StartPlan) -> None:
+    """Looks at the finished units that this start's plan replaces: of a shard, the newest listing alone counts.
+
+    So other files of a folder than last time, or another tar of the same name, would take the place of the earlier
+    ones. Files that were deleted or moved since may go; files that are there may not.
+
+    Raises:
+        OtherRunError: a clip would leave the tables though its file is there; nothing was changed.
+        StoreUnavailable: whether it is there could not be found out.
+    """
+    named = {clean_text(strip_credentials(uri)) for unit in plan.units for uri in unit.files or (unit.shard,)}
+    gone: set[str] = set()
+    for clip_id, source in _list_replaced(plan):
+        if clean_text(source) in named or source in gone:
+            continue
+        if _is_there(plan, source):
+            raise OtherRunError(
+                f"{plan.store.address('')} holds the clip {clip_id!r} of {source}, which would leave the tables: this "
+                "start names others of the same folder, or another shard of that name, but not this one. Name the "
+                "earlier inputs as well, or choose another --output"
+            )
+        gone.add(source)
+
+
+def _list_replaced(plan: StartPlan) -> Iterator[tuple[str, str]]:
+    """Yields clip id and source of every row in the finished units that the plan replaces."""
+    shard_ids = {unit.shard_id for unit in plan.units if unit.kind in _KINDS}
+    replaced = [unit.unit_id for unit in plan.replaced if unit.shard_id in shard_ids]
+    for part in read_parts(plan.store, replaced, plan.record.fingerprint, ["clip_id", "source"]):
+        yield from zip(part["clip_id"].to_pylist(), part["source"].to_pylist(), strict=True)
+
+
+def _is_there(plan: StartPlan, source: str) -> bool:
+    try:
+        plan.reader.size(plan.reader.locate(source))
+    except (FileNotFoundError, InputError, StoreRefused):
+        return False
+    return True
+
+
+def check_no_second_ids(plan: StartPlan) -> None:
+    """Finds files that an earlier start planned under other ids, as `--input a` does after `--input a/b`.
+
+    Raises:
+        OtherRunError: their videos would be annotated twice.
+    """
+    shard_of = {source.uri: unit.shard_id for unit in plan.kept_plan for source in unit.sources}
+    for unit in plan.units:
+        for source in list_sources(unit):
+            earlier = shard_of.get(source.uri, unit.shard_id)
+            if earlier != unit.shard_id:
+                raise OtherRunError(
+                    f"{source.uri} is in {plan.store.address('')} already, as part of {earlier!r}: this start would "
+                    f"annotate it a second time, as part of {unit.shard_id!r}. Name it as then, since ids begin at the "
+                    "folder that --input names, or choose another --output"
+                )
+
+
+def check_inputs_unchanged(plan: StartPlan) -> None:
+    """Raises `OtherRunError`, with what to do, where inputs of finished units have changed."""
+    changed = plan.changed
+    if not changed.unit_ids or plan.request.changed_inputs is not None:
+        return
+    shown, more = ", ".join(changed.changes[:_MAX_SHOWN]), len(changed.changes) - _MAX_SHOWN
+    raise OtherRunError(
+        f"{write_count(len(changed.changes), 'input')} changed since then, under the same name and size: {shown}"
+        f"{f' and {more} more' if more > 0 else ''}. {write_count(len(changed.unit_ids), 'unit')} with clips of them "
+        "are done. Nothing was changed. If the contents are the same, and only copied or touched, start with "
+        "--changed-inputs keep. --changed-inputs redo does these units again, and takes over the answers of every clip "
+        "whose frames are the same; or choose another --output"
+    )
+
+
+def check_reuse_fits(plan: StartPlan) -> None:
+    """Checks that answers of `--reuse-from` may stand in the rows of this run.
 
     Raises:
         FileNotFoundError: no run was started there.
         OtherRunError: it is this run's own output, its model or frames were others, or it has none of the units.
+        OtherVersionsError: it was written under other minor versions.
     """
-    store = open_output(earlier, storage_options)
-    _check_other_folder(store, output)
-    recorded = read_run(store)
-    if recorded is None:
-        raise FileNotFoundError(f"no run in {store.address('')}: --reuse-from takes the --output of an earlier run")
-    _check_same_answers(store, recorded, run)
-    num_units = len({unit.unit_id for unit in units} & {*list_done_units(store)})
-    if not num_units:
+    earlier = plan.earlier
+    if earlier is None:
+        return
+    address = earlier.store.address("")
+    if _identity(earlier.store) == _identity(plan.store):
         raise OtherRunError(
-            f"{store.address('')} has none of the {len(units)} units of this run, so no answer of it can be taken: "
-            "give the same --input and --clips-per-unit as then, or leave out --reuse-from to ask everything"
+            f"--reuse-from and --output are the same folder, {address}: the earlier rows stay as they are, choose "
+            "another --output for the new ones"
         )
-    return ReusableRun(str(store.local_path or earlier), recorded.fingerprint, storage_options), num_units
-
-
-def describe_run(earlier: ReusableRun) -> dict[str, str]:
-    """Returns what run.json shall say about the run that answers are taken from."""
-    address = open_output(earlier.output, earlier.storage_options).address("")
-    return {"output": address, "fingerprint": earlier.fingerprint}
-
-
-def _check_other_folder(store: OutputStore, output: OutputStore) -> None:
-    if _identity(store) == _identity(output):
+    if earlier.record is None:
+        raise FileNotFoundError(f"no run in {address}: --reuse-from takes the --output of an earlier run")
+    _check_same_answers(earlier.store, earlier.record, plan.record)
+    if not plan.num_reusable:
         raise OtherRunError(
-            f"--reuse-from and --output are the same folder, {store.address('')}: the earlier rows stay as they are, "
-            "choose another --output for the new ones"
+            f"{address} has none of the {len(plan.units)} units of this run, so no answer of it can be taken: give the "
+            "same --input and --clips-per-unit as then, or leave out --reuse-from to ask everything"
         )
+    _check_same_versions(plan, earlier)
 
 
 def _identity(store: OutputStore) -> str:
@@ -296,3 +267,53 @@ def _without_recipe(run: RunRecord, *, drop_dtype: bool) -> RunRecord:
 
 def _as_json(settings: Mapping[str, Any]) -> str:  # Any: the settings of other modules
     return json.dumps(settings, sort_keys=True, default=str)
+
+
+def describe_difference(recorded: RunRecord, wanted: RunRecord) -> list[str]:
+    """Returns one line a setting or prompt that differs: `sampling.max_frames: 64 -> 32`."""
+    before, after = dict(_flatten(recorded)), dict(_flatten(wanted))
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    lines = [_describe_setting(name, before.get(name, _NOT_SET), after.get(name, _NOT_SET)) for name in names]
+    return lines or [f"fingerprint: {recorded.fingerprint} -> {wanted.fingerprint} (the program's own rules changed)"]
+
+
+def _describe_setting(name: str, before: str, after: str) -> str:
+    # Long prompts usually differ in a few words: show these, not the beginning.
+    num_equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
+    cut = max(0, num_equal - _SHOWN_CHARACTERS // 4) if max(len(before), len(after)) > _SHOWN_CHARACTERS else 0
+    return f"{name}: {_shorten(before, cut)} -> {_shorten(after, cut)}"
+
+
+def _shorten(text: str, cut: int) -> str:
+    end = cut + _SHOWN_CHARACTERS
+    return f"{'...' if cut else ''}{text[cut:end]}{'...' if end < len(text) else ''}"
+
+
+def _flatten(run: RunRecord) -> Iterator[tuple[str, str]]:
+    yield "model_name", json.dumps(run.model_name)
+    yield from _flatten_settings("", run.settings)
+    yield from _flatten_settings("prompts.", run.prompts)
+
+
+def _flatten_settings(prefix: str, settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten_settings(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
+
+
+# In the order of what they cost: those before the units are looked up, and last what may fetch a model's weights.
+CHECKS: tuple[Callable[[StartPlan], None], ...] = (
+    check_places_apart,
+    check_runner_known,
+    check_tables_are_ours,
+    check_prompts_fit,
+    check_same_settings,
+    check_same_versions,
+    check_nothing_left_out,
+    check_no_second_ids,
+    check_inputs_unchanged,
+    check_reuse_fits,
+    check_model_loads,
+)

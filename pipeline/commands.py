@@ -11,112 +11,57 @@ from pathlib import Path
 from types import MappingProxyType
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.errors import CheckpointError, ClipTooLarge, EngineBroken, PromptTooLong
-from framescribe.llava_video.model.checkpoint import CONFIGURATION, find_checkpoint
-from framescribe.llava_video.model.config import ModelConfig, read_model_config
-from framescribe.publish.decisions import DecisionsError
-from framescribe.publish.export import CannotExport, ExportConfig, describe_export, export
+from framescribe.publish.export import ExportConfig, describe_export, export
 from framescribe.publish.export_rows import KINDS, Selection
 from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
 from framescribe.publish.review import review
-from framescribe.recipes import Recipe, RecipeError, load_recipe
-from framescribe.storage.addresses import AddressError, origins_of, select_options
+from framescribe.recipes import Recipe, load_recipe
+from framescribe.storage.addresses import origins_of, select_options
 from framescribe.storage.config import ReadConfig
-from framescribe.storage.errors import InputError, NoInputFound, ShardChanged, StoreRefused, StoreUnavailable
-from framescribe.storage.journal import DamagedRunError, OtherRunError
-from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
-from framescribe.storage.retries import RetryPolicy, StoreError, retry_passing_errors
-from pipeline.annotate import AnnotateRequest, annotate
-from pipeline.checks import CannotStart
-from pipeline.config import RunConfig, UnitConfig
+from pipeline.annotate import annotate
+from pipeline.config import CannotStart, RunConfig, UnitConfig
 from pipeline.options import Command
-from pipeline.progress import write_count, write_size
-from pipeline.runners import RunnerFailed, UnknownRunner, WorkerStopped, is_in_process
-from pipeline.units import plan_units
-from schemas.run_columns import OtherVersionsError
-from transforms.unit_outcomes import TooManyFailedClipsError, describe_reasons
+from pipeline.progress import describe_start, describe_units, describe_windows, write_count, write_size
+from pipeline.runners import is_in_process
+from pipeline.start import AnnotateRequest, inspect
+from schemas.records import FailurePolicy, describe_reasons
 from transforms.worker import WorkerConfig
 
-USER_ERRORS = (
-    AddressError,
-    CannotExport,
-    CannotStart,
-    CheckpointError,
-    ClipTooLarge,
-    DamagedRunError,
-    DecisionsError,
-    EngineBroken,
-    FileNotFoundError,
-    InputError,
-    NoInputFound,
-    OtherRunError,
-    OtherVersionsError,
-    PromptTooLong,
-    RecipeError,
-    RunnerFailed,
-    ShardChanged,
-    StoreError,
-    StoreRefused,
-    StoreUnavailable,
-    TooManyFailedClipsError,
-    UndecodableClip,
-    UnknownRunner,
-    WorkerStopped,
-)
+# What the user can mend.
+USER_ERRORS = (FrameScribeError, FileNotFoundError, UndecodableClip)
 
 
 def run_annotate(command: Command) -> None:
     """Annotates; the tables are there when it returns."""
-    flags = command.flags
-    if is_in_process(flags.runner):
-        check_driver(flags.device)
-    engine = _engine_config(flags)
-    recipe = _recipe(flags)
-    model = _read_model(engine)
-    config = RunConfig(
-        output=flags.output,
-        engine=engine,
-        recipe=recipe,
-        sampling=_sampling_config(flags, model),
-        reading=_read_config(flags),
-        units=UnitConfig(max_clips=flags.clips_per_unit),
-        split_s=flags.split_seconds,
-        max_failed_fraction=flags.max_failed_fraction,
-        retry_failed=flags.retry_failed,
-        workers=WorkerConfig(
-            num_decoder_processes=flags.decoder_processes,
-            frame_memory_bytes=int(flags.frame_memory_gib * 2**30),
-            prefetch_clips=flags.prefetch_clips,
-            canary_every=flags.canary_every,
-        ),
-        allow_other_versions=flags.allow_other_versions,
-        storage_options=flags.storage_options,
-    )
-    request = AnnotateRequest(
-        inputs=tuple(flags.input),
-        runner=flags.runner,
-        beam_flags=command.beam_flags,
-        overwrite=flags.overwrite,
-        reuse_from=flags.reuse_from,
-        changed_inputs=flags.changed_inputs,
-    )
-    published = annotate(request, config, model)
+    if is_in_process(command.flags.runner):
+        check_driver(command.flags.device)
+    published = annotate(_request(command))
     if published is not None:
-        _report(published, flags.output)
+        _report(published, command.flags.output)
 
 
 def run_plan(command: Command) -> None:
-    """Prints the units that a run would work through."""
-    flags = command.flags
-    units = plan_units(
-        flags.input, UnitConfig(max_clips=flags.clips_per_unit), flags.storage_options, _read_config(flags)
-    )
-    for unit in units:
-        print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}")
-    num_clips = sum(unit.stop - unit.start for unit in units)
-    print(f"{write_count(num_clips, 'clip')} in {write_count(len(units), 'unit')}", file=sys.stderr)
+    """Prints the units that a run would work through and, with `--output`, what of them is done there.
+
+    The model is not looked at, so whether the output holds a run of the same settings is left to `annotate`.
+    """
+    plan = inspect(_request(command))
+    is_output_given = command.flags.output is not None
+    for unit in plan.units:
+        fate = ("\tdone" if unit.unit_id in plan.done else "\tto do") if is_output_given else ""
+        print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}{fate}")
+    lines = [*describe_start(plan)] if is_output_given else [describe_units(plan)]
+    size_bytes = sum(unit.size_bytes for unit in plan.units)
+    lines += [f"{write_size(size_bytes)} of video"] if size_bytes else []  # manifests tell no sizes
+    split_s = plan.request.config.split_s
+    if split_s is not None:
+        finished = (plan.num_windows_done, len(plan.finished)) if is_output_given else (0, 0)
+        lines.append(describe_windows(split_s, *finished))
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def run_ask(command: Command) -> None:
@@ -213,6 +158,38 @@ COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
 )
 
 
+def _request(command: Command) -> AnnotateRequest:
+    flags = command.flags
+    config = RunConfig(
+        output=flags.output or "",
+        engine=_engine_config(flags),
+        recipe=_recipe(flags),
+        sampling=_sampling_config(flags),
+        reading=_read_config(flags),
+        units=UnitConfig(max_clips=flags.clips_per_unit),
+        split_s=flags.split_seconds,
+        failures=FailurePolicy(flags.max_failed_fraction),
+        retry_failed=flags.retry_failed,
+        workers=WorkerConfig(
+            num_decoder_processes=flags.decoder_processes,
+            frame_memory_bytes=int(flags.frame_memory_gib * 2**30),
+            prefetch_clips=flags.prefetch_clips,
+            canary_every=flags.canary_every,
+        ),
+        allow_other_versions=flags.allow_other_versions,
+        storage_options=flags.storage_options,
+    )
+    return AnnotateRequest(
+        config=config,
+        inputs=tuple(flags.input),
+        runner=flags.runner,
+        beam_flags=command.beam_flags,
+        overwrite=flags.overwrite,
+        reuse_from=flags.reuse_from,
+        changed_inputs=flags.changed_inputs,
+    )
+
+
 def _engine_config(flags: Namespace) -> EngineConfig:
     overrides = {} if flags.pool_mode is None else {"mm_spatial_pool_mode": flags.pool_mode}
     budget = None if flags.kv_cache_gib is None else int(flags.kv_cache_gib * 2**30)
@@ -239,29 +216,17 @@ def _read_config(flags: Namespace) -> ReadConfig:
     )
 
 
-def _read_model(engine: EngineConfig) -> ModelConfig:
-    """Reads the configuration of the model: the first contact with where it lies."""
-
-    def read() -> ModelConfig:
-        checkpoint = find_checkpoint(engine.model, engine.revision, engine.storage_options, CONFIGURATION)
-        return read_model_config(checkpoint, engine.config_overrides)
-
-    secrets = (*secrets_in(engine.model), *secrets_of(engine.storage_options))
-    return retry_passing_errors(f"read the model {strip_credentials(engine.model)!r}", read, RetryPolicy(), secrets)
-
-
 def _recipe(flags: Namespace) -> Recipe:
     recipe = load_recipe(flags.recipe)
     return replace(recipe, stop_loops=False) if flags.no_loop_stop else recipe
 
 
-def _sampling_config(flags: Namespace, model: ModelConfig) -> SamplingConfig:
+def _sampling_config(flags: Namespace) -> SamplingConfig:
     return SamplingConfig(
         max_frames=flags.num_frames,
         fps=flags.fps,
         time_base=flags.time_base,
         decoder=flags.decoder,
-        image_size=model.tower.image_size,
         deadline_s=flags.decode_deadline,
         min_decoded_fraction=flags.min_decoded_fraction,
     )

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from framescribe.decoding.config import SamplingConfig
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.storage.config import ReadConfig
+from schemas.records import FailurePolicy
 from schemas.run_columns import RunColumns, find_versions
 from transforms.worker import WorkerConfig
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from transforms.annotate_clips import AnnotateClipsConfig
     from transforms.answer_reuse import ReusableRun
     from transforms.commit_parts import CommitPartsConfig
-    from transforms.read_clips import ReadClipsConfig
+    from transforms.read_clips import ReadClipsConfig, ReadUnitsConfig
     from transforms.sample_frames import SampleFramesConfig
 
 # Raised by hand when the program's own rules change what is written for the same settings.
@@ -48,6 +50,10 @@ class UnitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+class CannotStart(FrameScribeError, ValueError):
+    """The run cannot work with these settings on this machine; nothing was removed or written."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunConfig:
     """Settings of one `annotate` run.
@@ -55,7 +61,7 @@ class RunConfig:
     Attributes:
         output: folder or URI that everything is written to.
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
-        max_failed_fraction: a worker stops once more than this fraction of its clips failed; the run, at its end.
+        failures: when a worker stops, and the run is no success.
         retry_failed: units that are done again ask the model about their failed clips only.
         earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.checks`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
@@ -70,7 +76,7 @@ class RunConfig:
     reading: ReadConfig = field(default_factory=ReadConfig)
     units: UnitConfig = field(default_factory=UnitConfig)
     split_s: float | None = None
-    max_failed_fraction: float = 1.0
+    failures: FailurePolicy = field(default_factory=FailurePolicy)
     retry_failed: bool = False
     workers: WorkerConfig = field(default_factory=WorkerConfig)
     earlier: ReusableRun | None = None
@@ -78,12 +84,16 @@ class RunConfig:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_failed_fraction <= 1:
-            raise ValueError(f"max_failed_fraction must lie between 0 and 1, got {self.max_failed_fraction}")
         if self.split_s is not None:
             from framescribe.shards.reading import check_split_s
 
             check_split_s(self.split_s)
+
+    def read_units(self, run: RunColumns) -> ReadUnitsConfig:
+        """Returns settings of the step that reads the plan of a run."""
+        from transforms.read_clips import ReadUnitsConfig
+
+        return ReadUnitsConfig(self.output, run.fingerprint, self.storage_options)
 
     def read_clips(self, run: RunColumns) -> ReadClipsConfig:
         """Returns settings of the step that reads what a run has not annotated yet."""
@@ -117,7 +127,18 @@ class RunConfig:
         from transforms.commit_parts import CommitPartsConfig
 
         versions = None if self.allow_other_versions else find_versions()
-        return CommitPartsConfig(self.output, run, self.max_failed_fraction, versions, self.storage_options)
+        return CommitPartsConfig(self.output, run, self.failures, versions, self.storage_options)
+
+
+def choose_dtype_name(engine: EngineConfig) -> str:
+    """Returns what the model is computed in on this machine; raises `CannotStart` where it has no such device."""
+    from framescribe.llava_video.engine.memory import choose_dtype, find_device
+
+    try:
+        device = find_device(engine.device)
+    except ValueError as error:
+        raise CannotStart(f"--device {engine.device}: {error}") from None
+    return str(choose_dtype(engine.dtype, device)).removeprefix("torch.")
 
 
 def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dtype: str) -> RunRecord:

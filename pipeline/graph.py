@@ -1,34 +1,33 @@
 """The pipeline, on one screen.
 
-plan units ─ spread units ─ read clips ─ sample frames ─ annotate clips ─ commit parts
+read units ─ spread units ─ read clips ─ sample frames ─ annotate clips ─ commit parts
                            └────── one fused stage, resource hints on the composite ──────┘
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import apache_beam as beam
 
+from framescribe.storage.plan import PlannedWork
 from pipeline.config import RunConfig
-from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
 from transforms.annotate_clips import AnnotateClips
 from transforms.commit_parts import CommitParts
-from transforms.read_clips import ReadClips
+from transforms.read_clips import ReadClips, ReadUnits
 from transforms.sample_frames import SampleFrames
 
 
-def build_graph(
-    pipeline: beam.Pipeline, units: Sequence[WorkUnit], config: RunConfig, columns: RunColumns
-) -> beam.PCollection:
-    """Adds the whole run to a pipeline and returns its committed parts."""
-    return (
-        pipeline
-        | "Plan units" >> beam.Create(units, reshuffle=False)
-        | "Spread units" >> beam.Reshuffle()
-        | "Annotate units" >> AnnotateUnits(config, columns)
-    )
+def build_graph(pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns) -> beam.PCollection:
+    """Adds the whole run to a pipeline and returns its committed parts.
+
+    The job says where in the plan the units lie, and not what they are: a million clips are too many for that.
+    """
+    slices = pipeline | "Slices of the plan" >> beam.Create(work.slices, reshuffle=False)
+    units = slices | "Read units" >> ReadUnits(config.read_units(columns))
+    if work.units:
+        carried = pipeline | "Units with credentials" >> beam.Create(work.units, reshuffle=False)
+        units = (units, carried) | "All units" >> beam.Flatten()
+    return units | "Spread units" >> beam.Reshuffle() | "Annotate units" >> AnnotateUnits(config, columns)
 
 
 class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types

@@ -18,7 +18,7 @@ from framescribe.llava_video.engine.config import ATTENTION, DTYPES, PROMPT_LAYO
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.loading import DEFAULT_RECIPE, SHIPPED
 from framescribe.storage.config import ReadConfig
-from pipeline.config import RunConfig, UnitConfig
+from pipeline.config import UnitConfig
 from pipeline.export_flags import add_export_flags, add_review_flags
 from pipeline.flag_values import (
     parse_count,
@@ -33,11 +33,11 @@ from pipeline.flag_values import (
 )
 from pipeline.runners import DEFAULT_RUNNER
 from pipeline.unknown_flags import check_known_to_runner, refuse_unknown_command, refuse_unknown_flags, refuse_words
+from schemas.records import FailurePolicy
 from transforms.worker import WorkerConfig
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
-_EXIT_USAGE = 2
 _RUN_BY_BEAM = ("annotate", "plan")  # these take flags of Beam
 _GIB = 2**30
 _ATTENTION = [name for name in ATTENTION if name is not None]
@@ -65,7 +65,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
     parser = build_parser()
     if not arguments:
         parser.print_help(sys.stderr)
-        parser.exit(_EXIT_USAGE)
+        parser.exit(2)  # as argparse for a wrong flag
     commands = _commands_of(parser)
     refuse_unknown_command(parser, arguments, list(commands))
     if arguments[0] in commands:  # before the parser complains of what is missing: that may be what was misspelt
@@ -109,15 +109,15 @@ def build_parser() -> argparse.ArgumentParser:
         "plan",
         help="list the clips and the units they would be read in; writes nothing",
         usage="%(prog)s --input URI [URI ...] [flags]",
-        epilog="Other flags of annotate are taken too and change nothing here, so that its command line can be tried.",
+        epilog="With --output it says which units are done there, with --split-seconds into how many windows they were "
+        "cut. Other flags of annotate are taken and change nothing, so that its command line can be tried.",
         allow_abbrev=False,
     )
     _add_input_flags(plan)
     used = [*plan._actions]
     _add_flags_of_work(plan)
-    for action in plan._actions:
-        if action not in used:
-            action.help, action.required = argparse.SUPPRESS, False
+    for action in (one for one in plan._actions if one not in used):
+        action.help, action.required = argparse.SUPPRESS, False
     publish = commands.add_parser(
         "publish", help="build the tables of a run, finished or not, from its parts", allow_abbrev=False
     )
@@ -261,7 +261,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
     )
     most = "stop once more than this fraction of the clips failed; a run of which every clip failed is never a success"
-    _add(group, "--max-failed-fraction", RunConfig, "max_failed_fraction", most, parse_fraction)
+    _add(group, "--max-failed-fraction", FailurePolicy, "max_failed_fraction", most, parse_fraction)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:

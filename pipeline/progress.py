@@ -18,6 +18,7 @@ from tqdm import tqdm
 from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import OutputStore
 from framescribe.storage.retries import StoreError
+from pipeline.start import StartPlan
 from schemas.records import WorkUnit
 from transforms.worker import WORKER, Worker
 
@@ -125,6 +126,43 @@ class ProgressBar:
             file=sys.stderr,
             flush=True,
         )
+
+
+def describe_start(plan: StartPlan) -> Iterator[str]:
+    """Yields lines on what a start found in its output and is going to do."""
+    if plan.earlier is not None:
+        yield (
+            f"{plan.num_reusable} of {len(plan.units)} units have earlier answers; what is unchanged in them is not "
+            "asked again"
+        )
+    if plan.changed.unit_ids:
+        fate = {"redo": "done again", "keep": "kept as they are"}.get(plan.request.changed_inputs or "", "not allowed")
+        yield f"{write_count(len(plan.changed.unit_ids), 'finished unit')} of changed inputs: {fate}"
+    if plan.request.config.retry_failed and plan.found.holds_run:
+        yield f"to be tried again: {write_count(sum(plan.failed_clips.values()), 'failed clip')}"
+    yield f"{describe_units(plan)}, {plan.num_done:,} done before" if plan.num_done else describe_units(plan)
+    if plan.replaced:
+        again = write_count(sum(unit.stop - unit.start for unit in plan.replaced), "clip")
+        yield (
+            f"warning: up to {again} of those done before will be annotated again, or leave the tables if their files "
+            "are gone, since their shards are cut into other units now: files came or went, or --clips-per-unit is "
+            "another"
+        )
+    if plan.outdated:
+        yield f"in no table: {write_count(len(plan.outdated), 'part')} of shards that were cut into other units since"
+
+
+def describe_units(plan: StartPlan) -> str:
+    """Returns how many clips there are in how many units."""
+    return f"{write_count(plan.num_clips, 'clip')} in {write_count(len(plan.units), 'unit')}"
+
+
+def describe_windows(split_s: float, num_windows: int, num_units: int) -> str:
+    """Returns how many windows clips are cut into, as far as finished units tell: the others are not decoded yet."""
+    if not num_units:
+        return f"windows of {split_s:g} s: how many there are is known once the clips are decoded"
+    units = write_count(num_units, "finished unit")
+    return f"windows of {split_s:g} s: {num_windows:,} in {units}; the others are known once they are decoded"
 
 
 def read_counters(result: PipelineResult) -> dict[str, int]:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, redirect_stderr
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from framescribe.errors import FrameScribeError
+
 if TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -32,11 +34,11 @@ _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _SECONDS_TO_CANCEL = 10.0
 
 
-class UnknownRunner(ValueError):
+class UnknownRunner(FrameScribeError, ValueError):
     """No runner of Beam has that name, or it refuses its flags."""
 
 
-class RunnerFailed(RuntimeError):
+class RunnerFailed(FrameScribeError, RuntimeError):
     """A runner did not take the pipeline, or gave it up; the message says what is known."""
 
 
@@ -272,14 +274,11 @@ _MORE_THREADS = (
 
 
 # The first one in a chain is the cause; Beam adds the step at the end of the last.
-_OUR_ERROR = re.compile(
-    r"^(?:decoding|llava_video|pipeline|recipes|schemas|shards|storage|transforms)(?:\.\w+)*\.\w+: (?P<message>.*?)"
-    r"(?: \[while running|\n\nDuring handling|\n\nThe above exception|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
+_ERROR = re.compile(r"^(?P<module>\w+(?:\.\w+)*)\.(?P<name>\w+): ", re.MULTILINE)
+_END_OF_MESSAGE = re.compile(r" \[while running|\n\nDuring handling|\n\nThe above exception|\Z")
 
 
-class WorkerStopped(RuntimeError):
+class WorkerStopped(FrameScribeError, RuntimeError):
     """A worker met what stops a run; the message is the worker's own."""
 
 
@@ -291,9 +290,8 @@ def explain_worker_error(runner_text: str) -> WorkerStopped | None:
     Args:
         runner_text: whatever the runner raised, with the worker's traceback in it.
     """
-    ours, missing = _OUR_ERROR.search(runner_text), _NO_MODULE.search(runner_text)
-    if ours:
-        message = ours["message"].strip()
+    message, missing = _find_our_message(runner_text), _NO_MODULE.search(runner_text)
+    if message is not None:
         # Of stores whose client is not installed; here it is, or the run had not started.
         return WorkerStopped(f"{message}; in {_name_worker(runner_text)}" if _INSTALL.search(message) else message)
     if missing:
@@ -301,6 +299,16 @@ def explain_worker_error(runner_text: str) -> WorkerStopped | None:
             f"{_name_worker(runner_text)} has no module {missing['module']!r}: install this version of FrameScribe "
             "there, with all that this machine has of it, or name an image that holds it (--sdk_container_image)"
         )
+    return None
+
+
+def _find_our_message(runner_text: str) -> str | None:
+    for error in _ERROR.finditer(runner_text):
+        # Only what this process has imported as well: a text from elsewhere shall import nothing.
+        kind = getattr(sys.modules.get(error["module"]), error["name"], None)
+        if isinstance(kind, type) and issubclass(kind, FrameScribeError):
+            end = _END_OF_MESSAGE.search(runner_text, error.end())
+            return runner_text[error.end() : end.start() if end else None].strip()
     return None
 
 

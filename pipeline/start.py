@@ -1,168 +1,358 @@
-"""Starts a run in its OUTPUT folder, or goes on with the one that is there.
-
-Adds the units whose parts hold failed clips to what a start has to do.
-"""
+"""How a run starts: `inspect` what is there, let `pipeline.checks` judge it, and `commit` to it."""
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pyarrow.compute as pc
 
+from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
+from framescribe.llava_video.model.config import ModelConfig, read_model_config
 from framescribe.publish.tables import is_table_file
+from framescribe.storage.access import Store
 from framescribe.storage.journal import (
     OtherRunError,
     RunRecord,
-    add_to_plan,
+    check_still_ours,
     holds_run,
     list_done_units,
-    read_plan,
+    list_set_aside,
     read_run,
     record_start,
     remove_set_aside,
+    set_part_aside,
 )
-from framescribe.storage.output import PARTS_FOLDER, PLAN_FOLDER, RUN_FILE, SUCCESS_FILE, OutputStore
+from framescribe.storage.output import (
+    PARTS_FOLDER,
+    PLAN_FOLDER,
+    RUN_FILE,
+    SET_ASIDE_FOLDER,
+    SUCCESS_FILE,
+    OutputStore,
+    open_output,
+)
 from framescribe.storage.parts import read_parts
+from framescribe.storage.plan import PlannedUnit, PlannedWork, Source, add_to_plan, list_sources, read_plan
+from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
+from framescribe.storage.retries import RetryPolicy, retry_passing_errors
+from pipeline.config import RunConfig, choose_dtype_name, record_run, run_columns
+from pipeline.runners import is_in_process
+from pipeline.units import plan_units
 from schemas.part_rows import FAILED
 from schemas.records import WorkUnit
-from schemas.run_columns import OtherVersionsError, describe_other_versions
+from schemas.run_columns import RunColumns
 from schemas.tables import TABLES
-
-_SHOWN_CHARACTERS = 80
-_NOT_SET = "(not set)"
+from transforms.answer_reuse import ReusableRun
 
 
 @dataclass(frozen=True, slots=True)
-class StartedRun:
-    """What a start found.
+class AnnotateRequest:
+    """What the user asked for.
 
     Attributes:
-        todo: the planned units to do, in the planner's order: those without a part, and those to be done again.
-        num_planned: units of this start's plan.
-        num_outdated: parts of earlier starts that count no more, because their shard was cut into other units since:
-            its contents changed, or the size of units did. Their clips are done again.
-        num_clips_again: clips in those of the outdated parts that counted until this start.
-        num_failed_clips: failed clips in units that are done again; none unless they are asked for.
+        config: as typed: folders may be relative, and the image size is not the model's yet.
+        reuse_from: output of an earlier run whose answers to unchanged questions are taken; None asks everything.
+        changed_inputs: what becomes of finished units whose inputs changed: `keep`, `redo`, or None for an error.
     """
 
-    todo: tuple[WorkUnit, ...]
-    num_planned: int
-    num_outdated: int = 0
-    num_clips_again: int = 0
-    num_failed_clips: int = 0
+    config: RunConfig
+    inputs: tuple[str, ...]
+    runner: str = "DirectRunner"
+    beam_flags: tuple[str, ...] = ()
+    overwrite: bool = False
+    reuse_from: str | None = None
+    changed_inputs: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedInputs:
+    """Finished units of which a file has changed since, under the same name and size, and those files."""
+
+    unit_ids: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+class FoundOutput:
+    """What an output folder holds, read only; each thing is looked up when first asked for, and once."""
+
+    def __init__(self, store: OutputStore) -> None:
+        self.store = store
+
+    @cached_property
+    def version(self) -> str | None:
+        """Version of run.json, to be replaced only as it was seen; None where there is none."""
+        return self.store.version(RUN_FILE)
+
+    @cached_property
+    def record(self) -> RunRecord | None:
+        """What run.json says; raises `DamagedRunError` where it says nothing."""
+        return read_run(self.store) if self.version is not None else None  # the version first: it may change between
+
+    @cached_property
+    def done(self) -> frozenset[str]:
+        """Ids of the units with a part."""
+        return frozenset(list_done_units(self.store))
+
+    @cached_property
+    def planned(self) -> tuple[PlannedUnit, ...]:
+        """The units that earlier starts planned."""
+        return tuple(read_plan(self.store))
+
+    @cached_property
+    def set_aside(self) -> frozenset[str]:
+        """Ids of the units whose part was set aside to be done again."""
+        return frozenset(list_set_aside(self.store))
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here, its record damaged or not, or at least parts are there."""
+        return self.version is not None or bool(self.done)
+
+    def list_tables(self) -> Iterator[str]:
+        """Yields the names of files that publishing would replace or remove."""
+        for table in TABLES:
+            yield from (f"{table}/{name}" for name in self.store.list_files(table) if is_table_file(table, name))
+
+
+class StartPlan:
+    """What a start found and is going to do. Nothing is written; each thing is looked up when first needed, and once.
+
+    So checks may be ordered by what they cost: a wrong flag is told before a million files are listed.
+    """
+
+    def __init__(self, request: AnnotateRequest) -> None:
+        self.request = request
+
+    @cached_property
+    def found(self) -> FoundOutput:
+        """What is in the output folder, also where it is going to be removed."""
+        return FoundOutput(open_output(self.request.config.output, self.request.config.storage_options))
+
+    @property
+    def store(self) -> OutputStore:
+        """The output."""
+        return self.found.store
+
+    @cached_property
+    def reader(self) -> Store:
+        """Reads inputs."""
+        return Store(self.request.config.storage_options, self.request.config.reading)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The configuration of the model on local disk: the first contact with where it lies."""
+        engine = self.request.config.engine
+        secrets = (*secrets_in(engine.model), *secrets_of(engine.storage_options))
+        return retry_passing_errors(
+            f"read the model {strip_credentials(engine.model)!r}",
+            lambda: find_checkpoint(engine.model, engine.revision, engine.storage_options, CONFIGURATION),
+            RetryPolicy(),
+            secrets,
+        )
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The model's configuration with the user's overrides."""
+        return read_model_config(self.checkpoint, self.request.config.engine.config_overrides)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The settings with the model's image size, and folders that workers elsewhere find as well."""
+        config = self.request.config
+        is_folder = os.path.isabs(self.checkpoint.name)  # otherwise a URI or a hub id
+        return replace(
+            config,
+            engine=replace(config.engine, model=self.checkpoint.name) if is_folder else config.engine,
+            sampling=replace(config.sampling, image_size=self.model.tower.image_size),
+            output=str(self.store.local_path or config.output),
+        )
+
+    @cached_property
+    def dtype(self) -> str:
+        """What is computed in; `auto` where only the workers know."""
+        engine = self.config.engine
+        return choose_dtype_name(engine) if is_in_process(self.request.runner) else engine.dtype
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """What run.json shall say."""
+        record = record_run(self.config, self.checkpoint, self.model, self.dtype)
+        if self.earlier is None or self.earlier.record is None:
+            return record
+        reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}
+        return replace(record, reused_run=reused)
+
+    @property
+    def columns(self) -> RunColumns:
+        """What every row repeats."""
+        return run_columns(self.config, self.checkpoint, self.model, self.dtype, self.record)
+
+    @cached_property
+    def units(self) -> tuple[WorkUnit, ...]:
+        """All clips of the inputs, cut into units, in the planner's order."""
+        config = self.request.config
+        return plan_units(self.request.inputs, config.units, config.storage_options, config.reading)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all units; windows of long videos are not known before they are decoded."""
+        return sum(unit.stop - unit.start for unit in self.units)
+
+    @cached_property
+    def earlier(self) -> FoundOutput | None:
+        """What is in the output of `--reuse-from`."""
+        place = self.request.reuse_from
+        return None if place is None else FoundOutput(open_output(place, self.request.config.storage_options))
+
+    @property
+    def num_reusable(self) -> int:
+        """Units of which the earlier run has a part."""
+        return len({unit.unit_id for unit in self.units} & (self.earlier.done if self.earlier else frozenset()))
+
+    @cached_property
+    def reusable(self) -> ReusableRun | None:
+        """The run whose answers are taken: the earlier one, or what was set aside here, now or by a killed start."""
+        options = self.config.storage_options
+        if self.earlier is not None and self.earlier.record is not None:
+            place = str(self.earlier.store.local_path or self.request.reuse_from)
+            return ReusableRun(place, self.earlier.record.fingerprint, options)
+        if self.redone or (self.found.set_aside and not self.request.overwrite):
+            return ReusableRun(f"{self.config.output.rstrip('/')}/{SET_ASIDE_FOLDER}", self.record.fingerprint, options)
+        return None
+
+    @cached_property
+    def changed(self) -> ChangedInputs:
+        """Compares ETags, generations or modification times with those that were planned for the finished units."""
+        planned = {unit.unit_id: unit.sources for unit in self.kept_plan if unit.unit_id in self.found.done}
+        unit_ids: list[str] = []
+        changes: dict[str, str] = {}
+        for unit in self.units:
+            pairs = zip(planned.get(unit.unit_id, ()), list_sources(unit), strict=False)
+            changed = {now.uri: _describe_change(then, now) for then, now in pairs if _differ(then, now)}
+            unit_ids += [unit.unit_id] if changed else []
+            changes |= changed
+        return ChangedInputs(tuple(unit_ids), tuple(changes.values()))
+
+    @property
+    def redone(self) -> frozenset[str]:
+        """Ids of finished units that are done again because their inputs changed."""
+        return frozenset(self.changed.unit_ids if self.request.changed_inputs == "redo" else ())
+
+    @property
+    def kept_plan(self) -> tuple[PlannedUnit, ...]:
+        """The units of earlier starts, unless their run is overwritten."""
+        return () if self.request.overwrite else self.found.planned
+
+    @cached_property
+    def done(self) -> frozenset[str]:
+        """Ids of the units, of whichever plan, whose part stays."""
+        return frozenset() if self.request.overwrite else self.found.done - self.redone
+
+    @cached_property
+    def finished(self) -> tuple[str, ...]:
+        """Ids of the units of this plan whose part stays, in the planner's order."""
+        return tuple(unit.unit_id for unit in self.units if unit.unit_id in self.done)
+
+    @cached_property
+    def num_windows_done(self) -> int:
+        """Rows of the finished units: their clips, or the windows that those were cut into."""
+        if not self.finished or self.found.record is None:
+            return 0
+        return sum(
+            part.num_rows for part in read_parts(self.store, self.finished, self.found.record.fingerprint, ["status"])
+        )
+
+    @cached_property
+    def replaced(self) -> tuple[PlannedUnit, ...]:
+        """Finished units of earlier starts that count no more: their shard is cut into other units now."""
+        shard_ids, unit_ids = {unit.shard_id for unit in self.units}, {unit.unit_id for unit in self.units}
+        return tuple(
+            unit
+            for unit in self.kept_plan
+            if unit.unit_id in self.done and unit.shard_id in shard_ids and unit.unit_id not in unit_ids
+        )
+
+    @cached_property
+    def outdated(self) -> frozenset[str]:
+        """Ids of parts that are in no table: those of `replaced`, and of what earlier starts had replaced."""
+        planned = {unit.unit_id for unit in self.kept_plan} - {unit.unit_id for unit in self.replaced}
+        return self.done - planned - {unit.unit_id for unit in self.units}
+
+    @cached_property
+    def failed_clips(self) -> dict[str, int]:
+        """Unit id to failed clips, of the finished units that hold any; empty unless they are to be tried again."""
+        if not self.request.config.retry_failed or not self.finished or self.found.record is None:
+            return {}
+        return count_failed_clips(self.store, self.finished, self.found.record.fingerprint)
+
+    @cached_property
+    def todo(self) -> tuple[WorkUnit, ...]:
+        """The units to do: those without a part, and those to be done again."""
+        return tuple(unit for unit in self.units if unit.unit_id not in self.done or unit.unit_id in self.failed_clips)
+
+    def look_up_rest(self) -> None:
+        """Looks up what nobody has asked for yet: once the start has written, there would be something else."""
+        for name in ("record", "todo", "replaced", "outdated", "reusable"):
+            getattr(self, name)
+        for name in ("version", "done"):
+            getattr(self.found, name)
 
     @property
     def num_done(self) -> int:
-        """Units of this plan that were committed before."""
-        return self.num_planned - len(self.todo)
+        """Units of this plan that were committed before and stay as they are."""
+        return len(self.units) - len(self.todo)
 
 
-def start_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
-    """Records a run and its planned units, clears up after a killed one and finds what is still to do.
+def inspect(request: AnnotateRequest) -> StartPlan:
+    """Returns what a start finds; it is read as far as somebody asks, and nothing is written."""
+    return StartPlan(request)
+
+
+def commit(plan: StartPlan) -> PlannedWork:
+    """Starts the run in its folder, or goes on with it, and returns the work; the only place where a start writes.
 
     Shards that an earlier start planned stay planned, so a rerun may come with more inputs, or with new ones only.
 
     Raises:
-        OtherRunError: the folder holds parts of other settings, or tables of no run; nothing was changed.
+        OtherRunError: another start with other settings was faster.
     """
-    check_same_run(store, run)
-    _check_tables(store)
+    plan.look_up_rest()
+    store, record = plan.store, plan.record
     store.remove_leftovers()
     with store.turn():
-        while True:
-            seen = store.version(RUN_FILE)
-            check_same_run(store, run)
-            if record_start(store, run, seen):
-                return _plan_start(store, units)
+        (_record_anew if plan.request.overwrite else _record)(plan, record)
+        if plan.todo:
+            store.remove(SUCCESS_FILE)  # before work begins: it spoke of fewer units, or of other rows
+        for unit_id in sorted(plan.redone):
+            set_part_aside(store, unit_id)
+        return add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo})
 
 
-def overwrite_run(store: OutputStore, run: RunRecord, units: Sequence[WorkUnit]) -> StartedRun:
-    """Removes the run that the folder holds, whatever its settings, and starts this one.
-
-    Raises:
-        OtherRunError: the folder holds tables of no run; nothing was changed.
-    """
-    _check_tables(store)
-    store.remove_leftovers()
-    with store.turn():
-        seen = store.version(RUN_FILE)
-        if holds_run(store):
-            _remove_run(store)
-        if not record_start(store, run, seen):
-            raise OtherRunError(f"another run was started in {store.address('')} at the same moment: start again")
-        return _plan_start(store, units)
+def _record(plan: StartPlan, record: RunRecord) -> None:
+    seen = plan.found.version
+    while not record_start(plan.store, record, seen):
+        seen = plan.store.version(RUN_FILE)
+        check_still_ours(plan.store, record.fingerprint)  # the same start elsewhere was faster
 
 
-def check_same_run(store: OutputStore, run: RunRecord) -> None:
-    """Raises `OtherRunError`, with the difference, when the folder holds a run with another fingerprint."""
-    recorded = read_run(store)
-    if recorded is None and list_done_units(store):
-        raise OtherRunError(
-            f"{store.address(PARTS_FOLDER)} holds parts, but there is no run.json that says with which settings they "
-            "were made: restore it, choose another --output, or start with --overwrite to remove them"
-        )
-    if recorded is not None and recorded.fingerprint != run.fingerprint:
-        raise OtherRunError(
-            f"{store.address('')} holds a run with other settings (there -> now):\n"
-            + "\n".join(f"  {line}" for line in describe_difference(recorded, run))
-            + "\nUse the same settings, choose another --output, or start with --overwrite to remove that run. "
-            "Where only the recipe differs, another --output with --reuse-from this one asks only what changed."
-        )
+def _record_anew(plan: StartPlan, record: RunRecord) -> None:
+    store = plan.store
+    seen = store.version(RUN_FILE)
+    if holds_run(store):
+        _remove_run(plan.found)
+    if not record_start(store, record, seen):
+        raise OtherRunError(f"another run was started in {store.address('')} at the same moment: start again")
 
 
-def check_same_versions(store: OutputStore, run: RunRecord) -> None:
-    """Raises `OtherVersionsError` when the run that the folder holds was last started under other minor versions.
-
-    A run without any part has no rows yet that could be others.
-    """
-    recorded = read_run(store)
-    differing = describe_other_versions({} if recorded is None else recorded.versions, run.versions)
-    if differing and list_done_units(store):
-        raise OtherVersionsError(
-            f"{store.address('')} holds a run that was written under other versions (there -> now): {differing}. "
-            "Answers may differ from those that are there. Install the versions of then, choose another --output, or "
-            "start with --allow-other-versions; each part says which versions wrote it"
-        )
-
-
-def describe_difference(recorded: RunRecord, wanted: RunRecord) -> list[str]:
-    """Returns one line for each setting or prompt that differs: `sampling.max_frames: 64 -> 32`."""
-    before, after = dict(_flatten(recorded)), dict(_flatten(wanted))
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    lines = [_describe_change(name, before.get(name, _NOT_SET), after.get(name, _NOT_SET)) for name in names]
-    return lines or [f"fingerprint: {recorded.fingerprint} -> {wanted.fingerprint} (the program's own rules changed)"]
-
-
-def _plan_start(store: OutputStore, units: Sequence[WorkUnit]) -> StartedRun:
-    done = set(list_done_units(store))
-    counted = [unit for unit in read_plan(store) if unit.unit_id in done]
-    add_to_plan(store, units)
-    planned = {unit.unit_id for unit in read_plan(store)}
-    todo = tuple(unit for unit in units if unit.unit_id not in done)
-    if todo:
-        store.remove(SUCCESS_FILE)  # it spoke of fewer units
-    num_clips_again = sum(unit.stop - unit.start for unit in counted if unit.unit_id not in planned)
-    return StartedRun(todo, len(units), len(done - planned), num_clips_again)
-
-
-def _check_tables(store: OutputStore) -> None:
-    """Raises `OtherRunError` when publishing would replace or remove files that no run recorded here has written."""
-    found = [] if holds_run(store) else list(_find_tables(store))
-    if found:
-        raise OtherRunError(
-            f"{store.address(found[0])} has the name of one of our tables, but no run is recorded in "
-            f"{store.address('')}: it would be replaced. Choose another --output, or move the file away"
-        )
-
-
-def _remove_run(store: OutputStore) -> None:
+def _remove_run(found: FoundOutput) -> None:
     # run.json stays until the new run writes its own: a crash half-way leaves a folder that is still refused.
     # Other files in these folders, and the card with the user's own text, stay.
+    store = found.store
     store.remove(SUCCESS_FILE)
-    for name in _find_tables(store):
+    for name in found.list_tables():
         store.remove(name)
     remove_set_aside(store)
     for folder in (PARTS_FOLDER, PLAN_FOLDER):
@@ -171,64 +361,21 @@ def _remove_run(store: OutputStore) -> None:
                 store.remove(f"{folder}/{file_name}")
 
 
-def _find_tables(store: OutputStore) -> Iterator[str]:
-    for table in TABLES:
-        yield from (f"{table}/{name}" for name in store.list_files(table) if is_table_file(table, name))
-
-
-def _describe_change(name: str, before: str, after: str) -> str:
-    # Long prompts usually differ in a few words: show these, not the beginning.
-    num_equal = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
-    cut = max(0, num_equal - _SHOWN_CHARACTERS // 4) if max(len(before), len(after)) > _SHOWN_CHARACTERS else 0
-    return f"{name}: {_shorten(before, cut)} -> {_shorten(after, cut)}"
-
-
-def _shorten(text: str, cut: int) -> str:
-    end = cut + _SHOWN_CHARACTERS
-    return f"{'...' if cut else ''}{text[cut:end]}{'...' if end < len(text) else ''}"
-
-
-def _flatten(run: RunRecord) -> Iterator[tuple[str, str]]:
-    yield "model_name", json.dumps(run.model_name)
-    yield from _flatten_settings("", run.settings)
-    yield from _flatten_settings("prompts.", run.prompts)
-
-
-def _flatten_settings(prefix: str, settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten_settings(f"{prefix}{name}.", value)
-        else:
-            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
-
-
-def add_failed_units(
-    store: OutputStore, started: StartedRun, units: Sequence[WorkUnit], fingerprint: str
-) -> StartedRun:
-    """Returns a start that also does the units again of which a clip failed.
-
-    Their parts stay in place until they are written again, so nothing is lost when this start is killed.
-
-    Args:
-        units: the plan of this start.
-    """
-    failed = count_failed_clips(store, [unit.unit_id for unit in units], fingerprint)
-    if failed:
-        store.remove(SUCCESS_FILE)  # before work begins: a killed retry must not look finished
-    todo = {unit.unit_id for unit in started.todo} | failed.keys()
-    return replace(
-        started,
-        todo=tuple(unit for unit in units if unit.unit_id in todo),
-        num_failed_clips=sum(failed.values()),
-    )
-
-
 def count_failed_clips(store: OutputStore, unit_ids: Sequence[str], fingerprint: str) -> dict[str, int]:
-    """Returns unit id to failed clips, of the units whose part holds any; a unit without a part has none."""
-    done = sorted({*unit_ids} & {*list_done_units(store)})
-    statuses = (part["status"] for part in read_parts(store, done, fingerprint, ["status"]))
+    """Returns unit id to failed clips, of the finished units whose part holds any."""
+    statuses = (part["status"] for part in read_parts(store, unit_ids, fingerprint, ["status"]))
     counts = {
         unit_id: pc.sum(pc.equal(status, FAILED), min_count=0).as_py()
-        for unit_id, status in zip(done, statuses, strict=True)
+        for unit_id, status in zip(unit_ids, statuses, strict=True)
     }
     return {unit_id: number for unit_id, number in counts.items() if number}
+
+
+def _differ(then: Source, now: Source) -> bool:
+    # Wherever they lie: a unit has the same id after its inputs were copied to another place.
+    return bool(then.version and now.version and then.version != now.version)
+
+
+def _describe_change(then: Source, now: Source) -> str:
+    place = "" if then.uri == now.uri else f"{then.uri} "
+    return f"{now.uri} ({place}{then.version} -> {now.version})"

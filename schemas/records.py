@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from framescribe.decoding.sampling import Sampling
+from framescribe.errors import FrameScribeError
 from framescribe.recipes.annotation import Caption, QAPair
 
 
@@ -60,6 +62,15 @@ class WorkUnit:
     clip_ids: tuple[str, ...] = ()
     metadata: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSlice:
+    """Units of a plan file that are to be done: `rows` of one of its row groups."""
+
+    plan: str
+    row_group: int
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +178,68 @@ class CommittedPart:
     unit_id: str
     num_annotated: int
     num_failed: int
+
+
+class TooManyFailedClipsError(FrameScribeError, RuntimeError):
+    """More clips failed than `--max-failed-fraction` allows, or all of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePolicy:
+    """When too many clips failed: the same for a worker, for `_SUCCESS` and for the exit status.
+
+    Attributes:
+        max_failed_fraction: the largest fraction of the clips that may fail.
+    """
+
+    max_failed_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(f"max_failed_fraction must lie between 0 and 1, got {self.max_failed_fraction}")
+
+    def check_worker(self, num_failed: int, num_clips: int, reasons: Mapping[str, int]) -> None:
+        """Raises `TooManyFailedClipsError` when more of one worker's clips failed than allowed.
+
+        Two bad clips among the first three say little: nothing is judged below 100. And where all of them failed,
+        other workers may have annotated some.
+        """
+        if num_clips >= _FEWEST_JUDGED and self._is_above_fraction(num_failed, num_clips):
+            raise TooManyFailedClipsError(self._explain_fraction(num_failed, num_clips, reasons))
+
+    def check_run(self, num_failed: int, num_clips: int, reasons: Mapping[str, int]) -> None:
+        """Raises `TooManyFailedClipsError` for a run that is no success: too many clips failed, or every one."""
+        if self._is_above_fraction(num_failed, num_clips):
+            raise TooManyFailedClipsError(self._explain_fraction(num_failed, num_clips, reasons))
+        if not self.allows(num_failed, num_clips):
+            raise TooManyFailedClipsError(
+                f"none of {num_clips:,} clip{'' if num_clips == 1 else 's'} was annotated "
+                f"({describe_reasons(reasons)}). The tables are there, without _SUCCESS. Mend the cause and start "
+                "again with --retry-failed; `publish` takes them as they are"
+            )
+
+    def allows(self, num_failed: int, num_clips: int) -> bool:
+        """Whether a whole run is a success; one of which every clip failed never is."""
+        return not self._is_above_fraction(num_failed, num_clips) and not num_failed == num_clips > 0
+
+    def _is_above_fraction(self, num_failed: int, num_clips: int) -> bool:
+        return num_failed > self.max_failed_fraction * num_clips
+
+    def _explain_fraction(self, num_failed: int, num_clips: int, reasons: Mapping[str, int]) -> str:
+        shown = f" ({describe_reasons(reasons)})" if reasons else ""
+        return (
+            f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-fraction "
+            f"{self.max_failed_fraction:g} allows. What is committed is kept. Mend the cause and start again with "
+            "--retry-failed, or, if the input is that bad, raise the fraction"
+        )
+
+
+def describe_reasons(reasons: Mapping[str, int]) -> str:
+    """Returns the most frequent reasons of failed clips, such as `10 x damaged, 2 x empty file`."""
+    most = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = [f"{number} x {reason}" for reason, number in most[:_SHOWN_REASONS]]
+    return ", ".join([*shown, "..."] if len(most) > _SHOWN_REASONS else shown)
+
+
+_FEWEST_JUDGED = 100
+_SHOWN_REASONS = 5

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from framescribe.errors import FrameScribeError
+
 _PACKAGES = ("framescribe", "apache-beam", "torch", "transformers", "av", "decord", "pyarrow", "pillow", "numpy")
 # Of these another minor version may write other answers to the same questions.
 _DECISIVE = ("framescribe", "torch", "transformers")
 
 
-class OtherVersionsError(ValueError):
+class OtherVersionsError(FrameScribeError, ValueError):
     """A run would go on, or take answers, under other versions than its rows were written with."""
 
 

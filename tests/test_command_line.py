@@ -156,7 +156,7 @@ def test_a_plan_takes_the_command_line_of_the_run_that_it_is_for(tmp_path, capsy
         "--retry-failed",
     ]
     assert main(["plan", *flags, "--direct_num_workers=2"]) == 0
-    assert capsys.readouterr().err == "1 clip in 1 unit\n"
+    assert capsys.readouterr().err == "1 clip in 1 unit\n0.0 MiB of video\n"
 
 
 def test_the_help_of_plan_shows_the_flags_that_matter_to_it(capsys):
@@ -178,7 +178,7 @@ def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
     assert main(["plan", "--input", str(tmp_path / "one")]) == 0
     out, err = capsys.readouterr()
     assert out.endswith("\t1 clip\t2.9 MiB\n")
-    assert err == "1 clip in 1 unit\n"
+    assert err == "1 clip in 1 unit\n2.9 MiB of video\n"
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from framescribe.storage.journal import list_done_units, read_part
 from framescribe.storage.output import open_output
 from schemas.part_rows import read_outcomes
-from schemas.records import CommittedPart, UnitEnd
+from schemas.records import CommittedPart, FailurePolicy, TooManyFailedClipsError, UnitEnd, describe_reasons
 from tests.support.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
 from transforms.commit_parts import CommitParts, CommitPartsConfig, CommitPartsFn
 from transforms.unit_outcomes import (
     LostClipsError,
     PendingUnit,
-    TooManyFailedClipsError,
-    check_failed_fraction,
-    describe_reasons,
 )
 
 
@@ -113,16 +110,33 @@ def test_a_bundle_that_failed_leaves_nothing_to_the_next_one(output):
 def test_more_failed_clips_than_allowed_stop_the_run_before_they_are_committed(output):
     failed = [make_failed(f"clip-{number}", "one") for number in range(100)]
     with pytest.raises(TooManyFailedClipsError, match="100 of 100 clips failed"):
-        run_bundle(output, [*failed, UnitEnd("one", 100)], max_failed_fraction=0.5)
+        run_bundle(output, [*failed, UnitEnd("one", 100)], failures=FailurePolicy(0.5))
     assert list_done_units(open_output(output)) == []
 
 
 def test_few_clips_are_no_reason_to_stop():
-    check_failed_fraction(num_failed=3, num_clips=3, max_failed_fraction=0.1)
+    FailurePolicy(0.1).check_worker(num_failed=3, num_clips=3, reasons={})
 
 
 def test_a_share_that_is_just_allowed_is_no_reason_to_stop():
-    check_failed_fraction(num_failed=10, num_clips=100, max_failed_fraction=0.1)
+    FailurePolicy(0.1).check_worker(num_failed=10, num_clips=100, reasons={})
+
+
+def test_a_run_of_which_every_clip_failed_is_no_success_whatever_fraction_may_fail():
+    anything = FailurePolicy(1.0)
+    assert (anything.allows(2, 3), anything.allows(3, 3), anything.allows(0, 0)) == (True, False, True)
+    with pytest.raises(TooManyFailedClipsError, match=r"none of 3 clips was annotated \(3 x damaged\)"):
+        anything.check_run(3, 3, {"damaged": 3})
+    anything.check_worker(100, 100, {"damaged": 100})
+
+
+@pytest.mark.parametrize("num_failed", [1, 2])
+def test_success_and_exit_status_of_a_run_agree(num_failed):
+    policy = FailurePolicy(0.1)
+    assert policy.allows(num_failed, 10) == (num_failed == 1)
+    if num_failed == 2:
+        with pytest.raises(TooManyFailedClipsError, match=r"2 of 10 clips failed.*--max-failed-fraction 0\.1 allows"):
+            policy.check_run(num_failed, 10, {})
 
 
 def test_the_most_frequent_reasons_come_first_and_no_more_than_five():

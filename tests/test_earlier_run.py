@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from framescribe.storage.journal import RunRecord, record_start
+from framescribe.storage.journal import OtherRunError, RunRecord, record_start
 from framescribe.storage.output import open_output
-from pipeline.checks import describe_run, find_earlier_run
-from pipeline.start import OtherRunError
-from tests.support.output_fixtures import commit, make_annotation, make_units, memory_output
+from pipeline.checks import check_reuse_fits
+from pipeline.start import FoundOutput, StartPlan
+from tests.support.output_fixtures import commit, make_annotation, make_units, memory_output, plan_start
 
 MODEL = {"name": "7b", "revision": "abc", "dtype": "bfloat16"}
 RUN = RunRecord(
@@ -29,9 +29,13 @@ def earlier(tmp_path):
     return output
 
 
-def find(earlier: str, run: RunRecord = OTHER_RECIPE, output: str | None = None, *unit_ids: str):
-    store = open_output(output or memory_output())
-    return find_earlier_run(earlier, {}, store, run, make_units(*(unit_ids or ("one", "two"))))
+def find(earlier: str, run: RunRecord = OTHER_RECIPE, output: str | None = None, *unit_ids: str) -> StartPlan:
+    plan = plan_start(open_output(output or memory_output()), run, make_units(*(unit_ids or ("one", "two"))))
+    plan.request = replace(plan.request, reuse_from=earlier)
+    plan.config = plan.request.config
+    plan.earlier = FoundOutput(open_output(earlier))
+    check_reuse_fits(plan)
+    return plan
 
 
 def with_model(**changes: str) -> RunRecord:
@@ -39,13 +43,13 @@ def with_model(**changes: str) -> RunRecord:
 
 
 def test_a_run_with_another_recipe_is_taken_and_its_units_are_counted(earlier):
-    found, num_units = find(earlier)
-    assert (found.output, found.fingerprint, num_units) == (earlier, "f00d", 1)
-    assert describe_run(found) == {"output": earlier, "fingerprint": "f00d"}
+    plan = find(earlier)
+    assert plan.reusable is not None
+    assert (plan.reusable.output, plan.reusable.fingerprint, plan.num_reusable) == (earlier, "f00d", 1)
 
 
 def test_a_run_with_the_same_recipe_is_taken_too(earlier):
-    assert find(earlier, RUN)[1] == 1
+    assert find(earlier, RUN).num_reusable == 1
 
 
 def test_another_model_is_refused_with_the_setting_that_differs_and_what_to_do(earlier):
@@ -67,7 +71,7 @@ def test_another_number_format_is_refused(earlier):
 
 
 def test_what_auto_comes_to_is_left_to_the_workers(earlier):
-    assert find(earlier, with_model(dtype="auto"))[1] == 1
+    assert find(earlier, with_model(dtype="auto")).num_reusable == 1
 
 
 def test_the_runs_own_output_is_refused_also_by_another_name(earlier, tmp_path):

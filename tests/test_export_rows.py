@@ -22,8 +22,9 @@ from framescribe.publish.export_rows import Selection, assign_splits, file_key, 
 from framescribe.publish.export_videos import Cut, read_frames, write_clip_video
 from framescribe.publish.publish import publish
 from framescribe.recipes.annotation import Status
-from framescribe.storage.journal import add_to_plan, record_start
+from framescribe.storage.journal import record_start
 from framescribe.storage.output import open_output
+from framescribe.storage.plan import add_to_plan
 from run_pipeline import main
 from schemas.records import ClipAnnotation
 from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_caption, make_pair, make_units

@@ -22,6 +22,7 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import RunRecord
 from pipeline.config import RunConfig, UnitConfig, record_run
 from run_pipeline import main
+from schemas.records import FailurePolicy
 from tests.support.run_fixtures import (
     CHECKPOINT,
     annotate_arguments,
@@ -104,8 +105,9 @@ OTHERS: dict[str, Any] = {
 # Settings that change no row, and where they count instead if they do.
 UNHASHED = {
     "RunConfig": {
-        "output", "max_failed_fraction", "retry_failed", "earlier", "allow_other_versions", "storage_options",
+        "output", "retry_failed", "earlier", "allow_other_versions", "storage_options",
     },
+    "FailurePolicy": {"max_failed_fraction"},
     "EngineConfig": {
         "model", "revision",  # what they come to is the checkpoint's revision
         "device", "device_map", "kv_budget_bytes", "max_rows", "vision_batch_frames", "static_decode",
@@ -120,9 +122,13 @@ UNHASHED = {
     "WorkerConfig": {"num_decoder_processes", "frame_memory_bytes", "prefetch_clips", "canary_every"},
 }  # fmt: skip
 PARTS = {
-    "engine": EngineConfig, "sampling": SamplingConfig, "reading": ReadConfig, "units": UnitConfig,
+    "engine": EngineConfig,
+    "sampling": SamplingConfig,
+    "reading": ReadConfig,
+    "units": UnitConfig,
+    "failures": FailurePolicy,
     "workers": WorkerConfig,
-}  # fmt: skip
+}
 SETTINGS = [
     (kind, one.name)
     for kind in (RunConfig, *PARTS.values())
@@ -210,11 +216,11 @@ def test_every_setting_of_a_recipe_is_in_the_fingerprint(name):
     assert len(ways) >= 6
 
 
-def with_settings(settings: dict[str, Any]) -> RunConfig:
-    names = {one.name for one in fields(WorkerConfig)}
-    of_workers = {name: value for name, value in settings.items() if name in names}
-    of_run = {name: value for name, value in settings.items() if name not in names}
-    return replace(CONFIG, workers=WorkerConfig(**of_workers), **of_run)
+def with_setting(**setting: Any) -> RunConfig:
+    (name,) = setting
+    kind = next(kind for kind, one in SETTINGS if one == name)
+    place = next((place for place, part in PARTS.items() if part is kind), None)
+    return replace(CONFIG, **(setting if place is None else {place: kind(**setting)}))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +235,7 @@ def test_settings_out_of_their_range_are_refused_by_their_name(wrong):
     with pytest.raises(
         ValueError, match=r"max_failed_fraction|num_decoder_processes|frame_memory|prefetch_clips|split|canary_every"
     ):
-        with_settings(wrong)
+        with_setting(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +247,7 @@ def test_settings_out_of_their_range_are_refused_by_their_name(wrong):
     ],
 )  # fmt: skip
 def test_settings_at_the_edge_of_their_range_are_taken(right):
-    assert with_settings(right)
+    assert with_setting(**right)
 
 
 _LIMITS = ("tokenizer_model_max_length", "max_position_embeddings")

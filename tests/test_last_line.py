@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from framescribe.storage.journal import add_to_plan, record_start
+from framescribe.storage.journal import record_start
 from framescribe.storage.output import open_output
+from framescribe.storage.plan import add_to_plan
 from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
 from tests.support.run_fixtures import ROOT, annotate_arguments, find_hidden, make_shard
 from tests.support.shards_fixtures import write

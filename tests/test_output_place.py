@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from framescribe.storage.access import Store
 from framescribe.storage.errors import InputError
 from framescribe.storage.output import open_output
-from pipeline.checks import check_inputs_apart
+from pipeline.checks import check_places_apart
 from run_pipeline import main
+from tests.support.output_fixtures import RUN_RECORD, plan_start
 from tests.support.run_fixtures import annotate_arguments
 from tests.support.shards_fixtures import write
 
 
 def check(output: str, *inputs: str) -> None:
-    check_inputs_apart(inputs, Store(), open_output(output))
+    plan = plan_start(open_output(output), RUN_RECORD, ())
+    plan.request = replace(plan.request, inputs=inputs)
+    check_places_apart(plan)
 
 
 @pytest.mark.parametrize("uri", ["/d", "/d/", "/d/*", "/d/**", "/d/**/*.parquet", "/d/o*", "/d/out", "/d/out/*/*", "/"])

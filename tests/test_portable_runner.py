@@ -16,6 +16,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.storage.errors import InputError, StoreUnavailable
+from pipeline.runners import explain_worker_error
 from tests.support.golden_cases import COMMITTED
 from tests.support.shards_fixtures import write
 
@@ -158,6 +160,27 @@ def _interrupt(command: list[str], tmp_path: Path) -> tuple[int, str]:
     return process.returncode, said
 
 
+def _trace(*errors: str) -> str:
+    return "\n\nDuring handling of the above exception, another exception occurred:\n\n".join(
+        f'Traceback (most recent call last):\n  File "a.py", line 1, in process\n{error}' for error in errors
+    )
+
+
+@pytest.mark.parametrize("kind", [InputError, StoreUnavailable])
+def test_an_error_of_ours_is_found_in_what_a_runner_says_wherever_it_is_defined(kind: type[Exception]) -> None:
+    name = f"{kind.__module__}.{kind.__name__}"
+    other = "other_package.errors.RunnerError: bundle failed"
+    said = explain_worker_error(_trace(f"{name}: no room left\non the disk", other) + " [while running 'Read']")
+    assert str(said) == "no room left\non the disk"
+    behind = explain_worker_error(_trace("apache_beam.utils.Odd: lost", f"{name}: no room left [while running 'Read']"))
+    assert str(behind) == "no room left"
+
+
+def test_an_error_of_another_package_with_the_names_of_ours_is_none_of_ours() -> None:
+    for name in ("storage.errors.InputError", "pipeline.annotate.Odd", "framescribe.errors.Odd", "ValueError"):
+        assert explain_worker_error(_trace(f"{name}: no room left")) is None
+
+
 def test_the_graph_runs_with_loopback_workers(tmp_path: Path, job_service: str) -> None:
     flags = ["--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=LOOPBACK"]
     assert _annotate(tmp_path, *flags) == ["clips/01_left", "clips/02_right_up"]
@@ -173,18 +196,17 @@ def test_relative_folders_are_those_of_the_client_in_a_worker_pool_too(
     assert clip_ids == ["clips/01_left", "clips/02_right_up"]
 
 
-def test_workers_that_write_to_a_disk_of_their_own_are_an_error_that_names_both_places(
+def test_workers_with_a_disk_of_their_own_in_place_of_the_output_are_an_error_that_says_so(
     tmp_path: Path, job_service: str, worker_pool_elsewhere: str
 ) -> None:
     flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
     command = _command(tmp_path, *flags, f"--environment_config={worker_pool_elsewhere}")
     done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    parts = tmp_path / "out" / "_framescribe" / "parts"
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "framescribe annotate: --runner PortableRunner says that all is done, but the parts of 2 of 2 units are not in "
-        f"{parts} on this machine ({socket.gethostname()}): the workers wrote them to {parts} on their own. "
-        "Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
+        f"framescribe annotate: the plan of this run is not in {tmp_path}/out/_framescribe/plan as the worker on "
+        f"{socket.gethostname()} sees it: the run was removed meanwhile, or that folder is on a disk of the worker's "
+        "own. Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
     )
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 

@@ -22,7 +22,6 @@ from framescribe.recipes.annotation import Status
 from framescribe.storage.journal import DamagedRunError
 from framescribe.storage.output import open_output
 from framescribe.storage.parts import read_parts
-from pipeline.start import start_run
 from schemas.part_rows import build_part
 from schemas.tables import TABLES
 from tests.support.output_fixtures import (
@@ -35,6 +34,7 @@ from tests.support.output_fixtures import (
     make_pair,
     make_units,
     memory_output,
+    start_run,
 )
 
 # Rows of an output of two units: clips a to d were annotated, with one caption and two QA pairs each; e and f failed.

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from framescribe.publish.card import OWN_TEXT_MARK, escape, fence, plain_text
 from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
-from pipeline.start import start_run
 from schemas.tables import TABLES
 from tests.support.output_fixtures import (
     RUN_RECORD,
@@ -23,6 +22,7 @@ from tests.support.output_fixtures import (
     make_failed,
     make_pair,
     make_units,
+    start_run,
 )
 
 

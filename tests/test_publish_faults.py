@@ -11,8 +11,7 @@ import pytest
 
 from framescribe.publish.publish import publish
 from framescribe.storage.output import open_output
-from pipeline.start import start_run
-from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, start_run
 
 PUBLISH_AND_DIE = """
 import os, signal, sys

@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from framescribe.publish.publish import publish
-from framescribe.storage.journal import DamagedRunError, PlannedUnit, Source, list_done_units, read_plan, read_run
+from framescribe.storage.journal import DamagedRunError, OtherRunError, list_done_units, read_run
 from framescribe.storage.output import open_output, part_name
-from pipeline.start import OtherRunError, check_same_run, describe_difference, overwrite_run, start_run
-from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
+from framescribe.storage.plan import PlannedUnit, Source, read_plan
+from pipeline.checks import check_same_settings, describe_difference
+from tests.support.output_fixtures import (
+    RUN_RECORD,
+    commit,
+    make_annotation,
+    make_units,
+    memory_output,
+    overwrite_run,
+    plan_start,
+    start_run,
+)
 
 SHARD = (Source("s3://bucket/shards/000.tar", ""),)
 OTHER_RUN = replace(RUN_RECORD, fingerprint="beef", settings={"sampling": {"max_frames": 32}, "recipe": "detailed"})
@@ -25,7 +35,7 @@ def output(request, tmp_path):
 def test_a_new_run_is_recorded_with_all_its_units_to_do(output):
     store, units = open_output(output), make_units("one", "two")
     started = start_run(store, RUN_RECORD, units)
-    assert (started.todo, started.num_planned, started.num_done) == (tuple(units), 2, 0)
+    assert (started.todo, len(started.units), started.num_done) == (tuple(units), 2, 0)
     assert read_run(store) == RUN_RECORD
     assert read_plan(store) == [
         PlannedUnit("one", "000", 0, 3, 1000, SHARD),
@@ -64,10 +74,10 @@ def test_a_shard_that_changed_is_planned_anew_and_its_old_parts_are_outdated(out
     commit(output, "one", [make_annotation("a", "one")])
     commit(output, "two", [make_annotation("b", "two")])
     started = start_run(store, RUN_RECORD, make_units("one", "two-longer"))
-    assert ([unit.unit_id for unit in started.todo], started.num_outdated) == (["two-longer"], 1)
-    assert started.num_clips_again == 3
+    assert ([unit.unit_id for unit in started.todo], len(started.outdated)) == (["two-longer"], 1)
+    assert [unit.unit_id for unit in started.replaced] == ["two"]
     assert [unit.unit_id for unit in read_plan(store)] == ["one", "two-longer"]
-    assert start_run(store, RUN_RECORD, make_units("one", "two-longer")).num_clips_again == 0
+    assert start_run(store, RUN_RECORD, make_units("one", "two-longer")).replaced == ()
     assert start_run(store, RUN_RECORD, make_units("one", "two")).todo == ()
 
 
@@ -99,9 +109,9 @@ def test_other_settings_are_refused_with_the_difference_and_nothing_is_changed(o
 
 
 def test_settings_are_checked_before_anything_is_planned(output):
-    check_same_run(open_output(output), RUN_RECORD)
+    check_same_settings(plan_start(open_output(output), RUN_RECORD, []))
     start_run(open_output(output), RUN_RECORD, [])
-    check_same_run(open_output(output), replace(RUN_RECORD, versions={"framescribe": "0.2.0"}))
+    check_same_settings(plan_start(open_output(output), replace(RUN_RECORD, versions={"framescribe": "0.2.0"}), []))
 
 
 def test_parts_without_a_record_of_their_settings_are_refused(output):

@@ -18,9 +18,8 @@ from framescribe.storage.access import Store
 from framescribe.storage.exclusion import describe_process
 from framescribe.storage.output import open_output
 from framescribe.storage.retries import StoreError
-from pipeline.start import start_run
 from schemas.tables import TABLES
-from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output, start_run
 from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip
 from tests.support.stub_engine import StubEngine
 

@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from framescribe.recipes.engine_video import EngineVideo, WrongVideo
@@ -29,7 +30,7 @@ _NAMESPACE, _ENGINE_NAMESPACE = "framescribe", "engine"
 _Outcome = ClipAnnotation | FailedClip
 
 
-class ModelChanged(RuntimeError):
+class ModelChanged(FrameScribeError, RuntimeError):
     """The worker found another revision of the model than the run was started with."""
 
 

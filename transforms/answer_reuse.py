@@ -17,6 +17,7 @@ from dataclasses import astuple, dataclass, field
 
 import pyarrow as pa
 
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
 from framescribe.recipes.engine_video import EngineVideo
 from framescribe.storage.addresses import StorageOptions
@@ -130,7 +131,7 @@ _UNITS_AT_HAND = 4
 _COLUMNS = ["clip_id", "frames_digest", "dtype", "completions"]
 
 
-class OtherDtypeError(RuntimeError):
+class OtherDtypeError(FrameScribeError, RuntimeError):
     """The earlier answers were computed in another number format than this worker computes in."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.engine_video import EngineVideo
 
@@ -29,7 +30,7 @@ _COUNT_WORDS = {1: {"1", "one", "single"}, 2: {"2", "two", "both"}}
 TokenIds = tuple[int, ...]
 
 
-class CanaryFailed(RuntimeError):
+class CanaryFailed(FrameScribeError, RuntimeError):
     """The model's answers about clips of known content are not what they were, or do not depend on the content."""
 
 

@@ -13,7 +13,7 @@ from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import commit_part
 from framescribe.storage.output import OutputStore, open_output
 from schemas.part_rows import build_part
-from schemas.records import ClipAnnotation, CommittedPart, FailedClip, UnitEnd
+from schemas.records import ClipAnnotation, CommittedPart, FailedClip, FailurePolicy, UnitEnd
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
 from transforms.unit_outcomes import LostClipsError, PendingUnit
 from transforms.worker import WORKER, FailureTally, Worker
@@ -27,7 +27,7 @@ class CommitPartsConfig:
 
     Attributes:
         run: the columns that every row repeats; a dtype of `auto` is filled in by the worker.
-        max_failed_fraction: stop, before committing, once more than this fraction of this worker's clips failed.
+        failures: stops, before committing, once too many of this worker process's clips failed.
         versions: package to version where the run was started, which this worker's must not differ from in
             their minor version; None takes any.
         storage_options: for fsspec, needed in the worker.
@@ -35,7 +35,7 @@ class CommitPartsConfig:
 
     output: str
     run: RunColumns
-    max_failed_fraction: float = 1.0
+    failures: FailurePolicy = field(default_factory=FailurePolicy)
     versions: Mapping[str, str] | None = None
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
@@ -108,7 +108,7 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
 
     def _commit(self, unit: PendingUnit) -> CommittedPart:
         num_clips, num_failed = len(unit.outcomes), unit.num_failed
-        self._tally.admit(unit.outcomes.values(), self._config.max_failed_fraction)
+        self._tally.admit(unit.outcomes.values(), self._config.failures)
         run = self._config.run
         if run.dtype == "auto":  # what that is, only the process with the engine knows: this one
             run = replace(run, dtype=self._worker.dtype or run.dtype)

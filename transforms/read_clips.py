@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,16 +11,75 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.errors import FrameScribeError
 from framescribe.shards.reading import read_unit, split_clip
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.config import ReadConfig
-from framescribe.storage.journal import read_fingerprint, read_part
-from framescribe.storage.output import OutputStore, open_output, part_name
+from framescribe.storage.journal import check_still_ours, read_fingerprint, read_part, read_run
+from framescribe.storage.output import PLAN_FOLDER, OutputStore, open_output, part_name
+from framescribe.storage.plan import read_slice
 from schemas.part_rows import read_outcomes
-from schemas.records import Clip, ClipAnnotation, FailedClip, UnitEnd, WorkUnit
+from schemas.records import Clip, ClipAnnotation, FailedClip, PlanSlice, UnitEnd, WorkUnit
 from transforms.worker import WORKER, Worker, WorkerConfig
 
 _NAMESPACE = "framescribe"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadUnitsConfig:
+    """Where the plan of a run lies.
+
+    Attributes:
+        storage_options: for fsspec, needed in the worker.
+    """
+
+    output: str
+    fingerprint: str
+    storage_options: StorageOptions = field(default_factory=dict, repr=False)
+
+
+class ReadUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
+    """PlanSlice -> WorkUnit."""
+
+    def __init__(self, config: ReadUnitsConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def expand(self, slices: beam.PCollection) -> beam.PCollection:
+        """Puts the step behind `slices`."""
+        return slices | "Read plan" >> beam.ParDo(ReadUnitsFn(self._config)).with_output_types(WorkUnit)
+
+
+class PlanNotFound(FrameScribeError, RuntimeError):
+    """A worker does not find the plan in the output, as it sees that."""
+
+
+class ReadUnitsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
+    """Yields the units of a slice of the plan.
+
+    Raises `OtherRunError` where the output belongs to another run by now, `PlanNotFound` where it has none.
+    """
+
+    def __init__(self, config: ReadUnitsConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def setup(self) -> None:
+        """Opens the output in the worker."""
+        self._store: OutputStore = open_output(self._config.output, self._config.storage_options)
+
+    def process(self, place: PlanSlice) -> Iterator[WorkUnit]:
+        """Reads one slice."""
+        try:
+            yield from read_slice(self._store, place)
+        except FileNotFoundError:
+            if read_run(self._store) is not None:
+                check_still_ours(self._store, self._config.fingerprint)
+            raise PlanNotFound(
+                f"the plan of this run is not in {self._store.address(PLAN_FOLDER)} as the worker on "
+                f"{socket.gethostname()} sees it: the run was removed meanwhile, or that folder is on a disk of the "
+                "worker's own. Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

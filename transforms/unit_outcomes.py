@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
+from framescribe.errors import FrameScribeError
 from schemas.records import ClipAnnotation, FailedClip, UnitEnd
 
-_SHOWN_REASONS = 5
 
-
-class LostClipsError(RuntimeError):
+class LostClipsError(FrameScribeError, RuntimeError):
     """Clips of a unit are missing, doubled or one too many: a bug in the pipeline, never the input's fault."""
-
-
-class TooManyFailedClipsError(RuntimeError):
-    """More clips failed than `--max-failed-fraction` allows, or all of a run."""
 
 
 @dataclass(slots=True)
@@ -70,32 +63,3 @@ class PendingUnit:
         if clip_id in self.outcomes:
             raise LostClipsError(f"clip {clip_id!r} came twice in unit {self.unit_id!r}")
         self.outcomes[clip_id] = outcome
-
-
-def check_failed_fraction(
-    num_failed: int,
-    num_clips: int,
-    max_failed_fraction: float,
-    min_clips: int = 100,
-    reasons: Mapping[str, int] = MappingProxyType({}),
-) -> None:
-    """Raises `TooManyFailedClipsError` when a larger fraction of the clips failed than allowed.
-
-    Args:
-        min_clips: nothing is judged on fewer clips: two bad ones among the first three say little.
-        reasons: reason to failed clips, for the message.
-    """
-    if num_clips >= min_clips and num_failed > max_failed_fraction * num_clips:
-        shown = f" ({describe_reasons(reasons)})" if reasons else ""
-        raise TooManyFailedClipsError(
-            f"{num_failed} of {num_clips} clips failed{shown}, more than --max-failed-fraction {max_failed_fraction:g} "
-            "allows. What is committed is kept. Mend the cause and start again with --retry-failed, or, if the input "
-            "is that bad, raise the fraction"
-        )
-
-
-def describe_reasons(reasons: Mapping[str, int]) -> str:
-    """Returns the most frequent reasons of failed clips, such as `10 x damaged, 2 x empty file`."""
-    most = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
-    shown = [f"{number} x {reason}" for reason, number in most[:_SHOWN_REASONS]]
-    return ", ".join([*shown, "..."] if len(most) > _SHOWN_REASONS else shown)

@@ -29,12 +29,12 @@ import fasteners
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.stats import EngineStats
-from schemas.records import ClipAnnotation, FailedClip
+from schemas.records import ClipAnnotation, FailedClip, FailurePolicy
 from schemas.run_columns import WorkerRecord, find_versions
 from transforms.canary import Canary
-from transforms.unit_outcomes import check_failed_fraction
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine
@@ -267,7 +267,7 @@ class RunningEngine:
         return new
 
 
-class GpuTaken(RuntimeError):
+class GpuTaken(FrameScribeError, RuntimeError):
     """Every GPU of this machine is in use."""
 
 
@@ -356,7 +356,7 @@ class FailureTally:
         self._reasons: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def admit(self, outcomes: Iterable[ClipAnnotation | FailedClip], max_failed_fraction: float) -> None:
+    def admit(self, outcomes: Iterable[ClipAnnotation | FailedClip], failures: FailurePolicy) -> None:
         """Counts the clips of a unit that is about to be committed.
 
         Raises:
@@ -367,7 +367,7 @@ class FailureTally:
         with self._lock:
             reasons = self._reasons + Counter(_reason(one) for one in outcomes if isinstance(one, FailedClip))
             num_clips = self._num_clips + len(outcomes)
-            check_failed_fraction(reasons.total(), num_clips, max_failed_fraction, reasons=reasons)
+            failures.check_worker(reasons.total(), num_clips, reasons)
             self._reasons, self._num_clips = reasons, num_clips
 
 

@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from framescribe.errors import FrameScribeError
+
 _START_DEADLINE_S = 120.0
 _WATCH_INTERVAL_S = 0.1
 _LAST_WORDS_S = 5.0
@@ -54,7 +56,7 @@ class ChildFailed(Exception):
         self.message = message
 
 
-class DecoderNotStarted(RuntimeError):
+class DecoderNotStarted(FrameScribeError, RuntimeError):
     """No decoder process can be started on this machine."""
 
     def __init__(self, cause: str) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from framescribe.errors import FrameScribeError
+
 DECISIONS_KIND = "framescribe-decisions"
 _MAX_BYTES = 1 << 30
 
@@ -21,7 +23,7 @@ class Verdict(str, Enum):
     FIX = "fix"
 
 
-class DecisionsError(ValueError):
+class DecisionsError(FrameScribeError, ValueError):
     """The file of decisions is none, or is damaged."""
 
 

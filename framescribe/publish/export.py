@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from framescribe.decoding.config import UndecodableClip
 from framescribe.decoding.timeline import TimeWindow
+from framescribe.errors import FrameScribeError
 from framescribe.publish.card import escape
 from framescribe.publish.decisions import read_decisions
 from framescribe.publish.export_datasets import HfWriter, MessagesWriter, WebDatasetWriter, write_export_card
@@ -56,7 +57,7 @@ _COLUMNS = {
 _ROWS_AT_A_TIME = 1_000
 
 
-class CannotExport(ValueError):
+class CannotExport(FrameScribeError, ValueError):
     """There is nothing to export, or nowhere to put it."""
 
 

@@ -14,10 +14,12 @@ from framescribe.publish.report import PublishReport, TableCounts
 from framescribe.publish.sort import index_clips, sort_clips
 from framescribe.publish.tables import TableFiles, flatten_clips, is_table_file
 from framescribe.storage.addresses import StorageOptions
-from framescribe.storage.journal import DamagedRunError, RunRecord, check_still_ours, list_parts, read_plan, read_run
+from framescribe.storage.journal import DamagedRunError, RunRecord, check_still_ours, list_parts, read_run
 from framescribe.storage.output import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUCCESS_FILE, OutputStore, open_output
 from framescribe.storage.parts import read_parts
+from framescribe.storage.plan import read_plan
 from framescribe.storage.retries import StoreError
+from schemas.records import FailurePolicy
 from schemas.tables import TABLES
 
 _MAX_TRIES = 8
@@ -39,7 +41,7 @@ class Overtaken(Exception):
 def publish(
     output: str,
     storage_options: StorageOptions | None = None,
-    max_failed_fraction: float | None = None,
+    failures: FailurePolicy | None = None,
     own: OwnUnits | None = None,
 ) -> PublishReport:
     """Rebuilds the published tables and the card from the parts of the planned units.
@@ -49,7 +51,7 @@ def publish(
     again before anything is replaced and before `_SUCCESS`; if another process changed it, all is built anew.
 
     Args:
-        max_failed_fraction: see `PublishReport.failed_too_often`; None takes any failures.
+        failures: decides whether the run is a success; None takes any failures.
         own: what must be there, when a start of the run publishes.
 
     Raises:
@@ -63,7 +65,7 @@ def publish(
     for num_tries in range(_MAX_TRIES):
         seen = _look(store, own)
         try:
-            published = _publish_seen(store, seen, max_failed_fraction, own, is_repeated=num_tries > 0)
+            published = _publish_seen(store, seen, failures, own, is_repeated=num_tries > 0)
         except Overtaken:
             time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.1 * 2**num_tries)))
             continue
@@ -132,15 +134,15 @@ def _list_published(store: OutputStore) -> dict[str, str]:
 
 
 def _publish_seen(
-    store: OutputStore, seen: _Seen, max_failed_fraction: float | None, own: OwnUnits | None, *, is_repeated: bool
+    store: OutputStore, seen: _Seen, failures: FailurePolicy | None, own: OwnUnits | None, *, is_repeated: bool
 ) -> PublishReport:
     """Publishes once what was seen; raises `Overtaken` where others changed it."""
     done = sorted(seen.planned & seen.parts.keys())
     with store.scratch_folder() as scratch:
         paths, counts, digests = _build_tables(store, done, seen.run, scratch)
         published = _summarise(seen, done, counts)
-        is_success = published.is_complete and not (
-            max_failed_fraction is not None and published.failed_too_often(max_failed_fraction)
+        is_success = published.is_complete and (
+            failures is None or failures.allows(published.num_failed, published.num_clips)
         )
         success = _write_success(published, paths, digests)
         with store.turn() as has_turn:

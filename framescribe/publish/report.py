@@ -63,10 +63,6 @@ class PublishReport:
         """Clips with a row in `clips` or `failures`."""
         return self.num_annotated + self.num_failed
 
-    def failed_too_often(self, max_failed_fraction: float) -> bool:
-        """Whether a larger fraction of the clips failed than allowed, or all of them, which no fraction allows."""
-        return self.num_failed > max_failed_fraction * self.num_clips or self.num_annotated == 0 < self.num_failed
-
 
 @dataclass(slots=True)
 class TableCounts:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
 
 if TYPE_CHECKING:  # torch comes with the engine, in the worker
     from framescribe.llava_video.engine.engine import Engine, Video
 
 
-class WrongVideo(RuntimeError):
+class WrongVideo(FrameScribeError, RuntimeError):
     """An answer came back for another clip or for other frames than were asked about."""
 
 

@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from framescribe.errors import FrameScribeError
 from framescribe.recipes.captions import CaptionsRecipe, ModelCardRecipe
 from framescribe.recipes.config import WrongPlaceholder
 from framescribe.recipes.levels import LevelsRecipe
@@ -33,7 +34,7 @@ _TOO_DEEP = "nested too deeply; recipes are three levels deep; copy a shipped on
 _NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})([eE][-+]?\d{1,3})?")
 
 
-class RecipeError(ValueError):
+class RecipeError(FrameScribeError, ValueError):
     """A recipe that cannot be used; the message names the file, the line, the key, and what is allowed."""
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from framescribe.errors import FrameScribeError
 from framescribe.storage.redaction import redact, secrets_in, secrets_of, strip_credentials
 from framescribe.storage.retries import ADDRESS_ERRORS
 from framescribe.storage.web_client import REQUEST_OPTIONS, WebClient, web_origin
@@ -29,7 +30,7 @@ _OF_FSSPEC = ("use_listings_cache", "listings_expiry_time", "max_paths", "skip_i
 _SIMILAR = 0.8
 
 
-class AddressError(ValueError):
+class AddressError(FrameScribeError, ValueError):
     """No file system for an address: an unknown protocol, a client that is not installed, an unknown option."""
 
 

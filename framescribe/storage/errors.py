@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from framescribe.errors import FrameScribeError
 from framescribe.storage.redaction import clean_text
 
 
@@ -9,7 +10,7 @@ def _clean_lines(message: str) -> str:
     return "\n".join(map(clean_text, message.split("\n")))
 
 
-class InputError(ValueError):
+class InputError(FrameScribeError, ValueError):
     """The input cannot be annotated as it is: a bad manifest line, a damaged shard, a duplicate clip id."""
 
     def __init__(self, message: str) -> None:
@@ -24,14 +25,14 @@ class AddressRefused(InputError):
     """An address that is not opened: a row names what rows may not name, or a host that nobody listed."""
 
 
-class NoInputFound(FileNotFoundError):
+class NoInputFound(FrameScribeError, FileNotFoundError):
     """Nothing to annotate was found where `--input` points."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_clean_lines(message))
 
 
-class StoreUnavailable(OSError):
+class StoreUnavailable(FrameScribeError, OSError):
     """A store did not answer, or not with what was asked for, after all attempts: the run stops.
 
     Attributes:
@@ -49,14 +50,14 @@ class CutShort(StoreUnavailable):
     """A store ended a file before the size that it had announced, at every attempt."""
 
 
-class StoreRefused(PermissionError):
+class StoreRefused(FrameScribeError, PermissionError):
     """A store refused to hand out a file: credentials are wrong, missing, or do not permit it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_clean_lines(message))
 
 
-class ShardChanged(RuntimeError):
+class ShardChanged(FrameScribeError, RuntimeError):
     """A shard no longer holds what it held when the work was planned: the run stops."""
 
     def __init__(self, message: str) -> None:

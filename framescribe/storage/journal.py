@@ -6,42 +6,31 @@ import hashlib
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from framescribe.errors import FrameScribeError
 from framescribe.storage.output import (
     JOURNAL_FOLDER,
     PARTS_FOLDER,
-    PLAN_FOLDER,
     RUN_FILE,
     SET_ASIDE_FOLDER,
     OutputStore,
     part_name,
     unit_of_part,
 )
-from framescribe.storage.redaction import strip_credentials
-from schemas.records import WorkUnit
 from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 
 Settings = Mapping[str, Any]  # JSON: the settings of other modules, nested as they like
-_PLAN_SCHEMA = pa.schema(
-    [
-        ("unit_id", pa.string()),
-        ("shard_id", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("sources", pa.list_(pa.struct([("uri", pa.string()), ("version", pa.string())]))),
-    ]
-)
+
 _MAX_TRIES = 20
 
 
-class DamagedRunError(ValueError):
+class DamagedRunError(FrameScribeError, ValueError):
     """A file of the run is not what was written, or does not belong to it."""
 
 
@@ -49,7 +38,7 @@ class NewerFormatError(DamagedRunError):
     """A file was written by a later FrameScribe in a form that this one does not know."""
 
 
-class OtherRunError(ValueError):
+class OtherRunError(FrameScribeError, ValueError):
     """The output folder holds a run with other settings."""
 
 
@@ -75,30 +64,6 @@ class RunRecord:
     counters: Mapping[str, int] = field(default_factory=dict)
     model_name: str = ""
     reused_run: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file that a unit reads, without credentials, and its version when that was planned; empty if not known."""
-
-    uri: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedUnit:
-    """A unit that some start of the run planned: the clips `start` to `stop` (exclusive) of a shard.
-
-    Attributes:
-        sources: the shard, or the single videos; none in plans of FrameScribe 0.1.
-    """
-
-    unit_id: str
-    shard_id: str
-    start: int
-    stop: int
-    size_bytes: int
-    sources: tuple[Source, ...] = ()
 
 
 def record_start(store: OutputStore, run: RunRecord, instead_of: str | None) -> bool:
@@ -160,43 +125,6 @@ def read_run(store: OutputStore) -> RunRecord | None:
 def holds_run(store: OutputStore) -> bool:
     """Returns whether a run was started here: its run.json, damaged or not, or at least parts are there."""
     return posixpath.basename(RUN_FILE) in store.list_files(JOURNAL_FOLDER) or bool(list_done_units(store))
-
-
-def add_to_plan(store: OutputStore, units: Iterable[WorkUnit]) -> None:
-    """Records the units of a start; shards that earlier starts planned and this one does not name stay planned."""
-    planned = sorted((_plan(unit) for unit in units), key=lambda unit: unit.unit_id)
-    digest = hashlib.sha256(_to_json([asdict(unit) for unit in planned])).hexdigest()[:16]
-    names = store.list_files(PLAN_FOLDER)
-    # One file a start, never one that is changed: jobs started at once cannot lose each other's units.
-    if not names or digest not in names[-1]:
-        number = int(names[-1].partition("-")[0]) + 1 if names else 0
-        store.put(f"{PLAN_FOLDER}/{number:06d}-{digest}.parquet", _plan_to_parquet(planned))
-
-
-def read_plan(store: OutputStore) -> list[PlannedUnit]:
-    """Returns the planned units in the order of their ids: of each shard, those of the newest start that named it.
-
-    A shard that changed between two starts, such as a folder with one more video, is cut anew; the
-    units of its older listing are no longer planned.
-    """
-    newest: dict[str, list[PlannedUnit]] = {}
-    for name in store.list_files(PLAN_FOLDER):
-        of_start: dict[str, list[PlannedUnit]] = {}
-        for unit in _read_plan_file(store, name):
-            of_start.setdefault(unit.shard_id, []).append(unit)
-        newest.update(of_start)
-    return sorted((unit for units in newest.values() for unit in units), key=lambda unit: unit.unit_id)
-
-
-def list_sources(unit: WorkUnit) -> tuple[Source, ...]:
-    """Returns the files of a unit with their versions, of which what a table beside a video says of it is a part."""
-    uris = unit.files or (unit.shard,)
-    versions = unit.versions or ("",) * len(uris)
-    tables = unit.metadata or ("{}",) * len(uris)
-    return tuple(
-        Source(strip_credentials(uri), version if about == "{}" else f"{version} metadata {_digest(about)}".strip())
-        for uri, version, about in zip(uris, versions, tables, strict=True)
-    )
 
 
 def list_done_units(store: OutputStore) -> list[str]:
@@ -343,30 +271,6 @@ def _check_format(store: OutputStore, name: str, written_in: int, versions: Mapp
 def _run_to_json(run: RunRecord) -> bytes:
     content = {one.name: getattr(run, one.name) for one in fields(run)}
     return _to_json({"format": OUTPUT_FORMAT, **content})
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _plan(unit: WorkUnit) -> PlannedUnit:
-    return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes, list_sources(unit))
-
-
-def _plan_to_parquet(planned: Iterable[PlannedUnit]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(unit) for unit in planned], schema=_PLAN_SCHEMA), buffer)
-    return buffer.getvalue()
-
-
-def _read_plan_file(store: OutputStore, name: str) -> list[PlannedUnit]:
-    table = pq.read_table(io.BytesIO(store.read(f"{PLAN_FOLDER}/{name}")))
-    return [_read_planned(row) for row in table.to_pylist()]
-
-
-def _read_planned(row: Mapping[str, Any]) -> PlannedUnit:  # Any: cells of a row
-    sources = tuple(Source(**source) for source in row.get("sources") or ())
-    return PlannedUnit(**{**row, "sources": sources})
 
 
 def _to_json(value: object) -> bytes:

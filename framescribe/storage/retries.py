@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
+from framescribe.errors import FrameScribeError
 from framescribe.storage.redaction import redact
 
 Result = TypeVar("Result")
@@ -48,7 +49,7 @@ _FOREIGN_ERRORS = (
 )
 
 
-class StoreError(RuntimeError):
+class StoreError(FrameScribeError, RuntimeError):
     """A store could not be read or written; the run stops and can be started again."""
 
 

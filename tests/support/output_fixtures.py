@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
+from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.sampling import Sampling
+from framescribe.llava_video.engine.config import EngineConfig
+from framescribe.recipes import load_recipe
 from framescribe.recipes.annotation import Caption, QAPair, Status
 from framescribe.storage.journal import RunRecord, commit_part
-from framescribe.storage.output import open_output
+from framescribe.storage.output import OutputStore, open_output
+from pipeline.checks import check_same_settings, check_tables_are_ours
+from pipeline.config import RunConfig
+from pipeline.start import AnnotateRequest, FoundOutput, StartPlan, inspect
+from pipeline.start import commit as commit_start
 from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, InputKind, Stage, UnitEnd, WorkUnit
 from schemas.run_columns import RunColumns
@@ -121,3 +129,25 @@ def make_units(*unit_ids: str) -> list[WorkUnit]:
 def commit(output: str, unit_id: str, outcomes: list[ClipAnnotation | FailedClip]) -> None:
     """Commits a part as the pipeline does."""
     commit_part(open_output(output), unit_id, build_part(unit_id, outcomes, RUN), RUN.fingerprint)
+
+
+def plan_start(store: OutputStore, record: RunRecord, units: Sequence[WorkUnit], overwrite: bool = False) -> StartPlan:
+    """Returns what a start finds that knows its settings and units already."""
+    config = RunConfig("unused", EngineConfig("unused"), load_recipe("model_card"), SamplingConfig())
+    plan = inspect(AnnotateRequest(config, inputs=(), overwrite=overwrite))
+    plan.found, plan.config, plan.record, plan.units = FoundOutput(store), config, record, tuple(units)
+    return plan
+
+
+def start_run(store: OutputStore, record: RunRecord, units: Sequence[WorkUnit], overwrite: bool = False) -> StartPlan:
+    """Starts a run in its folder, or goes on with it."""
+    plan = plan_start(store, record, units, overwrite)
+    check_tables_are_ours(plan)
+    check_same_settings(plan)
+    commit_start(plan)
+    return plan
+
+
+def overwrite_run(store: OutputStore, record: RunRecord, units: Sequence[WorkUnit]) -> StartPlan:
+    """Removes the run that the folder holds, and starts this one."""
+    return start_run(store, record, units, overwrite=True)
