@@ -13,11 +13,9 @@ from types import MappingProxyType
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.publish.export import ExportConfig, describe_export, export
 from framescribe.publish.export_rows import KINDS, Selection
 from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
-from framescribe.publish.review import review
 from framescribe.recipes import Recipe, load_recipe
 from framescribe.storage.addresses import origins_of, select_options
 from framescribe.storage.config import ReadConfig
@@ -101,6 +99,8 @@ def run_publish(command: Command) -> None:
 
 def run_export(command: Command) -> None:
     """Writes what a run published in a form that trainers read, and says what was left out."""
+    from framescribe.publish.export import ExportConfig, describe_export, export
+
     flags = command.flags
     config = ExportConfig(
         format=flags.format,
@@ -120,6 +120,8 @@ def run_export(command: Command) -> None:
 
 def run_review(command: Command) -> None:
     """Writes a page that shows clips, captions, questions and failures, and takes decisions about them."""
+    from framescribe.publish.review import review
+
     flags = command.flags
     reading = ReadConfig(video_column=flags.video_column, trusted_hosts=tuple(flags.trusted_hosts))
     report = review(flags.output, flags.to, flags.thumbnails, flags.storage_options, reading, print)

@@ -277,4 +277,4 @@ def test_a_plan_of_which_only_the_head_is_read_ends_quietly(tmp_path):
 def test_nothing_is_said_of_libraries_that_are_not_needed(tmp_path):
     flag = "--runner=FlinkRunner --flink_master=localhost:1"  # makes Beam import all of its options
     done = _run_shell(f"framescribe plan --input {write(tmp_path / 'a.mp4', b'0')} {flag}")
-    assert (done.returncode, done.stderr) == (0, "1 clip in 1 unit\n")
+    assert (done.returncode, done.stderr) == (0, "1 clip in 1 unit\n0.0 MiB of video\n")

@@ -14,10 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.pool import DecoderPool
 from framescribe.decoding.sampling import ClipFrames
-from framescribe.decoding.timeline import TimeWindow
 from framescribe.digests import digest_frames
 from tests.support import faulty_decoders as faults
 from tests.support.decoding_fixtures import make_video, read_number
@@ -162,7 +161,7 @@ import time, psutil
 from pathlib import Path
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.pool import DecoderPool
-from framescribe.decoding.timeline import TimeWindow
+from framescribe.decoding.config import TimeWindow
 from tests.support.faulty_decoders import SPIN
 pool = DecoderPool(1, SamplingConfig(), ("--sample-with", "tests.support.faulty_decoders:sample_or_fail"))
 pool.submit(Path({video!r})).result()

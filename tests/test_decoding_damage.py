@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.damage import DecodeTally, match_decoded_frames
 from framescribe.decoding.decode import read_video_timeline
 from framescribe.decoding.pool import DecoderPool
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import ClipFrames, SampledFrames
-from framescribe.decoding.timeline import TimeWindow
 from tests.support.decoding_fixtures import (
     list_media,
     make_video,

@@ -13,10 +13,9 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.sample import probe_duration_s, sample_video
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import TimeWindow
 from tests.support.decoding_fixtures import (
     decode_plainly,
     list_media,

@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.decode import read_video_timeline
 from framescribe.decoding.sample import sample_frames
-from framescribe.decoding.timeline import TimeWindow
 from framescribe.publish.decisions import DecisionsError, read_decisions, row_digest
 from framescribe.publish.export import CannotExport, ExportConfig, ExportReport, export
 from framescribe.publish.export_rows import Selection, assign_splits, file_key, neutralise

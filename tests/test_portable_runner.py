@@ -220,7 +220,7 @@ def test_a_worker_without_the_package_is_one_line_that_names_it_and_the_remedy(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"framescribe annotate: the worker whose packages lie in {sysconfig.get_path('purelib')} has no module "
-        "'schemas': install this version of FrameScribe there, with all that this machine has of it, or name an "
+        "'transforms': install this version of FrameScribe there, with all that this machine has of it, or name an "
         "image that holds it (--sdk_container_image)"
     )
     assert "Traceback" not in done.stderr

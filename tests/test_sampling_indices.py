@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import choose_as_model_card, choose_frames, rate_indices, spread_indices
-from framescribe.decoding.timeline import TimeWindow
 from tests.support.golden_cases import COMMITTED
 
 GOLDEN_VIDEOS = COMMITTED / "videos"

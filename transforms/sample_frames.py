@@ -12,10 +12,9 @@ from weakref import WeakKeyDictionary
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.pool import DecoderFuture, DecoderPool
 from framescribe.decoding.sampling import ClipFrames
-from framescribe.decoding.timeline import TimeWindow
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from transforms.lookahead import LookAheadDoFn
 from transforms.worker import WORKER, Budget, Worker, WorkerConfig

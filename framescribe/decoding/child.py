@@ -25,9 +25,8 @@ from framescribe.decoding.child_process import (
     send_message,
     write_frames,
 )
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import TimeWindow
 from framescribe.digests import digest_frames
 
 SampleVideo = Callable[[str, TimeWindow, SamplingConfig], tuple[SampledFrames, str]]

@@ -77,3 +77,11 @@ class UndecodableClip(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWindow:
+    """The part of a video that is the clip, in seconds from its first frame; None for the video's own bounds."""
+
+    start_s: float | None = None
+    end_s: float | None = None

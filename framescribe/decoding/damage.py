@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from framescribe.decoding.config import UndecodableClip
-from framescribe.decoding.timeline import USUAL_RATE, Timeline, TimeWindow, usual_gap_s
+from framescribe.decoding.config import TimeWindow, UndecodableClip
+from framescribe.decoding.timeline import USUAL_RATE, Timeline, usual_gap_s
 
 _GAP = 1.5  # times the usual distance of two frames: nearer ones leave none out
 

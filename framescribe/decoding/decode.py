@@ -17,7 +17,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig, TimeWindow
 from framescribe.decoding.damage import DecodeTally, match_decoded_frames
 from framescribe.decoding.demux import (
     LogLine,
@@ -29,7 +29,7 @@ from framescribe.decoding.demux import (
 )
 from framescribe.decoding.resize import DecodedFrames, FrameResizer, orientation_of, upright_size
 from framescribe.decoding.sampling import SampledFrames, SeekRange, assemble, choose_from, plan_seek_ranges
-from framescribe.decoding.timeline import Timeline, TimeWindow, read_timeline
+from framescribe.decoding.timeline import Timeline, read_timeline
 
 # Codecs whose frames that no other frame refers to are left out by FFmpeg without touching the rest.
 _SKIPPABLE_CODECS = ("h264", "hevc")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.resize import DecodedFrames, resize_frame
 from framescribe.decoding.sampling import SampledFrames, assemble, choose_from
-from framescribe.decoding.timeline import Timeline, TimeWindow
+from framescribe.decoding.timeline import Timeline
 
 # Where decord 0.6 was seen to give the frames that a plain decode gives. Left out for cause: HEVC (wrong frames after a
 # seek into an open GOP), MPEG-TS (hangs for ever), AVI (now and then another frame, since it states no presentation

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from framescribe.decoding.child_process import ChildFailed, ChildProcess, Json, allocate, lend_bytes, map_frames
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.sampling import ClipFrames, Sampling
-from framescribe.decoding.timeline import TimeWindow
 
 # FFmpeg leaks a little; a fresh process every few hundred clips costs nothing and bounds it.
 CLIPS_PER_CHILD = 500

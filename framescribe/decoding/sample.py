@@ -11,11 +11,11 @@ from pathlib import Path
 import av
 from threadpoolctl import threadpool_limits
 
-from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig, TimeWindow
 from framescribe.decoding.decode import decode_with_pyav, is_mirrored, read_video_timeline
 from framescribe.decoding.decord_decoder import decode_with_decord, doubt_about_decord
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import Timeline, TimeWindow
+from framescribe.decoding.timeline import Timeline
 
 PYAV = f"pyav {av.__version__}"
 

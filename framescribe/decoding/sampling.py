@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
-from framescribe.decoding.resize import DecodedFrames
-from framescribe.decoding.timeline import Timeline, TimeWindow
+
+if TYPE_CHECKING:  # records are imported everywhere, also where PyAV cannot be
+    from framescribe.decoding.config import TimeWindow
+    from framescribe.decoding.resize import DecodedFrames
+    from framescribe.decoding.timeline import Timeline
 
 # Presentation times are multiples of a container's tick: a frame shown at 0.9999 of a wanted time is meant by it.
 _TIME_TOLERANCE_S = 1e-3

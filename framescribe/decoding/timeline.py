@@ -11,7 +11,7 @@ import av.container
 import numpy as np
 from av.video.stream import VideoStream
 
-from framescribe.decoding.config import UndecodableClip
+from framescribe.decoding.config import TimeWindow, UndecodableClip
 from framescribe.decoding.demux import LogLine, VideoPackets, ends_early, read_packets
 
 # A window beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
@@ -19,14 +19,6 @@ _LONGEST_VIDEO_S = 30 * 86400.0
 _FIELD_CONTAINERS = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
 USUAL_RATE = 25  # frames per second, where a file states neither times nor a rate
 _ROUNDING_S = 1e-6  # a window's bounds come from text: a frame at exactly start_s must not fall out by rounding
-
-
-@dataclass(frozen=True, slots=True)
-class TimeWindow:
-    """The part of a video that is the clip, in seconds from its first frame; None for the video's own bounds."""
-
-    start_s: float | None = None
-    end_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

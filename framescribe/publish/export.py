@@ -16,8 +16,7 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from framescribe.decoding.config import UndecodableClip
-from framescribe.decoding.timeline import TimeWindow
+from framescribe.decoding.config import TimeWindow, UndecodableClip
 from framescribe.errors import FrameScribeError
 from framescribe.publish.card import escape
 from framescribe.publish.decisions import read_decisions

@@ -17,11 +17,11 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from framescribe.decoding.config import SamplingConfig, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.decode import read_video_timeline
 from framescribe.decoding.demux import open_container, pick_video_stream
 from framescribe.decoding.resize import AS_STORED, orientation_of
-from framescribe.decoding.timeline import Timeline, TimeWindow
+from framescribe.decoding.timeline import Timeline
 
 # Codecs whose packets an mp4 file takes as they are, and that players and trainers read from it.
 _COPIED_CODECS = frozenset({"h264", "hevc", "mpeg4", "av1", "libdav1d", "libaom-av1", "vp9", "libvpx-vp9"})

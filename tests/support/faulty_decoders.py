@@ -6,10 +6,9 @@ import ctypes
 import os
 import time
 
-from framescribe.decoding.config import SamplingConfig
+from framescribe.decoding.config import SamplingConfig, TimeWindow
 from framescribe.decoding.sample import sample_video
 from framescribe.decoding.sampling import SampledFrames
-from framescribe.decoding.timeline import TimeWindow
 
 SEGFAULT, HANG, SPIN, EAT_MEMORY, RAISE, FLOOD_LOG, TELL_ENVIRONMENT = (1000.0 + i for i in range(7))
 
