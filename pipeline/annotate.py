@@ -71,8 +71,8 @@ def _run_units(plan: StartPlan, work: PlannedWork) -> dict[str, int] | None:
         f"stopped; what is committed under {output} is kept. The same command goes on from there, "
         f"`publish --output {output}` builds tables of what is done"
     )
-    with show_progress(plan.store, plan.todo, "loading the model" if is_in_process(runner) else ""):
-        result = run_to_end(pipeline, runner, when_interrupted)
+    progress = show_progress(plan.store, plan.todo, "loading the model" if is_in_process(runner) else "")
+    result = run_to_end(pipeline, runner, when_interrupted, progress)
     described = describe_description(options)
     if described is not None:
         _say(

@@ -207,6 +207,8 @@ def write_count(number: int, noun: str) -> str:
 
 
 def write_size(size_bytes: int) -> str:
-    """Returns a size in the unit of the flags: `0.3 GiB`, or `12.0 MiB` below a tenth of one."""
-    gib = size_bytes / 2**30
-    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{size_bytes / 2**20:.1f} MiB"
+    """Returns a size in the unit of the flags: `0.3 GiB`, or a smaller one below a tenth of it."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size_bytes >= 0.1 * 2**power:
+            return f"{size_bytes / 2**power:.1f} {unit}"
+    return write_count(size_bytes, "byte")

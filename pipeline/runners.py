@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -95,7 +95,9 @@ def describe_description(options: PipelineOptions) -> str | None:
     return f"the template is in {template}" if template else None
 
 
-def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> PipelineResult:
+def run_to_end(
+    pipeline: beam.Pipeline, runner: str, when_interrupted: str, progress: AbstractContextManager[None]
+) -> PipelineResult:
     """Runs a pipeline and returns its result; to be called in the main thread.
 
     Job servers that Beam starts itself (Prism, Flink, Spark) install their own handler of Ctrl-C, which works in the
@@ -103,6 +105,7 @@ def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> P
 
     Args:
         when_interrupted: the last line that Ctrl-C leaves.
+        progress: shows how far the run is, while it lasts.
 
     Raises:
         RunnerFailed: a runner elsewhere did not take the pipeline, or did not finish it.
@@ -110,7 +113,7 @@ def run_to_end(pipeline: beam.Pipeline, runner: str, when_interrupted: str) -> P
         RuntimeError: what else a worker raised, as the text of its traceback.
     """
     quiet = _traces_only_at_the_end() if is_in_process(runner) else _filtered_logs(_shorten_trace)
-    with _EndingAtOnce(when_interrupted) as ending, quiet:
+    with _EndingAtOnce(when_interrupted) as ending, progress, quiet:
         try:
             result = pipeline.run() if is_in_process(runner) else _submit(pipeline, runner)
             if runner.lower() not in (*_IN_PROCESS, *_DIES_WITH_ITS_SERVER):

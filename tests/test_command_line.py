@@ -156,7 +156,7 @@ def test_a_plan_takes_the_command_line_of_the_run_that_it_is_for(tmp_path, capsy
         "--retry-failed",
     ]
     assert main(["plan", *flags, "--direct_num_workers=2"]) == 0
-    assert capsys.readouterr().err == "1 clip in 1 unit\n0.0 MiB of video\n"
+    assert capsys.readouterr().err == "1 clip in 1 unit\n1 byte of video\n"
 
 
 def test_the_help_of_plan_shows_the_flags_that_matter_to_it(capsys):
@@ -270,11 +270,11 @@ def test_a_plan_of_which_only_the_head_is_read_ends_quietly(tmp_path):
         write(tmp_path / "clips" / f"{number:05d}.mp4", b"0")
     done = _run_shell(f"framescribe plan --input {tmp_path}/clips --clips-per-unit 1 | head -n 1")
     assert done.returncode == 0
-    assert done.stdout.endswith("\t1 clip\t0.0 MiB\n")
+    assert done.stdout.endswith("\t1 clip\t1 byte\n")
     assert done.stderr in ("", "3,000 clips in 3,000 units\n")
 
 
 def test_nothing_is_said_of_libraries_that_are_not_needed(tmp_path):
     flag = "--runner=FlinkRunner --flink_master=localhost:1"  # makes Beam import all of its options
     done = _run_shell(f"framescribe plan --input {write(tmp_path / 'a.mp4', b'0')} {flag}")
-    assert (done.returncode, done.stderr) == (0, "1 clip in 1 unit\n0.0 MiB of video\n")
+    assert (done.returncode, done.stderr) == (0, "1 clip in 1 unit\n1 byte of video\n")

@@ -67,8 +67,8 @@ _REFUSED_BY_THE_PARSER = [
     ("ask demo/clips/01_left.mp4 --recipe levels", "--recipe is a flag of annotate, not of ask, which has"),
 ]  # fmt: skip
 _REFUSED_BY_A_LOOK = [
-    (f"{_RUN} --recipe detaild", "no recipe 'detaild'; did you mean detailed? Wanted one of model_card, detailed"),
-    (f"{_RUN} --recipe my_recipe.yaml", "no recipe 'my_recipe.yaml': wanted one of model_card, detailed, levels"),
+    (f"{_RUN} --recipe detaild", "no recipe 'detaild'; did you mean detailed? Wanted one of captions, detailed"),
+    (f"{_RUN} --recipe my_recipe.yaml", "no recipe 'my_recipe.yaml': wanted one of captions, detailed, full"),
     (f"{_RUN} --recipe demo/checkpoint/config.json", "demo/checkpoint/config.json"),
     ("annotate --input demo/clps --model demo/checkpoint --output {out}", "'demo/clps' does not exist: --input takes"),
     ("annotate --input 'demo/*.avi' --model demo/checkpoint --output {out}", "'demo/*.avi'"),
