@@ -244,7 +244,7 @@ def _identity(store: OutputStore) -> str:
 
 def _check_same_answers(store: OutputStore, recorded: RunRecord, run: RunRecord) -> None:
     """Everything but the recipe must be the same: which questions are, each of them tells by itself."""
-    either_auto = "auto" in (_dtype(recorded), _dtype(run))  # what it came to, the workers see
+    either_auto = "auto" in (_dtype(recorded), _dtype(run))  # resolved by the workers
     then, now = (_without_recipe(one, drop_dtype=either_auto) for one in (recorded, run))
     if _as_json(then.settings) != _as_json(now.settings):
         raise OtherRunError(

@@ -77,7 +77,7 @@ def match_decoded_frames(
 def _count_lost(timeline: Timeline, came: tuple[int, ...], tally: DecodeTally, window: TimeWindow) -> int:
     """How many frames of a window did not come faithfully, those left out that FFmpeg could not even find included.
 
-    A packet of which the decoder says nothing, and whose frame leaves no gap between those before and after it, never
+    Where the decoder says nothing of a packet, and its missing frame leaves no gap between its neighbours, it never
     was a frame to show: an alternate reference, the second field of a picture.
     """
     low, high = timeline.frames_in(window)

@@ -96,7 +96,7 @@ def _decode_ranges(path: str, seek_ranges: Sequence[SeekRange], config: Sampling
 
     Returns:
         None at the first sign that the file does not keep to its timeline: an error, even one that the decoder only
-        logs, a corrupt frame, a frame that never comes, a key frame that is none.
+        logs, a corrupt frame, a frame that never comes, a wrongly marked key frame.
     """
     keep = _Keeper(config)
     container, stream = _open(path, config)

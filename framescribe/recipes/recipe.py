@@ -27,7 +27,7 @@ class RecipeResult:
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """How many prompts a clip is asked, tries of the retry ladder not counted: it depends on the answers."""
+    """Least and most prompts per clip, without retries: the number depends on the answers."""
 
     fewest: int
     most: int
@@ -62,7 +62,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def count_prompts(self, duration_s: float) -> PromptCount:
-        """Returns how many prompts a clip of so many seconds is asked."""
+        """Returns the number of prompts for a clip of `duration_s` seconds."""
 
     # Any: plain JSON, as deep as the recipe's own settings.
     def to_dict(self) -> dict[str, Any]:
