@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism test-stores fuzz soak test-mutants lint format types check bench docs constraints
+.PHONY: help setup demo test test-slow test-faults test-prism test-stores fuzz soak test-mutants lint format types check bench docs site constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -26,6 +26,7 @@ help:
 	@echo "  make check        test, lint and types: what a change must pass"
 	@echo "  make bench        the engine and the decoding against the model card's loop, small, on this machine"
 	@echo "  make docs         docs/flags.md and docs/columns.md anew, from the parser and the schemas"
+	@echo "  make site         the documentation as a site in site/, every link and anchor checked"
 	@echo "  make setup        only the virtual environment, .venv"
 	@echo "  make constraints  resolve constraints.txt anew from pyproject.toml"
 	@echo
@@ -98,6 +99,9 @@ bench: setup
 docs: setup
 	$(PY) -m pipeline.options >docs/flags.md
 	$(PY) -m schemas.tables >docs/columns.md
+
+site: docs
+	$(PY) -m mkdocs build --strict
 
 constraints: setup
 	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras --upgrade \

@@ -117,7 +117,7 @@ _FLAGS_OF_OTHERS = {
     "--resume --resume-from --continue --skip-existing": "rerun the same command to resume",
     "--force": "--overwrite removes the run that is in the output folder",
     "--prompt --question --prompt-file --system-prompt": (
-        "prompts stand in a recipe, a YAML file: --recipe my.yaml (see framescribe/recipes/README.md)"
+        "prompts stand in a recipe, a YAML file: --recipe my.yaml (see docs/recipes.md)"
     ),
     "-i": "use --input",
     "-o": "use --output",

@@ -41,6 +41,11 @@ def test_a_video_is_annotated_with_a_recipe_by_its_name(model):
     assert [(caption.text, caption.status.value) for caption in result.captions] == [(CAPTION, "ok")]
 
 
+def test_a_status_reads_as_its_word_in_a_text(model):
+    (caption,) = model.annotate(CLIP, "model_card").captions
+    assert f"{caption.status} {caption.status!s}" == "ok ok"
+
+
 def test_a_notebook_whose_thread_runs_an_event_loop_can_annotate(model):
     import asyncio
 

@@ -19,6 +19,8 @@ class Status(str, Enum):
     LENGTH = "length"  # cut off by max_new_tokens
     LOOPED = "looped"  # stopped by the loop detector
 
+    __str__ = str.__str__  # its value in an f-string, on every Python
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:

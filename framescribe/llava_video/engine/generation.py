@@ -13,6 +13,8 @@ class FinishReason(str, Enum):
     LENGTH = "length"  # max_new_tokens were written
     LOOPED = "looped"  # the loop detector saw the text repeat itself
 
+    __str__ = str.__str__  # its value in an f-string, on every Python
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:

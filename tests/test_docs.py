@@ -1,0 +1,69 @@
+"""The documentation: what it shows runs, and what it links to is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git", "out", "site"} & set(path.parts))
+LINKS = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def _commands(page: str) -> list[str]:
+    """Returns the commands of a page's blocks, those of the demo model: the others need a GPU or a bucket."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    return [line for line in lines if line.startswith("framescribe ") and "s3://" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_links_to_are_there(page):
+    links = [link.split("#")[0] for link in LINKS.findall(page.read_text())]
+    local = [link for link in links if link and "://" not in link]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_site_builds_with_every_link_and_anchor_resolved(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "tutorial.html").is_file()
+
+
+def test_every_command_of_the_tutorial_runs(tmp_path):
+    for folder in ("demo", "framescribe"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    commands = _commands("tutorial.md")
+    for command in commands:
+        run = [sys.executable, str(ROOT / "run_pipeline.py"), *shlex.split(command)[1:]]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert len(commands) == 6
+    assert (tmp_path / "out/first_review/index.html").is_file()
+    assert pq.read_table(tmp_path / "out/second/clips").num_rows == 12
+    assert (tmp_path / "out/first_hf/README.md").is_file()
+
+
+def test_the_notebook_runs_on_the_demo_model():
+    notebook = nbformat.read(ROOT / "docs/notebooks/first_look.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    printed = str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
+    assert "background" in printed
+    assert "ok  What" in printed
+    assert "image/png" in printed
+
+
+def test_the_workflow_calls_the_script_that_a_developer_runs():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text())
+    assert "bash .ci/run" in [step.get("run") for step in workflow["jobs"]["check"]["steps"]]
+    assert workflow["jobs"]["check"]["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12"]
