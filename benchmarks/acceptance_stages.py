@@ -94,7 +94,7 @@ def check_logprobs(setting: Setting) -> StageResult:
         for clip in range(len(clips)):
             frames, times, duration_s = (getattr(clips[clip], n) for n in ("frames", "timestamps_s", "duration_s"))
             with engine.open(frames, times, duration_s) as video:
-                futures = [video.score(question, ids) for question, ids in zip(QUESTIONS, forced, strict=True)]
+                futures = [video.force(question, ids) for question, ids in zip(QUESTIONS, forced, strict=True)]
                 ours += [future.result(_ANSWER_S) for future in futures]
         static = engine._thread._runner._static
         replays = 0 if static is None else static.num_replays

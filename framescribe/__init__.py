@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from framescribe.decoding.sample import sample_frames
-    from framescribe.llava_video import Completion, Engine, EngineConfig, GenerationConfig, Video
+    from framescribe.llava_video import Completion, Engine, EngineConfig, GenerationConfig, Score, Video
     from framescribe.recipes import Recipe, RecipeResult, load_recipe
     from framescribe.video_model import VideoModel, load
 
@@ -22,6 +22,7 @@ __all__ = [
     "GenerationConfig",
     "Recipe",
     "RecipeResult",
+    "Score",
     "Video",
     "VideoModel",
     "load",
@@ -32,7 +33,7 @@ __all__ = [
 # Imported when first used: torch and PyAV take seconds, and whoever wants a recipe's prompts needs neither.
 _HOMES = {
     "framescribe.decoding.sample": ("sample_frames",),
-    "framescribe.llava_video": ("Completion", "Engine", "EngineConfig", "GenerationConfig", "Video"),
+    "framescribe.llava_video": ("Completion", "Engine", "EngineConfig", "GenerationConfig", "Score", "Video"),
     "framescribe.recipes": ("Recipe", "RecipeResult", "load_recipe"),
     "framescribe.video_model": ("VideoModel", "load"),
 }

@@ -45,7 +45,7 @@ def test_a_given_answer_is_as_likely_as_transformers_finds_it(has_fixed_shapes: 
         clip = np.random.default_rng(3).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
         with engine.open(clip, [0.0, 1.5], 3.0) as video:
             other = video.ask(QUESTIONS[0], GenerationConfig(max_new_tokens=8))  # in the same steps
-            done = video.score(QUESTIONS[1], given).result()
+            done = video.force(QUESTIONS[1], given).result()
             assert other.result().scores == ()
         loop = ModelCardLoop(engine)
         prompt = loop.embed(clip, [0.0, 1.5], 3.0, QUESTIONS[1])

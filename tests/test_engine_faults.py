@@ -59,7 +59,9 @@ class _FaultyRunner:
 
     def start(self, questions: Sequence[QuestionTask]) -> list[int]:
         assert all(question.video.prefix is not None and not question.generated for question in questions)
-        return self.decode(questions)
+        for question in questions:
+            question.logprobs = [-1.0 for _ in question.wanted]
+        return self.decode([question for question in questions if not question.wanted])
 
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
         pages = [page for question in questions for page in question.pages]
@@ -106,7 +108,8 @@ def _ask_and_close(thread: EngineThread, random: Random, order: int) -> list[Fut
     for future in futures:
         future.add_done_callback(close_after_the_last)
         generation = GenerationConfig(max_new_tokens=random.randint(1, 64))
-        thread.add_question(QuestionTask(video, [0] * random.randint(1, 40), generation, 1.0, future))
+        wanted = ((1,),) if random.random() < 0.3 else ()  # an answer to be scored
+        thread.add_question(QuestionTask(video, [0] * random.randint(1, 40), generation, 1.0, future, wanted=wanted))
     if random.random() < 0.2:
         time.sleep(random.choice([0.0, 0.001]))
         thread.close_video(video)

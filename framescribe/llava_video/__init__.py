@@ -10,13 +10,13 @@ print(video.ask("Please describe this video in detail.", GenerationConfig(max_ne
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, Score
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.config import EngineConfig
     from framescribe.llava_video.engine.engine import Engine, Video
 
-__all__ = ["Completion", "Engine", "EngineConfig", "FinishReason", "GenerationConfig", "Video"]
+__all__ = ["Completion", "Engine", "EngineConfig", "FinishReason", "GenerationConfig", "Score", "Video"]
 
 # Torch is imported with the engine only, so that `plan` and `publish` start at once.
 _LAZY = {

@@ -17,7 +17,7 @@ import numpy as np
 
 from framescribe.digests import digest_frames
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig, Score
 from framescribe.llava_video.engine.memory import (
     choose_device,
     choose_dtype,
@@ -148,6 +148,14 @@ class Engine:
         """Asks without a video: the prompt holds the system text and the question only."""
         return self._ask(self._text_only, self.tokenizer.text_question(question), generation)
 
+    def score(self, question: str, answer: str) -> Future[Score]:
+        """Finds out how likely an answer is without a video; as `Video.score`."""
+        return self._score(self._text_only, self.tokenizer.text_question(question), answer)
+
+    def score_choices(self, question: str, choices: Sequence[str]) -> Future[Score]:
+        """Finds out how likely each choice is without a video; as `Video.score_choices`."""
+        return self._score_choices(self._text_only, self.tokenizer.text_question(question), choices)
+
     def close(self) -> None:
         """Stops the thread; unanswered questions raise `EngineClosed`. The memory goes with the last reference."""
         self._closed.set()
@@ -169,14 +177,38 @@ class Engine:
         forced: tuple[int, ...] = (),
     ) -> Future[Completion]:
         generation = generation or GenerationConfig()
-        if self._closed.is_set():
-            raise EngineClosed("the engine is closed; load another to ask")
         self._check_length(video.num_tokens, len(token_ids), generation.max_new_tokens)
         penalty = generation.repetition_penalty
         resolved = self.generation_defaults.repetition_penalty if penalty is None else penalty
         future: Future[Completion] = Future()
-        self._thread.add_question(QuestionTask(video, token_ids, generation, resolved, future, forced=forced))
+        self._send(QuestionTask(video, token_ids, generation, resolved, future, forced=forced))
         return future
+
+    def _score(self, video: VideoTask, question_ids: list[int], answer: str) -> Future[Score]:
+        answer_ids = self.tokenizer.answer(answer)
+        if not answer_ids:
+            raise ValueError("the answer is empty; wanted one with at least one token")
+        return self._find_logprobs(video, question_ids + answer_ids[:-1], tuple((one,) for one in answer_ids))
+
+    def _score_choices(self, video: VideoTask, question_ids: list[int], choices: Sequence[str]) -> Future[Score]:
+        first_ids = tuple(next(iter(self.tokenizer.answer(choice)), -1) for choice in choices)
+        if not first_ids or -1 in first_ids or len(set(first_ids)) < len(first_ids):
+            raise ValueError(f"the choices are {list(choices)}, wanted some that begin with different tokens")
+        return self._find_logprobs(video, question_ids, (first_ids,))
+
+    def _find_logprobs(
+        self, video: VideoTask, token_ids: list[int], wanted: tuple[tuple[int, ...], ...]
+    ) -> Future[Score]:
+        future: Future[Score] = Future()
+        task = QuestionTask(video, token_ids, GenerationConfig(1), 1.0, future, wanted=wanted)
+        self._check_length(video.num_tokens, len(token_ids) - len(wanted) + 1, len(wanted))
+        self._send(task)
+        return future
+
+    def _send(self, question: QuestionTask) -> None:
+        if self._closed.is_set():
+            raise EngineClosed("the engine is closed; load another to ask")
+        self._thread.add_question(question)
 
     def _check_length(self, num_prefix: int, num_question: int, num_new: int) -> None:
         limit = self.model.config.max_length
@@ -212,27 +244,57 @@ class Video:
             PromptTooLong: prompt and answer would not fit the model's context.
             EngineClosed: the video or the engine was closed.
         """
-        if self._task.is_closed:
-            raise EngineClosed("the video is closed; open it again to ask")
-        return self._engine._ask(self._task, self._engine.tokenizer.video_question(question), generation)
+        return self._engine._ask(self._task, self._read_question(question), generation)
 
-    def score(self, question: str, answer_ids: Sequence[int]) -> Future[Completion]:
-        """Finds out how likely a given answer is: the very steps of `ask`, but each goes on with the given id.
+    def score(self, question: str, answer: str) -> Future[Score]:
+        """Finds out how likely the model would give an answer, by teacher forcing: one prefill, no decoding.
+
+        The end of the turn is not scored. Question and answer run on top of the clip's prefix, with those of other
+        clips; nothing of them is kept. Several hundred may wait at once.
+
+        Returns:
+            The log-probability of each of the answer's tokens.
+
+        Raises:
+            ValueError: the answer is empty.
+            PromptTooLong, EngineClosed: as `ask`.
+        """
+        return self._engine._score(self._task, self._read_question(question), answer)
+
+    def score_choices(self, question: str, choices: Sequence[str]) -> Future[Score]:
+        """Finds out how likely each choice, such as the letters A to D, is to come right after a question.
+
+        Returns:
+            The log-probability of the first token of each choice, in their order; they are not made to add up to one.
+
+        Raises:
+            ValueError: there is no choice, an empty one, or two that begin with the same token.
+            PromptTooLong, EngineClosed: as `ask`.
+        """
+        return self._engine._score_choices(self._task, self._read_question(question), choices)
+
+    def force(self, question: str, answer_ids: Sequence[int]) -> Future[Completion]:
+        """Gives an answer as it is told: the very steps of `ask`, but each goes on with the given id.
+
+        So fast paths are compared with a reference, token by token; `score` is the fast way to log-probabilities.
 
         Returns:
             A completion of these ids, up to the first that ends a turn, with `scores`.
 
         Raises:
-            as `ask`.
+            PromptTooLong, EngineClosed: as `ask`.
         """
-        if self._task.is_closed:
-            raise EngineClosed("the video is closed; open it again to ask")
-        generation, token_ids = GenerationConfig(len(answer_ids)), self._engine.tokenizer.video_question(question)
+        generation, token_ids = GenerationConfig(len(answer_ids)), self._read_question(question)
         return self._engine._ask(self._task, token_ids, generation, tuple(answer_ids))
 
     def close(self) -> None:
         """Frees the clip's keys and values once its running questions are answered; waiting ones are cancelled."""
         self._engine._thread.close_video(self._task)
+
+    def _read_question(self, question: str) -> list[int]:
+        if self._task.is_closed:
+            raise EngineClosed("the video is closed; open it again to ask")
+        return self._engine.tokenizer.video_question(question)
 
     def __enter__(self) -> Video:
         return self

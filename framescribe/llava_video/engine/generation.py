@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -56,7 +57,7 @@ class Completion:
         token_ids: every generated id, the end-of-turn id included when it was written.
         num_prompt_tokens: system text, video tokens, time instruction and question together.
         clip_id, frames_digest: whose keys and values the answer was computed from; empty without a video.
-        scores: of each token, where they were given (`Video.score`); else empty.
+        scores: of each token, where they were given (`Video.force`); else empty.
     """
 
     text: str
@@ -66,3 +67,27 @@ class Completion:
     clip_id: str = ""
     frames_digest: str = ""
     scores: tuple[TokenScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely the model finds an answer that was given to it, or each of some choices as an answer's first token.
+
+    Attributes:
+        token_ids: of the answer, without the end of the turn; of choices the first token of each.
+        logprobs: natural log-probability of each, float32, before any penalty: in an answer after the question and the
+            tokens before it, of choices right after the question.
+        num_prompt_tokens: system text, video tokens, time instruction and question together.
+        clip_id, frames_digest: whose keys and values it was computed from; empty without a video.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    num_prompt_tokens: int
+    clip_id: str = ""
+    frames_digest: str = ""
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the whole answer."""
+        return math.fsum(self.logprobs)

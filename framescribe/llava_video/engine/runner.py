@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,13 @@ from framescribe.llava_video.attention.kv_cache import (
 )
 from framescribe.llava_video.attention.static_decode import Chosen, SeenIds, StaticDecoder, StepRow
 from framescribe.llava_video.engine.generation import TokenScore
-from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask, spans_by_video
+from framescribe.llava_video.engine.tasks import (
+    QuestionTask,
+    VideoTask,
+    group_by_length,
+    group_by_pages,
+    spans_by_video,
+)
 from framescribe.llava_video.model.language_model import Attend
 from framescribe.llava_video.model.model import LlavaVideoModel
 
@@ -41,8 +47,13 @@ _PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}
 # Attention to a prefix leaves one output for each of its chunks: 100 KB for each query of the 7B, 200 in float32.
 _MOST_QUERIES = 4096
 
+# Logits are float32 over the whole vocabulary: 80 MB for so many tokens of the 7B.
+_MOST_SCORED = 128
 
 COMPILE_BACKEND = "inductor"
+
+# A question with the place behind its last token among all packed tokens of a start.
+_Packed = tuple[QuestionTask, int]
 
 
 class FastPath(Enum):
@@ -230,15 +241,25 @@ class ModelRunner:
 
     @torch.inference_mode()
     def start(self, questions: Sequence[QuestionTask]) -> list[int]:
-        """Runs new questions on top of their prefixes and returns the first id of each answer."""
-        self._pages.hold(max(max(question.pages) for question in questions))
+        """Runs new questions on top of their prefixes and returns the first id of each answer.
+
+        Answers to be scored run among them. They get their log-probabilities and no id, and are done with that.
+        """
         lengths = [len(question.token_ids) for question in questions]
-        slots = self._to_device([slot_of(q.pages, index) for q in questions for index in range(len(q.token_ids))])
+        stops = list(accumulate(lengths))
+        asked, scored = (
+            [(q, stop) for q, stop in zip(questions, stops, strict=True) if bool(q.wanted) is is_scored]
+            for is_scored in (False, True)
+        )
+        slots, kept = self._choose_slots(asked)
         spans = spans_by_video(questions, lengths)
-        groups = [[self._to_device(numbers) for numbers in group] for group in _group_by_length(lengths)]
+        groups = [[self._to_device(numbers) for numbers in group] for group in group_by_length(lengths)]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self._pages.write(layer, slots, keys, values)
+            if not scored:
+                self._pages.write(layer, slots, keys, values)
+            elif asked:
+                self._pages.write(layer, slots, keys[kept.to(keys.device)], values[kept.to(keys.device)])
             own, own_lse = torch.empty_like(queries), queries.new_empty(queries.shape[:2], dtype=torch.float32)
             for group in groups:
                 grid, cells, tokens = (index.to(queries.device) for index in group)  # further GPUs, if there are any
@@ -250,9 +271,41 @@ class ModelRunner:
         first = [question.video.num_tokens for question in questions]
         positions = [start + i for start, length in zip(first, lengths, strict=True) for i in range(length)]
         hidden = self._forward(ids, positions, attend)
-        self._seen.forget([question.row for question in questions])
-        ends = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
-        return self._choose(hidden[ends], questions)
+        if scored:
+            self._score(hidden, scored)
+        if not asked:
+            return []
+        self._seen.forget([question.row for question, _ in asked])
+        ends = torch.tensor([stop - 1 for _, stop in asked], device=hidden.device)
+        return self._choose(hidden[ends], [question for question, _ in asked])
+
+    def _choose_slots(self, asked: Sequence[_Packed]) -> tuple[Tensor, Tensor]:
+        """Returns where the keys and values of questions go, and the places of their tokens among all packed ones."""
+        if asked:
+            self._pages.hold(max(max(question.pages) for question, _ in asked))
+        slots = [slot_of(question.pages, index) for question, _ in asked for index in range(len(question.token_ids))]
+        places = [place for question, stop in asked for place in range(stop - len(question.token_ids), stop)]
+        return self._to_device(slots), self._to_device(places)
+
+    def _score(self, hidden: Tensor, scored: Sequence[_Packed]) -> None:
+        """Leaves the log-probabilities that are wanted with their questions; `hidden` [N, D] are all final states."""
+        wanted = [(stop - len(q.wanted) + i, ids) for q, stop in scored for i, ids in enumerate(q.wanted)]
+        logprobs: list[float] = []
+        for start in range(0, len(wanted), _MOST_SCORED):
+            part = wanted[start : start + _MOST_SCORED]
+            places, rows, ids = (
+                torch.tensor(numbers, device=hidden.device)
+                for numbers in (
+                    [place for place, _ in part],
+                    [row for row, (_, some) in enumerate(part) for _ in some],
+                    [one for _, some in part for one in some],
+                )
+            )
+            logits = self._language.logits(hidden[places])  # [R, V]
+            logprobs += (logits[rows, ids] - logits.logsumexp(dim=-1)[rows]).tolist()
+        left = iter(logprobs)
+        for question, _ in scored:
+            question.logprobs = [next(left) for some in question.wanted for _ in some]
 
     @torch.inference_mode()
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
@@ -269,7 +322,7 @@ class ModelRunner:
         # On the device once per step: every layer uses them, and each copy would wait for the device.
         groups = [
             (self._to_device(rows), self._to_device(tables), self._count_fills(lengths, len(tables[0])))
-            for rows, tables, lengths in _group_by_pages(questions, written)
+            for rows, tables, lengths in group_by_pages(questions, written)
         ]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -337,32 +390,6 @@ def _take_answers(chosen: Chosen, questions: Sequence[QuestionTask]) -> list[int
     return ids
 
 
-def _group_by_length(lengths: Sequence[int]) -> list[tuple[list[list[int]], list[int], list[int]]]:
-    """Groups packed sequences of like length, so that one long question is not what all are padded to.
-
-    Returns:
-        For each group `_pad`'s places [R][L] and cells, and the packed tokens that it consists of, in the same order.
-    """
-    starts = [0, *accumulate(lengths)]
-    groups = []
-    for _, run in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), lambda i: lengths[i].bit_length()):
-        members = list(run)
-        places, cells = _pad([starts[i] for i in members], [lengths[i] for i in members])
-        groups.append((places, cells, [starts[i] + offset for i in members for offset in range(lengths[i])]))
-    return groups
-
-
-def _pad(starts: Sequence[int], lengths: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Lays packed sequences side by side, padded at their ends, where causal attention never looks.
-
-    Returns:
-        For each of R sequences the packed tokens at its L places [R][L], and for each token its place in R * L.
-    """
-    longest = max(lengths)
-    grid = [[start + min(i, length - 1) for i in range(longest)] for start, length in zip(starts, lengths, strict=True)]
-    return grid, [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
-
-
 def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTask, int, int]]) -> tuple[Tensor, Tensor]:
     """Attends each video's queries to its prefix: one product a video, however many rows it has."""
     parts: list[tuple[Tensor, Tensor]] = []
@@ -371,25 +398,3 @@ def _attend_prefixes(layer: int, queries: Tensor, spans: Sequence[tuple[VideoTas
         parts.extend(video.prefix.attend(layer, some) for some in queries[start:stop].split(_MOST_QUERIES))
     out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return out, lse
-
-
-def _group_by_pages(
-    questions: Sequence[QuestionTask], written: Sequence[int]
-) -> list[tuple[list[int], list[tuple[int, ...]], list[int]]]:
-    """Groups rows of like length, so that short answers are not padded to the longest.
-
-    Returns:
-        For each group: rows [R], page tables [R, B] and valid lengths [R].
-    """
-
-    def bucket(index: int) -> int:
-        return (written[index] // PAGE_TOKENS).bit_length()
-
-    groups = []
-    for _, run in groupby(sorted(range(len(questions)), key=bucket), key=bucket):
-        rows = list(run)
-        width = max(written[index] for index in rows) // PAGE_TOKENS + 1
-        tables = [(questions[index].pages + (0,) * width)[:width] for index in rows]
-        lengths = [written[index] + 1 for index in rows]
-        groups.append((rows, tables, lengths))
-    return groups

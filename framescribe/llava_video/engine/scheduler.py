@@ -3,8 +3,8 @@
 A video waits until a question of it waits and its prefix fits the budget of prefix tokens; then it holds that budget
 until it is closed, so that later questions find the prefix. A video that is alone need not fit: what was promised may
 have shrunk since it came. A question waits until its video is prefilled and a row and all pages it can come to need are
-free; so whatever runs can always finish. Older videos go first, and a video or question that does not fit is never
-overtaken by younger ones of its kind.
+free; so whatever runs can always finish. An answer to be scored takes a row for one step, and no pages. Older videos go
+first, and a video or question that does not fit is never overtaken by younger ones of its kind.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ class EngineStats:
     Attributes:
         encoded_clips, encoded_frames: clips and unique frames that passed the vision tower.
         prefilled_tokens: prefix tokens run through the language model, once per clip.
-        question_tokens: question tokens run on top of a prefix.
+        question_tokens: question tokens run on top of a prefix, with those of answers that are scored.
+        scores: how many of the questions were answers to be scored, for which nothing is generated.
         generated_tokens, decode_steps: their quotient is the mean number of rows in the batch.
         kv_prefix_bytes: keys and values of prefixes now held; kv_prefix_peak_bytes: the most at once.
         waiting_s: the thread had nothing to do; starved of frames or questions.
@@ -29,6 +30,7 @@ class EngineStats:
     prefilled_prefixes: int = 0
     prefilled_tokens: int = 0
     questions: int = 0
+    scores: int = 0
     question_tokens: int = 0
     generated_tokens: int = 0
     decode_steps: int = 0

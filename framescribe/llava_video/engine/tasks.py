@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import Any
 
 import numpy as np
 
-from framescribe.llava_video.attention.kv_cache import Prefix
-from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, TokenScore
+from framescribe.llava_video.attention.kv_cache import PAGE_TOKENS, Prefix
+from framescribe.llava_video.engine.generation import FinishReason, GenerationConfig, TokenScore
 from framescribe.llava_video.engine.loops import is_looping
 from framescribe.llava_video.errors import CheckpointError
 from framescribe.llava_video.model.checkpoint import Checkpoint
@@ -56,29 +57,34 @@ class VideoTask:
 
 @dataclass(slots=True, eq=False)
 class QuestionTask:
-    """One question to one video, and the tokens answered so far.
+    """One question to one video, and the tokens answered so far; or an answer to be scored.
 
     Attributes:
-        token_ids: the question's ids, which follow the video's prefix.
+        token_ids: the question's ids, which follow the video's prefix; of an answer to be scored all but the last, too.
         repetition_penalty: resolved against the checkpoint's own.
         row: which row of the running batch it has, and its pages of keys and values; unset while it waits.
         generated: the answer so far.
         needs_all: memory ran out for it alone; it is tried once more.
         forced: the ids to answer with, to find out how likely they are; empty: the likeliest.
         scores: of the forced ids so far.
+        wanted: the ids whose log-probabilities are wanted after each of the last tokens. Where there are any, nothing
+            is generated: the question ends with its start, and keeps no keys and values.
+        logprobs: of all wanted ids, one after the other.
     """
 
     video: VideoTask
     token_ids: list[int]
     generation: GenerationConfig
     repetition_penalty: float
-    future: Future[Completion]
+    future: Future[Any]  # a Completion, or a Score
     row: int = -1
     pages: tuple[int, ...] = ()
     generated: list[int] = field(default_factory=list)
     needs_all: bool = False
     forced: tuple[int, ...] = ()
     scores: list[TokenScore] = field(default_factory=list)
+    wanted: tuple[tuple[int, ...], ...] = ()
+    logprobs: list[float] = field(default_factory=list)
 
     @property
     def next_forced(self) -> int:
@@ -87,8 +93,8 @@ class QuestionTask:
 
     @property
     def max_tokens(self) -> int:
-        """Suffix tokens that question and answer can come to."""
-        return len(self.token_ids) + self.generation.max_new_tokens
+        """Suffix tokens whose keys and values are kept: those that question and answer can come to."""
+        return 0 if self.wanted else len(self.token_ids) + self.generation.max_new_tokens
 
     @property
     def num_suffix_tokens(self) -> int:
@@ -97,8 +103,8 @@ class QuestionTask:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the whole prompt."""
-        return self.video.num_tokens + len(self.token_ids)
+        """Tokens of the whole prompt, without an answer to be scored."""
+        return self.video.num_tokens + len(self.token_ids) - max(len(self.wanted) - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +155,51 @@ def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) ->
         spans.append((pairs[0][0].video, start, stop))
         start = stop
     return spans
+
+
+def group_by_length(lengths: Sequence[int]) -> list[tuple[list[list[int]], list[int], list[int]]]:
+    """Groups packed sequences of like length, so that one long question is not what all are padded to.
+
+    Returns:
+        For each group `_pad`'s places [R][L] and cells, and the packed tokens that it consists of, in the same order.
+    """
+    starts = [0, *accumulate(lengths)]
+    groups = []
+    for _, run in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), lambda i: lengths[i].bit_length()):
+        members = list(run)
+        places, cells = _pad([starts[i] for i in members], [lengths[i] for i in members])
+        groups.append((places, cells, [starts[i] + offset for i in members for offset in range(lengths[i])]))
+    return groups
+
+
+def _pad(starts: Sequence[int], lengths: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Lays packed sequences side by side, padded at their ends, where causal attention never looks.
+
+    Returns:
+        For each of R sequences the packed tokens at its L places [R][L], and for each token its place in R * L.
+    """
+    longest = max(lengths)
+    grid = [[start + min(i, length - 1) for i in range(longest)] for start, length in zip(starts, lengths, strict=True)]
+    return grid, [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
+
+
+def group_by_pages(
+    questions: Sequence[QuestionTask], written: Sequence[int]
+) -> list[tuple[list[int], list[tuple[int, ...]], list[int]]]:
+    """Groups rows of like length, so that short answers are not padded to the longest.
+
+    Returns:
+        For each group: rows [R], page tables [R, B] and valid lengths [R].
+    """
+
+    def bucket(index: int) -> int:
+        return (written[index] // PAGE_TOKENS).bit_length()
+
+    groups = []
+    for _, run in groupby(sorted(range(len(questions)), key=bucket), key=bucket):
+        rows = list(run)
+        width = max(written[index] for index in rows) // PAGE_TOKENS + 1
+        tables = [(questions[index].pages + (0,) * width)[:width] for index in rows]
+        lengths = [written[index] + 1 for index in rows]
+        groups.append((rows, tables, lengths))
+    return groups

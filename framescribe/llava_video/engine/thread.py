@@ -13,7 +13,7 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 
 from framescribe.llava_video.attention.kv_cache import PAGE_TOKENS
-from framescribe.llava_video.engine.generation import Completion, FinishReason
+from framescribe.llava_video.engine.generation import Completion, FinishReason, Score
 from framescribe.llava_video.engine.oom_recovery import evict_half, is_memory_fault, recover_prefill
 from framescribe.llava_video.engine.runner import ModelRunner
 from framescribe.llava_video.engine.scheduler import Scheduler
@@ -173,7 +173,11 @@ class EngineThread:
             return
         self._stats.questions += len(questions)
         self._stats.question_tokens += sum(len(question.token_ids) for question in questions)
-        self._extend(questions, chosen)
+        for question in [question for question in questions if question.wanted]:
+            self._finish(question)
+            self._stats.scores += 1
+            give_answer(question, read_score(question))
+        self._extend([question for question in questions if not question.wanted], chosen)
 
     def _decode(self) -> None:
         rows = list(self._scheduler.running)
@@ -267,10 +271,21 @@ class EngineThread:
                 self._close_video(video)
 
 
-def give_answer(question: QuestionTask, completion: Completion) -> None:
+def read_score(question: QuestionTask) -> Score:
+    """Returns the log-probabilities that a start has left with its question."""
+    return Score(
+        token_ids=tuple(token_id for ids in question.wanted for token_id in ids),
+        logprobs=tuple(question.logprobs),
+        num_prompt_tokens=question.num_prompt_tokens,
+        clip_id=question.video.clip_id,
+        frames_digest=question.video.frames_digest,
+    )
+
+
+def give_answer(question: QuestionTask, answer: Completion | Score) -> None:
     """Hands an answer out, unless the question was cancelled meanwhile."""
     try:
-        question.future.set_result(completion)
+        question.future.set_result(answer)
     except InvalidStateError:
         end_cancelled(question)
 

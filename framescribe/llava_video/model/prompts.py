@@ -75,6 +75,10 @@ class PromptTokenizer:
         """Returns the ids that follow `text_prefix` for a question without a video."""
         return self._encode("\n" + question) + self._turn_to_assistant()
 
+    def answer(self, text: str) -> list[int]:
+        """Returns the ids of an answer as they follow a question, without the end of the turn."""
+        return self._encode(text)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Returns the text of generated ids without special tokens, stripped."""
         return self._decoder.decode(list(token_ids), skip_special_tokens=True).strip()
