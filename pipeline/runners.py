@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from framescribe.errors import FrameScribeError
+from pipeline.dataflow import is_dataflow, set_defaults
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -56,7 +57,7 @@ def check_runner(runner: str, beam_flags: Sequence[str]) -> None:
     if is_in_process(runner) and not beam_flags:
         return
     only_describes = describe_description(make_options(runner, beam_flags))
-    if only_describes is not None and "dataflow" not in runner.lower():
+    if only_describes is not None and not is_dataflow(runner):
         raise UnknownRunner(f"--runner {runner}: --dry_run and --template_location are flags of DataflowRunner alone")
     if is_in_process(runner):
         return
@@ -82,6 +83,8 @@ def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
         direct.direct_running_mode = "multi_threading"
         if not any(flag.startswith("--direct_num_workers") for flag in beam_flags):
             direct.direct_num_workers = _BUNDLE_THREADS
+    if is_dataflow(runner):
+        set_defaults(options)
     return options
 
 

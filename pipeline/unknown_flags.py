@@ -48,9 +48,10 @@ def refuse_unknown_flags(
     ours = flags.get(name, ())
     if name in _TAKES_INSTEAD and arguments[1:] and not arguments[1].startswith("-"):
         command.error(f"got {arguments[1]!r}, wanted a flag: {_TAKES_INSTEAD[name].format(arguments[1])}")
+    of_beam = _list_flags_of_beam() if _runs_elsewhere(arguments) else frozenset()
     for flag in _flags_in(arguments):
         typed = flag.replace("_", "-")
-        if flag in ours:
+        if flag in ours or flag in of_beam:
             continue
         for names, use in [*(_FLAGS_OF_OTHERS_TO_ASK if name == "ask" else {}).items(), *_FLAGS_OF_OTHERS.items()]:
             if flag in names.split():
@@ -72,14 +73,7 @@ def refuse_words(command: argparse.ArgumentParser, unknown: Sequence[str]) -> No
 
 def check_known_to_runner(parser: argparse.ArgumentParser, unknown: Sequence[str], runner: str) -> None:
     """Refuses what Beam does not know, which Beam would drop with a warning; job servers know flags of their own."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    usage = parser.format_usage().partition(" ")[2].strip()
-    beam_parser = argparse.ArgumentParser(
-        parser.prog, usage, add_help=False, conflict_handler="resolve", allow_abbrev=False
-    )
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(beam_parser)
+    beam_parser = _make_parser_of_beam(parser.prog, parser.format_usage().partition(" ")[2].strip())
     _, left = beam_parser.parse_known_args(list(unknown))
     names = _flags_in(left)
     may_be_the_servers = names and left[0].startswith("--") and not any("-" in name[2:] for name in names)
@@ -90,6 +84,29 @@ def check_known_to_runner(parser: argparse.ArgumentParser, unknown: Sequence[str
             f"warning: neither ours nor of Beam's client, passed on to the job server of {runner}: {' '.join(left)}",
             file=sys.stderr,
         )
+
+
+def _make_parser_of_beam(program: str | None = None, usage: str | None = None) -> argparse.ArgumentParser:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = argparse.ArgumentParser(program, usage, add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    return parser
+
+
+def _list_flags_of_beam() -> frozenset[str]:
+    return frozenset(_make_parser_of_beam()._option_string_actions)
+
+
+def _runs_elsewhere(arguments: Sequence[str]) -> bool:
+    """Whether a runner is named whose flags may have the names of other programs', such as Dataflow's `--region`."""
+    named = [
+        one.partition("=")[2] or after
+        for one, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        if one.partition("=")[0] == "--runner"
+    ]
+    return bool(named) and not is_in_process(named[-1])
 
 
 def _flags_in(arguments: Sequence[str]) -> list[str]:

@@ -40,6 +40,7 @@ def test_the_site_builds_with_every_link_and_anchor_resolved(tmp_path):
     assert (tmp_path / "site" / "tutorial.html").is_file()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(tmp_path):
     for folder in ("demo", "framescribe"):
         (tmp_path / folder).symlink_to(ROOT / folder)
@@ -54,6 +55,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path):
     assert (tmp_path / "out/first_hf/README.md").is_file()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_on_the_demo_model():
     notebook = nbformat.read(ROOT / "docs/notebooks/first_look.ipynb", as_version=4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
