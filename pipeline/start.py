@@ -160,12 +160,16 @@ class StartPlan:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The settings with the model's image size, and folders that workers elsewhere find as well."""
-        config = self.request.config
-        is_folder = os.path.isabs(self.checkpoint.name)  # otherwise a URI or a hub id
+        """The settings with the model's image size, its commit, and folders that workers elsewhere find as well."""
+        config, found = self.request.config, self.checkpoint
+        engine = config.engine
+        if os.path.isabs(found.name):
+            engine = replace(engine, model=found.name)
+        elif "://" not in found.name:
+            engine = replace(engine, revision=found.revision)  # a branch may move, and each worker would ask the hub
         return replace(
             config,
-            engine=replace(config.engine, model=self.checkpoint.name) if is_folder else config.engine,
+            engine=engine,
             sampling=replace(config.sampling, image_size=self.model.tower.image_size),
             output=str(self.store.local_path or config.output),
         )

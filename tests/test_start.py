@@ -17,10 +17,12 @@ from framescribe.storage.output import open_output
 from framescribe.storage.plan import add_to_plan, read_plan, read_slice
 from pipeline.config import RunConfig
 from pipeline.graph import build_graph
+from pipeline.start import AnnotateRequest, StartPlan
 from run_pipeline import main
 from schemas.records import InputKind, PlanSlice, WorkUnit
 from tests.support.output_fixtures import RUN, RUN_RECORD, make_units, memory_output, start_run
-from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
+from tests.support.run_fixtures import CHECKPOINT, annotate_arguments, annotate_with, checkpoint_revision, make_shard
+from tests.support.shards_fixtures import write
 from tests.support.talking_engine import TalkingEngine
 from transforms.read_clips import ReadUnitsConfig, ReadUnitsFn
 
@@ -49,6 +51,23 @@ def annotate(folder: Path, *flags: str) -> int:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_workers_ask_the_hub_for_the_commit_that_the_start_found(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--model"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "snapshots" / commit).symlink_to(CHECKPOINT)
+    write(repository / "refs" / "main", commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = RunConfig(
+        output=str(tmp_path / "out"),
+        engine=EngineConfig("someone/model"),
+        recipe=load_recipe("captions"),
+        sampling=SamplingConfig(),
+    )
+    engine = StartPlan(AnnotateRequest(config, inputs=())).config.engine
+    assert (engine.model, engine.revision) == ("someone/model", commit)
 
 
 @pytest.mark.parametrize("flags", [(), ("--retry-failed",), ("--changed-inputs", "redo")])
