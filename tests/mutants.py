@@ -12,50 +12,116 @@ import os
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
-# Module to the arguments of pytest that select its tests: seconds, not minutes.
+# Module to the files of its tests, `x` for tests/test_x.py: the quick and close ones first.
 PROMISES: dict[str, str] = {
-    "framescribe/decoding/sampling.py": "tests/test_sampling_indices.py",
-    "framescribe/llava_video/attention/cascade.py": "tests/test_attention.py",
-    "framescribe/llava_video/model/checkpoint.py": "tests/test_checkpoint.py",
-    "framescribe/llava_video/attention/static_decode.py": "tests/test_choosing.py",
-    "framescribe/llava_video/engine/loops.py": "tests/test_loops.py",
-    "framescribe/llava_video/engine/scheduler.py": "tests/test_scheduler.py",
-    "framescribe/llava_video/engine/tasks.py": "tests/test_choosing.py",
-    "pipeline/config.py": "tests/test_fingerprint.py -k 'not gone_on and not refused'",
-    "pipeline/start.py": "tests/test_run_folder.py tests/test_start.py",
-    "framescribe/publish/sort.py": "tests/test_publish.py",
-    "framescribe/publish/tables.py": "tests/test_publish.py",
-    "framescribe/recipes/answers.py": "tests/test_parsers.py",
-    "framescribe/recipes/answer_text.py": "tests/test_parsers.py tests/test_recipes_questions.py",
-    "schemas/part_rows.py": "tests/test_tables.py tests/test_versions.py -k 'tables or kept or once_each'",
-    "schemas/run_columns.py": "tests/test_versions.py -k 'patch or several or once_each or nothing or installed'",
-    "framescribe/shards/tar_stream.py": "tests/test_shards_tar.py tests/test_fuzz_inputs.py -k 'tar'",
-    "framescribe/storage/local_files.py": "tests/test_storage.py",
-    "framescribe/storage/retries.py": "tests/test_storage.py",
-    "framescribe/storage/journal.py": "tests/test_run_folder.py tests/test_publish.py tests/test_storage.py",
-    "framescribe/storage/plan.py": "tests/test_start.py tests/test_run_folder.py",
-    "transforms/worker.py": "tests/test_worker.py",
-    "transforms/lookahead.py": "tests/test_lookahead.py",
-    "transforms/unit_outcomes.py": "tests/test_commit_parts.py",
+    "framescribe/decoding/damage.py": "decoding_damage",
+    "framescribe/decoding/sample.py": "decoding_videos",
+    "framescribe/decoding/sampling.py": "sampling_indices seek_ranges",
+    "framescribe/decoding/timeline.py": "decoding_videos decoding_damage",
+    "framescribe/digests.py": "sample_frames annotate_clips",
+    "framescribe/llava_video/attention/cascade.py": "attention",
+    "framescribe/llava_video/attention/static_decode.py": "choosing static_decode",
+    "framescribe/llava_video/engine/loops.py": "loops",
+    "framescribe/llava_video/engine/scheduler.py": "scheduler",
+    "framescribe/llava_video/engine/tasks.py": "choosing scheduler",
+    "framescribe/llava_video/model/checkpoint.py": "checkpoint",
+    "framescribe/publish/publish.py": "publish stores publish_faults",
+    "framescribe/publish/sort.py": "publish",
+    "framescribe/publish/tables.py": "publish",
+    "framescribe/recipes/answer_text.py": "parsers recipes_questions",
+    "framescribe/recipes/answers.py": "parsers",
+    "framescribe/shards/tar_stream.py": "shards_tar fuzz_inputs",
+    "framescribe/storage/addresses.py": "addresses storage",
+    "framescribe/storage/exclusion.py": "stores",
+    "framescribe/storage/journal.py": "run_folder publish storage two_writers",
+    "framescribe/storage/local_files.py": "storage",
+    "framescribe/storage/output.py": "storage stores two_writers",
+    "framescribe/storage/parts.py": "publish",
+    "framescribe/storage/plan.py": "run_folder start changed_inputs",
+    "framescribe/storage/redaction.py": "storage addresses",
+    "framescribe/storage/retries.py": "storage shards_store",
+    "pipeline/checks.py": "run_folder earlier_run output_place left_out preflight changed_inputs",
+    "pipeline/config.py": "fingerprint start",
+    "pipeline/start.py": "run_folder earlier_run start retry_failed changed_inputs",
+    "schemas/part_rows.py": "tables versions",
+    "schemas/records.py": "commit_parts fingerprint",
+    "schemas/run_columns.py": "versions",
+    "transforms/annotate_clips.py": "annotate_clips",
+    "transforms/answer_reuse.py": "clip_memory earlier_answers reuse_from",
+    "transforms/canary.py": "canary",
+    "transforms/commit_parts.py": "commit_parts retry_failed",
+    "transforms/lookahead.py": "lookahead",
+    "transforms/read_clips.py": "read_clips start retry_failed",
+    "transforms/sample_frames.py": "sample_frames",
+    "transforms/unit_outcomes.py": "commit_parts",
+    "transforms/worker.py": "commit_parts worker",
 }
+# Words in the names of tests that take many seconds, most of them because they start whole programs.
+_SLOW = (
+    "at_once_on", "broken_file", "command_line", "demo_model", "digest_of_every_part", "ends_in_the_middle", "flipped",
+    "goes_on_today", "has_planned_more", "kill", "minor_version", "newer_format", "of_real_clips",
+    "removed_in_the_middle", "suspended", "travels_to_another", "wrote_it",
+)  # fmt: skip
+_PYTEST = f"-x -q -p no:cacheprovider -m 'not slow and not faults and not stores' -k 'not ({' or '.join(_SLOW)})'"
 _WANTED_SHARE = 0.85
 _OWN = "framescribe"
 # `is None` or `== None` is all the same; without decorators nothing works at all, which shows nothing.
-_LEFT_OUT = ("NoOp", "RemoveDecorator", "Is_Eq", "IsNot_NotEq", "Eq_Is", "NotEq_IsNot")
+_LEFT_OUT = ("NoOp", "RemoveDecorator", "ExceptionReplacer", "Is_Eq", "IsNot_NotEq", "Eq_Is", "NotEq_IsNot")
+_PYTHON = str(ROOT / ".venv/bin/python")
+_ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "CI": "1",  # the same examples of hypothesis each time
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+}
+# Reads a line of arguments for pytest, and writes the id of the process that runs it and then how that one ended.
+_FORK_TESTS = """
+import os, shlex, sys
+import aiohttp, apache_beam, av, datasets, duckdb, fsspec, hypothesis, pandas, polars, pyarrow.parquet, pydantic, pytest
+import torch, transformers, yaml
+from apache_beam.testing import test_pipeline, util
+for line in sys.stdin:
+    tests = os.fork()
+    if not tests:
+        os.setsid()
+        for descriptor in range(3):
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        os._exit(pytest.main(shlex.split(line)))
+    print(tests, flush=True)
+    print(os.waitpid(tests, 0)[1], flush=True)
+"""
 Position = tuple[int, int]
 Result = TypeVar("Result")
+
+
+def files_of_tests(module: str) -> list[str]:
+    """Returns the paths of a module's tests."""
+    return [f"tests/test_{name}.py" for name in PROMISES[module].split()]
+
+
+class Outcome(Enum):
+    """What the tests of a module say under a mutant."""
+
+    PASSED = "not noticed"
+    FAILED = "noticed"
+    HUNG = "noticed, for the tests hung"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +140,13 @@ def main() -> int:
     chosen = choose_mutants(flags.sample, flags.seed, flags.modules)
     print(f"{len(chosen)} mutants of {len({one.module for one in chosen})} modules, seed {flags.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copies = [_copy_source(Path(folder) / str(number)) for number in range(flags.jobs)]
-        limits_s = dict(_in_copies(_time_tests, sorted({one.module for one in chosen}), copies))
-        outcomes = _try_all(chosen, copies, limits_s, time.monotonic() + flags.budget_s)
+        copies = [WarmCopy(Path(folder) / str(number)) for number in range(flags.jobs)]
+        try:
+            limits_s = dict(_in_copies(_time_tests, sorted({one.module for one in chosen}), copies))
+            outcomes = _try_all(chosen, copies, limits_s, time.monotonic() + flags.budget_s)
+        finally:
+            for copy in copies:
+                copy.close()
     return _report(outcomes, len(chosen))
 
 
@@ -96,7 +166,7 @@ def _find_mutants(module: str) -> Iterator[tuple[Mutant, Position, Position]]:
     from cosmic_ray import plugins
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
 
-    _add_own_operator()
+    _add_own_operators()
     ignored = list(_ignored_spans((ROOT / module).read_text(encoding="utf-8")))
     tree = get_ast_from_path(ROOT / module)
     for name in plugins.operator_names():
@@ -129,55 +199,112 @@ def _ignored_spans(source: str) -> Iterator[tuple[Position, Position]]:
                 yield (one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)
 
 
-def _add_own_operator() -> None:
-    """Adds an operator that leaves out a call whose result nobody takes: `store.remove(name)` becomes `None`."""
+def _add_own_operators() -> None:
+    """Adds two: a call whose result nobody takes is left out, and another exception is caught.
+
+    `store.remove(name)` becomes `None`, and `except OSError` becomes `except ZeroDivisionError`; cosmic-ray's own way
+    with exceptions fails at dotted names.
+    """
     import parso
     from cosmic_ray import plugins
     from cosmic_ray.operators.operator import Operator
 
-    class LeaveOutCall(Operator):
+    class OwnOperator(Operator):
+        replacement = ""
+
+        def find_nodes(self, node: Any) -> list[Any]:
+            raise NotImplementedError
+
         def mutation_positions(self, node: Any) -> Iterator[tuple[Position, Position]]:
-            if node.type == "atom_expr" and node.parent.type == "simple_stmt" and node.children[-1].type == "trailer":
-                yield node.start_pos, node.end_pos
+            for one in self.find_nodes(node):
+                yield one.start_pos, one.end_pos
 
         def mutate(self, node: Any, index: int) -> Any:
-            left_out = parso.parse("None").children[0]
-            left_out.prefix = node.get_first_leaf().prefix
-            return left_out
+            replaced = self.find_nodes(node)[index]
+            other = parso.parse(self.replacement).children[0]
+            other.prefix = replaced.get_first_leaf().prefix
+            if replaced is node:
+                return other
+            siblings = replaced.parent.children
+            siblings[siblings.index(replaced)] = other
+            return node
 
         @classmethod
         def examples(cls) -> tuple[()]:
             return ()
 
-    plugins.OPERATOR_PROVIDERS[_OWN] = {"LeaveOutCall": LeaveOutCall}
+    class LeaveOutCall(OwnOperator):
+        replacement = "None"
+
+        def find_nodes(self, node: Any) -> list[Any]:
+            is_call = node.type == "atom_expr" and node.children[-1].type == "trailer"
+            return [node] if is_call and node.parent.type == "simple_stmt" else []
+
+    class CatchAnother(OwnOperator):
+        replacement = "ZeroDivisionError"
+
+        def find_nodes(self, node: Any) -> list[Any]:
+            if node.type != "except_clause":
+                return []
+            caught = node.children[1]
+            inside = caught.children[1] if caught.type == "atom" else caught  # of parentheses
+            return inside.children[::2] if inside.type == "testlist_comp" else [inside]
+
+    plugins.OPERATOR_PROVIDERS[_OWN] = {one.__name__: one for one in (LeaveOutCall, CatchAnother)}
 
 
-def _copy_source(folder: Path) -> Path:
+class WarmCopy:
+    """A copy of the source, and a process there that has imported what takes long: each run of tests is its fork."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        _copy_source(folder)
+        # Byte code that is compared with the source, and never written again: two mutants may have one size and second.
+        compiling = [_PYTHON, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", str(folder)]
+        subprocess.run(compiling, check=True)
+        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(folder)}
+        self._process = subprocess.Popen(
+            [_PYTHON, "-c", _FORK_TESTS], cwd=folder, env=environment, text=True, stdin=-1, stdout=-1
+        )
+
+    def run_tests(self, module: str, limit_s: float) -> Outcome:
+        """Runs the tests of a module as its source stands in this copy."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(_PYTEST, *files_of_tests(module), file=self._process.stdin, flush=True)
+        tests = int(self._process.stdout.readline())
+        too_late = threading.Event()
+
+        def give_up() -> None:
+            too_late.set()
+            os.killpg(tests, signal.SIGKILL)
+
+        timer = threading.Timer(limit_s, give_up)
+        timer.start()
+        status = int(self._process.stdout.readline())
+        timer.cancel()
+        if too_late.is_set():
+            return Outcome.HUNG
+        return Outcome.FAILED if status else Outcome.PASSED
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def _copy_source(folder: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    return folder
 
 
-def _run_tests(copy: Path, module: str, limit_s: float) -> bool:
-    """Whether the module's tests pass, within the time."""
-    command = f"{ROOT / '.venv/bin/python'} -B -m pytest -x -q -p no:cacheprovider {PROMISES[module]}"
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    tests = subprocess.Popen(command, shell=True, cwd=copy, env=environment, start_new_session=True, **quiet)
-    try:
-        return tests.wait(limit_s) == 0
-    except subprocess.TimeoutExpired:
-        os.killpg(tests.pid, 9)
-        tests.wait()
-        return False
-
-
-def _in_copies(attempt: Callable[[Any, Path], Result], tasks: Sequence[Any], copies: Sequence[Path]) -> list[Result]:
+def _in_copies(
+    attempt: Callable[[Any, WarmCopy], Result], tasks: Sequence[Any], copies: Sequence[WarmCopy]
+) -> list[Result]:
     """Does every task in a copy that no other one uses meanwhile; returns the results in their order."""
-    free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    free: queue.SimpleQueue[WarmCopy] = queue.SimpleQueue()
     for copy in copies:
         free.put(copy)
 
@@ -192,46 +319,49 @@ def _in_copies(attempt: Callable[[Any, Path], Result], tasks: Sequence[Any], cop
         return list(workers.map(attempt_in_copy, tasks))
 
 
-def _time_tests(module: str, copy: Path) -> tuple[str, float]:
+def _time_tests(module: str, copy: WarmCopy) -> tuple[str, float]:
     """Returns how long the tests of a module may take; a mistake that makes them hang is noticed."""
     started = time.monotonic()
-    if not _run_tests(copy, module, 600):
-        raise SystemExit(f"the tests of {module} fail without any mutant: {PROMISES[module]}")
-    return module, 30 + 4 * (time.monotonic() - started)
+    if copy.run_tests(module, 600) is not Outcome.PASSED:
+        raise SystemExit(f"the tests of {module} fail without any mutant: {' '.join(files_of_tests(module))}")
+    wall_s = time.monotonic() - started
+    print(f"{wall_s:5.1f} s  tests of {module}", flush=True)
+    return module, 30 + 4 * wall_s
 
 
 def _try_all(
-    mutants: Sequence[Mutant], copies: Sequence[Path], limits_s: dict[str, float], deadline_s: float
-) -> list[bool]:
-    def attempt(mutant: Mutant, copy: Path) -> bool | None:
-        return None if time.monotonic() > deadline_s else _is_noticed(mutant, copy, limits_s[mutant.module])
+    mutants: Sequence[Mutant], copies: Sequence[WarmCopy], limits_s: dict[str, float], deadline_s: float
+) -> list[Outcome]:
+    def attempt(mutant: Mutant, copy: WarmCopy) -> Outcome | None:
+        return None if time.monotonic() > deadline_s else _try(mutant, copy, limits_s[mutant.module])
 
     return [outcome for outcome in _in_copies(attempt, mutants, copies) if outcome is not None]
 
 
-def _is_noticed(mutant: Mutant, copy: Path, limit_s: float) -> bool:
-    """Whether a test fails under a mutant; says where none does, with the line as it was and as it was changed to."""
+def _try(mutant: Mutant, copy: WarmCopy, limit_s: float) -> Outcome:
+    """Returns what the tests say under a mutant; prints one that passes, or hangs, with its line as it was and is."""
     from cosmic_ray import plugins
     from cosmic_ray.mutating import mutate_code
 
-    path = copy / mutant.module
+    path = copy.folder / mutant.module
     source = path.read_text(encoding="utf-8")
     changed = mutate_code(source, plugins.get_operator(mutant.operator)(), mutant.occurrence)
     line = f"{source.splitlines()[mutant.line - 1].strip()}  ->  {changed.splitlines()[mutant.line - 1].strip()}"
     path.write_text(changed, encoding="utf-8")
     try:
-        is_noticed = not _run_tests(copy, mutant.module, limit_s)
+        outcome = copy.run_tests(mutant.module, limit_s)
     finally:
         path.write_text(source, encoding="utf-8")
-    if not is_noticed:
-        print(f"not noticed: {mutant.module}:{mutant.line} ({mutant.operator})\n    {line}", flush=True)
-    return is_noticed
+    if outcome is not Outcome.FAILED:
+        print(f"{outcome.value}: {mutant.module}:{mutant.line} ({mutant.operator})\n    {line}", flush=True)
+    return outcome
 
 
-def _report(outcomes: Sequence[bool], num_chosen: int) -> int:
-    noticed = sum(outcomes)
-    share = noticed / max(1, len(outcomes))
-    print(f"{noticed} of {len(outcomes)} mutants noticed: {share:.1%}, wanted {_WANTED_SHARE:.0%}", end="")
+def _report(outcomes: Sequence[Outcome], num_chosen: int) -> int:
+    num_noticed = sum(outcome is not Outcome.PASSED for outcome in outcomes)
+    share = num_noticed / max(1, len(outcomes))
+    print(f"{num_noticed} of {len(outcomes)} mutants noticed: {share:.1%}, wanted {_WANTED_SHARE:.0%}", end="")
+    print(f"; {outcomes.count(Outcome.HUNG)} of them because the tests hung", end="")
     print(f"; {num_chosen - len(outcomes)} not tried for want of time" if len(outcomes) < num_chosen else "")
     return 0 if outcomes and share >= _WANTED_SHARE else 1
 

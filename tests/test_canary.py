@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +15,7 @@ from framescribe.storage.output import open_output
 from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard
 from tests.support.stub_engine import BlindEngine, ConfusedEngine, StubEngine, SwappingEngine
 from transforms.canary import Canary, CanaryAnswer, CanaryFailed, check_same_answers
+from transforms.worker import RunningEngine
 
 ONE, TWO = CanaryAnswer(((1, 2, 3), (9,)), True), CanaryAnswer(((1, 5, 6), (9,)), False)
 
@@ -109,3 +113,83 @@ async def _try(canary: Canary) -> str:
     except CanaryFailed:
         return "failed"
     return "passed"
+
+
+def pass_clips(canary: Canary, num_clips: int, every: int) -> None:
+    async def run() -> None:
+        for _ in range(num_clips):
+            await canary.pass_clip(every)
+
+    asyncio.run(run())
+
+
+class CountingClips(StubEngine):
+    """Counts the clips that are open."""
+
+    num_open = 0
+
+    def open(self, *arguments, **settings):
+        video = super().open(*arguments, **settings)
+        self.num_open += 1
+        video.close = self.close_clip
+        return video
+
+    def close_clip(self):
+        self.num_open -= 1
+
+
+def test_both_clips_are_asked_at_the_first_clip_and_at_every_so_many_after_it_and_hold_no_memory():
+    engine = CountingClips(checkpoint_revision())
+    pass_clips(Canary(engine, is_exact=True), num_clips=7, every=3)
+    assert (engine.stats.encoded_clips, engine.num_open) == (3 * 2, 0)
+    pass_clips(Canary(engine, is_exact=True), num_clips=7, every=0)
+    assert engine.stats.encoded_clips == 3 * 2
+
+
+class Drifting(StubEngine):
+    """Ends its answers of every check but the first with another token, as other sums in a batch do."""
+
+    def answer(self, future, completion):
+        drifted = (*completion.token_ids[:-1], -1) if self.stats.questions > 4 else completion.token_ids
+        future.set_result(replace(completion, token_ids=drifted))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "may_drift"), [("cpu", "float32", False), ("cpu", "bfloat16", True), ("cuda", "float32", True)]
+)
+def test_answers_must_be_the_same_to_the_last_token_where_the_device_computes_them_so(device, dtype, may_drift):
+    engine = Drifting(checkpoint_revision())
+    engine.model = SimpleNamespace(
+        device=SimpleNamespace(type=device), language=SimpleNamespace(dtype=f"torch.{dtype}")
+    )
+    canary = RunningEngine(engine).canary
+    with nullcontext() if may_drift else pytest.raises(CanaryFailed):
+        pass_clips(canary, num_clips=2, every=1)
+
+
+class Slow(StubEngine):
+    """Answers when it is told to."""
+
+    def __init__(self, revision):
+        super().__init__(revision)
+        self.waiting: list[tuple[Future, object]] = []
+
+    def answer(self, future, completion):
+        self.waiting.append((future, completion))
+
+
+def test_a_clip_that_is_cancelled_while_it_waits_for_a_check_leaves_the_check_to_the_others():
+    engine = Slow(checkpoint_revision())
+
+    async def run() -> None:
+        canary = Canary(engine, is_exact=True)
+        cancelled, other = (asyncio.ensure_future(canary.pass_clip(2)) for _ in range(2))
+        while len(engine.waiting) < 4:
+            await asyncio.sleep(0.001)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        for future, completion in engine.waiting:
+            future.set_result(completion)
+        await other
+
+    asyncio.run(run())

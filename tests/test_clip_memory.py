@@ -24,12 +24,18 @@ GENERATION = GenerationConfig(20)
 SEEN = ("digest", (0.0, 1.0), 2.0)
 
 
-def annotate(recipe: str, memory: ClipMemory, frames: np.ndarray = FRAMES) -> tuple[RecipeResult, list[str]]:
+def annotate(
+    recipe: str,
+    memory: ClipMemory,
+    frames: np.ndarray = FRAMES,
+    times_s: tuple[float, ...] = TIMES_S,
+    duration_s: float = DURATION_S,
+) -> tuple[RecipeResult, list[str]]:
     """Returns the result of a recipe's text, and the questions that the engine was asked."""
     engine = TalkingEngine("revision")
 
     async def run() -> RecipeResult:
-        video = EngineVideo.open(engine, "clip", frames, TIMES_S, DURATION_S)  # type: ignore[arg-type]
+        video = EngineVideo.open(engine, "clip", frames, times_s, duration_s)  # type: ignore[arg-type]
         return await parse_recipe(recipe, "test.yaml").annotate(RememberingVideo(video, memory), "clip")
 
     return asyncio.run(run()), [question for _, question in engine.asked]
@@ -93,6 +99,13 @@ def test_other_frames_are_asked_everything_but_what_needs_no_video():
     _, questions = annotate(FULL_YAML, memory)
     assert len(questions) == memory.num_asked
     assert memory.num_reused == 0  # the questions themselves came from the frames
+
+
+@pytest.mark.parametrize("seen", [{"times_s": tuple(4.0 * n for n in range(8))}, {"duration_s": 39.0}])
+def test_the_same_frames_of_other_times_or_of_a_longer_video_are_asked_anew(seen):
+    memory = memory_of(FULL_YAML)
+    _, questions = annotate(FULL_YAML, memory, **seen)
+    assert (len(questions), memory.num_reused) == (memory.num_asked, 2 * NUM_TYPES)  # what needs no video
 
 
 def test_a_question_with_other_times_frames_words_or_limits_is_another_question():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import apache_beam as beam
 import pytest
@@ -11,16 +12,19 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.storage.journal import list_done_units, read_part
 from framescribe.storage.output import open_output
 from schemas.part_rows import read_outcomes
 from schemas.records import CommittedPart, FailurePolicy, TooManyFailedClipsError, UnitEnd, describe_reasons
 from tests.support.output_fixtures import RUN, make_annotation, make_failed, make_unit, memory_output
+from tests.support.stub_engine import StubEngine
 from transforms.commit_parts import CommitParts, CommitPartsConfig, CommitPartsFn
 from transforms.unit_outcomes import (
     LostClipsError,
     PendingUnit,
 )
+from transforms.worker import Worker
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -107,11 +111,33 @@ def test_a_bundle_that_failed_leaves_nothing_to_the_next_one(output):
     ]
 
 
+def test_a_unit_that_a_runner_gives_a_second_time_is_committed_after_its_bundle_began_anew(output):
+    commit = CommitPartsFn(CommitPartsConfig(output, RUN))
+    commit.setup()
+    for _ in range(2):
+        commit.start_bundle()
+        assert len([part for element in make_unit("one", ["a", "b"]) for part in commit.process(element)]) == 1
+        commit.finish_bundle()
+
+
+def test_a_number_format_that_only_the_worker_knows_is_filled_in(output):
+    worker = Worker()
+    worker.use_engine(EngineConfig("any"), StubEngine("any"))
+    commit = CommitPartsFn(CommitPartsConfig(output, replace(RUN, dtype="auto")), worker)
+    commit.setup()
+    commit.start_bundle()
+    list(commit.process(UnitEnd("one", 1)))
+    list(commit.process(make_annotation("a", "one")))
+    assert read_part(open_output(output), "one")["dtype"].to_pylist() == ["float32"]
+
+
 def test_more_failed_clips_than_allowed_stop_the_run_before_they_are_committed(output):
     failed = [make_failed(f"clip-{number}", "one") for number in range(100)]
     with pytest.raises(TooManyFailedClipsError, match="100 of 100 clips failed"):
         run_bundle(output, [*failed, UnitEnd("one", 100)], failures=FailurePolicy(0.5))
     assert list_done_units(open_output(output)) == []
+    run_bundle(output, [*failed, UnitEnd("one", 100)], failures=FailurePolicy(1.0))
+    assert list_done_units(open_output(output)) == ["one"]
 
 
 def test_few_clips_are_no_reason_to_stop():
@@ -154,15 +180,17 @@ def test_a_bundle_that_is_executed_twice_commits_its_units_once(tmp_path):
     assert read_part(open_output(str(tmp_path)), "one").num_rows == 3
 
 
-def test_in_a_pipeline_parts_and_clips_are_counted(tmp_path):
+@pytest.mark.parametrize(
+    ("num_before", "counted"),
+    [(0, {"parts_committed": 1, "clips_annotated": 2, "clips_failed": 1}), (1, {"parts_discarded": 1})],
+)
+def test_in_a_pipeline_parts_and_clips_are_counted_and_those_that_came_too_late_apart(tmp_path, num_before, counted):
+    for _ in range(num_before):
+        run_bundle(str(tmp_path), make_unit("one", ["a", "c"]))
     pipeline = TestPipeline(runner="FnApiRunner")
     committed = pipeline | beam.Create([make_unit("one", ["a", "b", "c"])]) | beam.FlatMap(list)
     assert_that(committed | CommitParts(CommitPartsConfig(str(tmp_path), RUN)), equal_to([CommittedPart("one", 2, 1)]))
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace("framescribe"))["counters"]
-    assert {counter.key.metric.name: counter.committed for counter in counters} == {
-        "parts_committed": 1,
-        "clips_annotated": 2,
-        "clips_failed": 1,
-    }
+    assert {counter.key.metric.name: counter.committed for counter in counters} == counted

@@ -55,12 +55,23 @@ def test_the_parts_of_the_last_units_are_read_once(output):
     assert answers.find(clip("one-1")) != {}
 
 
+def test_no_more_than_a_few_parts_are_kept_and_the_oldest_goes_first(output):
+    answers = EarlierAnswers(ReusableRun(output, RUN.fingerprint), RUN.dtype)
+    for asked in (clip("one-1"), clip("two-1", "two"), *(clip("new", f"unknown-{number}") for number in range(3))):
+        answers.find(asked)
+    for unit_id in ("one", "two"):
+        open_output(output).remove(part_name(unit_id))
+    assert (answers.find(clip("two-1", "two")) != {}, answers.find(clip("one-1"))) == (True, {})
+
+
 def test_a_part_of_other_settings_than_the_run_stops(output):
     with pytest.raises(DamagedRunError, match=r"settings 'f00d', but the run there has 'beef'.*--reuse-from"):
         EarlierAnswers(ReusableRun(output, "beef"), RUN.dtype).find(clip("one-1"))
 
 
-def test_answers_of_another_number_format_stop_with_what_to_do():
-    check_same_dtype("bfloat16", "bfloat16")
+def test_answers_of_another_number_format_stop_with_what_to_do(output):
+    assert EarlierAnswers(ReusableRun(output, RUN.fingerprint), "float32").find(clip("new")) == {}
+    with pytest.raises(OtherDtypeError):
+        EarlierAnswers(ReusableRun(output, RUN.fingerprint), "float32").find(clip("one-1"))
     with pytest.raises(OtherDtypeError, match=r"computed in bfloat16, this worker computes in float32.*--dtype bfloat"):
         check_same_dtype("bfloat16", "float32")

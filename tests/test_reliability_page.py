@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import PROMISES
+from tests.mutants import PROMISES, files_of_tests
 
 ROOT = Path(__file__).parent.parent
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
@@ -20,6 +20,6 @@ def test_a_test_that_the_page_names_is_there(file_name, test):
 
 @pytest.mark.parametrize("module", PROMISES)
 def test_a_module_that_is_tried_with_mutants_and_its_tests_are_there(module):
-    named = [ROOT / word for word in PROMISES[module].split() if word.endswith(".py")]
-    assert all(path.is_file() for path in (ROOT / module, *named))
+    named = files_of_tests(module)
+    assert all((ROOT / path).is_file() for path in (module, *named))
     assert named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -97,6 +98,14 @@ def test_every_clip_has_the_frames_of_its_own_video_whichever_is_decoded_first(v
     written, _ = run(worker, [clip_of(path, clip_id) for clip_id, path in videos.items()], prefetch_clips=8)
     last_frames = {clip.ref.clip_id: clip.sampling.frame_indices[-1] for clip in written}
     assert last_frames == {clip_id: 3 if path == short else 29 for clip_id, path in videos.items()}
+
+
+def test_a_window_of_a_video_has_the_frames_of_its_time(video, worker):
+    window = replace(clip_of(video), ref=ClipRef("clip@0.5-1", "unit", "clip.mp4", start_s=0.5, end_s=1.0))
+    ((sampled,), _) = run(worker, [window])
+    assert [sampled.sampling.timestamps_s[0], sampled.sampling.duration_s] == pytest.approx([0, 0.5], abs=0.05)
+    assert [read_number(frame) for frame in sampled.frames] == list(sampled.sampling.frame_indices)
+    assert min(sampled.sampling.frame_indices) > 0
 
 
 def test_more_bundle_threads_than_the_budget_has_room_for_finish_all_the_same(video, worker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,27 +23,17 @@ import torch
 from framescribe.decoding.config import SamplingConfig
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
+from schemas.records import FailurePolicy, TooManyFailedClipsError
 from tests.support.golden_cases import COMMITTED
+from tests.support.output_fixtures import make_annotation, make_failed
 from tests.support.source_tree import ROOT
 from tests.support.stub_engine import StubEngine
-from transforms.worker import WORKER, Budget, GpuTaken, Worker, WorkerConfig, claim_gpu
+from transforms.worker import WORKER, Budget, FailureTally, GpuTaken, Worker, WorkerConfig, claim_gpu
 
 TINY = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
 ON_CPU = EngineConfig("7b", device="cpu")
 NUM_THREADS = 4
-
-
-CLAIM = """
-import sys
-from pathlib import Path
-from transforms.worker import GpuTaken, claim_gpu
-try:
-    claim = claim_gpu([sys.argv[2]], Path(sys.argv[1]))
-except GpuTaken:
-    sys.exit(3)
-print("claimed", flush=True)
-sys.stdin.read()
-"""
+_FORK = multiprocessing.get_context("fork")  # importing anew takes a second for each of a dozen processes
 
 
 class NotingLoads(Worker):
@@ -62,17 +56,38 @@ def refuse_to_load(config: EngineConfig) -> Engine:
     raise FileNotFoundError("no weights")
 
 
-def start_claim(name: str) -> subprocess.Popen[str]:
-    """Starts another process that claims a GPU and keeps it, or ends with status 3."""
-    command = [sys.executable, "-c", CLAIM, tempfile.gettempdir(), name]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+@contextmanager
+def another_process_with(name: str, folder: Path) -> Iterator[None]:
+    """Another process claims a GPU and keeps it for as long as the test wants."""
+    ours, theirs = _FORK.Pipe()
+    other = _FORK.Process(target=_claim, args=(name, folder, theirs))
+    other.start()
+    assert ours.recv() == "claimed"
+    yield
+    other.kill()
+    other.join()
 
 
 def is_taken(name: str) -> bool:
     """Whether another process finds a GPU claimed."""
-    with start_claim(name) as claim:
-        claim.communicate()
-        return claim.returncode == 3
+    ours, theirs = _FORK.Pipe()
+    other = _FORK.Process(target=_claim, args=(name, Path(tempfile.gettempdir()), theirs))
+    other.start()
+    is_claimed = ours.recv() == "taken"
+    other.kill()
+    other.join()
+    return is_claimed
+
+
+def _claim(name: str, folder: Path, answer: Connection) -> None:
+    try:
+        claim = claim_gpu([name], folder)
+    except GpuTaken:
+        answer.send("taken")
+    else:
+        answer.send("claimed")
+        time.sleep(600)
+        claim.lock.release()
 
 
 @pytest.fixture
@@ -84,11 +99,8 @@ def two_gpus(monkeypatch, tmp_path) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     gpus = [SimpleNamespace(uuid="first"), SimpleNamespace(uuid="second")]
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
-    with start_claim("first") as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "claimed\n"
+    with another_process_with("first", tmp_path):
         yield
-        other.kill()
 
 
 @pytest.fixture
@@ -174,6 +186,22 @@ def test_an_engine_that_is_there_already_is_used_and_named_by_its_dtype():
     worker.use_engine(ON_CPU, engine)
     assert worker.get_engine(ON_CPU).engine is engine
     assert (worker.engines, worker.dtype) == ([engine], "float32")
+    engine.device_name, engine.attention_path = "a GPU", "flash"
+    assert (worker.describe().device, worker.describe().attention) == ("a GPU", "flash")
+
+
+def test_an_engine_is_shared_by_those_of_the_same_settings_only():
+    worker = Worker(make_stub)
+    first, same, other = (worker.get_engine(replace(ON_CPU, dtype=one)) for one in ("float32", "float32", "bfloat16"))
+    assert first is same is not other
+
+
+def test_a_worker_that_is_closed_has_no_decoders_any_more():
+    worker, threads = Worker(), {*threading.enumerate()}
+    worker.get_decoder_pool(SamplingConfig(), 3)
+    assert len({*threading.enumerate()} - threads) == 3
+    worker.close()
+    assert {*threading.enumerate()} <= threads
 
 
 def test_what_an_engine_did_is_reported_once_and_in_whole_milliseconds():
@@ -193,10 +221,19 @@ def test_all_threads_of_a_process_share_pools_budgets_and_tallies():
     pool = worker.get_decoder_pool(config, 1)
     assert worker.get_decoder_pool(SamplingConfig(max_frames=4), 1) is pool
     assert worker.get_decoder_pool(config, 2) is not pool
+    assert worker.get_decoder_pool(SamplingConfig(max_frames=5), 1) is not pool
     assert worker.get_frame_budget(12345) is worker.get_frame_budget(12345)
     assert worker.get_clip_budget(12345) is worker.get_clip_budget(12345) is not worker.get_frame_budget(12345)
     assert worker.get_failure_tally("run") is worker.get_failure_tally("run")
     worker.close()
+
+
+def test_failures_of_all_units_of_a_worker_count_together_and_those_of_a_refused_unit_not_at_all():
+    tally, half = FailureTally(), FailurePolicy(0.5)
+    tally.admit([make_failed(f"a-{number}") for number in range(60)], half)  # of fewer than 100 nothing is said
+    with pytest.raises(TooManyFailedClipsError, match=r"100 of 100 clips failed \(100 x no video stream \(decode\)\)"):
+        tally.admit([make_failed(f"b-{number}") for number in range(40)], half)
+    tally.admit([make_annotation(f"c-{number}") for number in range(60)], half)
 
 
 def test_a_clip_larger_than_the_whole_budget_is_let_in_alone():
@@ -267,17 +304,8 @@ def test_a_process_that_ends_in_the_middle_of_an_answer_is_not_aborted():
 
 
 def test_a_gpu_in_use_by_another_process_is_an_error_that_names_the_runner_option(tmp_path: Path):
-    claim = (
-        "import sys; from pathlib import Path; from transforms.worker import claim_gpu;"
-        f"claim = claim_gpu(['GPU-1'], Path({str(tmp_path)!r})); print('claimed', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", claim], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
+    with another_process_with("GPU-1", tmp_path):
         with pytest.raises(GpuTaken, match="sdk_worker_parallelism=1"):
             claim_gpu(["GPU-1"], tmp_path)
         assert claim_gpu(["GPU-1", "GPU-2"], tmp_path).name == "GPU-2"
-        other.kill()
     assert claim_gpu(["GPU-1"], tmp_path).name == "GPU-1"
