@@ -20,12 +20,16 @@ from framescribe.decoding.sampling import Sampling
 from framescribe.digests import digest_frames
 from framescribe.llava_video import Engine, EngineConfig
 from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.errors import ClipTooLarge, EngineBroken
 from framescribe.recipes import Recipe, parse_recipe
 from framescribe.recipes.engine_video import EngineVideo, WrongVideo, choose_segment_frames
+from framescribe.storage.journal import DamagedRunError
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
 from tests.support.golden_cases import COMMITTED
+from tests.support.output_fixtures import commit, make_annotation, memory_output
 from tests.support.stub_engine import StubEngine, StubVideo
-from transforms.annotate_clips import AnnotateClips, AnnotateClipsConfig, ModelChanged
+from transforms.annotate_clips import AnnotateClips, AnnotateClipsConfig, AnnotateClipsFn, ModelChanged
+from transforms.answer_reuse import ReusableRun
 from transforms.worker import Worker, WorkerConfig, load_engine
 
 CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32", max_rows=64)
@@ -264,3 +268,74 @@ def test_an_answer_about_other_frames_of_the_same_clip_is_found(worker: Counting
 
     with pytest.raises(WrongVideo, match="answered for 'c'"):
         running.run(ask()).result(60)
+
+
+class Failing(StubEngine):
+    """Fails every question."""
+
+    def __init__(self, error: Exception, device: str = "cpu") -> None:
+        super().__init__("any")
+        self.error = error
+        self.model.device.type = device
+
+    def answer(self, future: Future[Completion], completion: Completion) -> None:
+        future.set_exception(self.error)
+
+
+def _start_step(worker: Worker, recipe: Recipe, engine: StubEngine, **settings: object) -> AnnotateClipsFn:
+    worker.use_engine(CONFIG, engine)  # type: ignore[arg-type]
+    step = AnnotateClipsFn(AnnotateClipsConfig(CONFIG, recipe, workers=WORKERS, **settings), worker)  # type: ignore[arg-type]
+    step.setup()
+    step.start_bundle()
+    return step
+
+
+def _annotate_one(step: AnnotateClipsFn, clip: SampledClip) -> object:
+    (outcome,) = [*step.process(clip), *step.finish_bundle()]
+    return getattr(outcome, "value", outcome)
+
+
+def test_a_clip_without_room_on_the_device_fails_alone(worker: CountingLoads, recipe: Recipe) -> None:
+    _hold_budget(worker, [_clip(0)])
+    outcome = _annotate_one(_start_step(worker, recipe, Failing(ClipTooLarge("9 GiB"))), _clip(0))
+    assert outcome == FailedClip(_clip(0).ref, Stage.ANNOTATE, "too large for the device", "9 GiB")
+
+
+def test_a_lost_gpu_ends_the_process_so_that_the_runner_starts_another(
+    worker: CountingLoads, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("transforms.annotate_clips.os._exit", ended.append)
+    for device in ("cpu", "cuda"):
+        _hold_budget(worker, [_clip(0)])
+        with pytest.raises(EngineBroken):
+            _annotate_one(_start_step(worker, recipe, Failing(EngineBroken("lost"), device)), _clip(0))
+    assert ended == [70]
+
+
+def test_an_annotation_keeps_every_completion_for_later_runs(worker: CountingLoads, recipe: Recipe) -> None:
+    _hold_budget(worker, [_clip(0)])
+    outcome = _annotate_one(_start_step(worker, recipe, StubEngine("any")), _clip(0))
+    assert isinstance(outcome, ClipAnnotation)
+    assert len(outcome.completions) == 1
+
+
+def test_a_clip_that_cannot_be_begun_leaves_its_room_to_others(worker: CountingLoads, recipe: Recipe) -> None:
+    output, clip = memory_output(), _clip(0)
+    commit(output, clip.ref.unit_id, [make_annotation(clip.ref.clip_id, clip.ref.unit_id)])
+    step = _start_step(worker, recipe, StubEngine("any"), earlier=ReusableRun(output, "other settings"))
+    _hold_budget(worker, [clip])
+    with pytest.raises(DamagedRunError):
+        list(step.process(clip))
+    assert (worker.get_frame_budget(MEMORY).held, worker.get_clip_budget(WORKERS.prefetch_clips).held) == (0, 0)
+
+
+def test_a_canary_is_asked_among_the_clips(worker: CountingLoads, recipe: Recipe) -> None:
+    engine = StubEngine("any")
+    worker.use_engine(CONFIG, engine)  # type: ignore[arg-type]
+    step = AnnotateClipsFn(AnnotateClipsConfig(CONFIG, recipe, workers=replace(WORKERS, canary_every=1)), worker)
+    step.setup()
+    step.start_bundle()
+    _hold_budget(worker, [_clip(0)])
+    _annotate_one(step, _clip(0))
+    assert engine.stats.encoded_clips == 1 + 2

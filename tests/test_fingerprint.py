@@ -20,9 +20,11 @@ from framescribe.llava_video.model.config import read_model_config
 from framescribe.recipes import load_recipe
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import RunRecord
-from pipeline.config import RunConfig, UnitConfig, record_run
+from pipeline.config import RunConfig, UnitConfig, record_run, run_columns
 from run_pipeline import main
 from schemas.records import FailurePolicy
+from schemas.run_columns import find_versions
+from tests.support.output_fixtures import RUN
 from tests.support.run_fixtures import (
     CHECKPOINT,
     annotate_arguments,
@@ -32,6 +34,7 @@ from tests.support.run_fixtures import (
     read_tables,
 )
 from tests.support.stub_engine import StubEngine
+from transforms.answer_reuse import ReusableRun
 from transforms.worker import WorkerConfig
 
 
@@ -256,3 +259,47 @@ _LIMITS = ("tokenizer_model_max_length", "max_position_embeddings")
 def test_the_order_in_which_overrides_are_given_does_not_matter():
     one, other = (dict.fromkeys(names, 4000) for names in (_LIMITS, reversed(_LIMITS)))
     assert record(config_overrides=one).fingerprint == record(config_overrides=other).fingerprint
+
+
+def test_every_step_gets_the_settings_that_were_given():
+    given = RunConfig(
+        output="elsewhere",
+        engine=EngineConfig(CHECKPOINT, max_rows=3),
+        recipe=load_recipe("model_card"),
+        sampling=SamplingConfig(max_frames=5),
+        reading=ReadConfig(max_sidecar_bytes=7),
+        split_s=20.0,
+        failures=FailurePolicy(0.5),
+        retry_failed=True,
+        workers=WorkerConfig(prefetch_clips=2),
+        earlier=ReusableRun("earlier", "f00d"),
+        storage_options={"memory": {}},
+    )
+    read_plan, read, sample = given.read_units(RUN), given.read_clips(RUN), given.sample_frames()
+    annotate, commit = given.annotate_clips(RUN), given.commit_parts(RUN)
+    names = {one.name for one in fields(RunConfig)}
+    shared = [
+        (step, name) for step in (read_plan, read, sample, annotate, commit) for name in names if hasattr(step, name)
+    ]
+    assert [(step, name) for step, name in shared if getattr(step, name) != getattr(given, name)] == []
+    assert {name for _, name in shared} == names - {"units", "allow_other_versions"}
+    assert (read_plan.fingerprint, read.fingerprint, annotate.model_revision) == ("f00d", "f00d", RUN.model_revision)
+    assert (commit.run, commit.versions) == (RUN, find_versions())
+    assert replace(given, allow_other_versions=True).commit_parts(RUN).versions is None
+
+
+def test_rows_repeat_what_the_run_was_started_with():
+    config = replace(CONFIG, engine=replace(CONFIG.engine, prompt_layout="demo"))
+    model = read_model_config(CHECKPOINT_FOUND, {"mm_spatial_pool_mode": "max"})
+    recorded = record_run(config, CHECKPOINT_FOUND, model, "bfloat16")
+    columns = run_columns(config, CHECKPOINT_FOUND, model, "bfloat16", recorded)
+    assert (columns.recipe, columns.model, columns.dtype) == ("model_card", CHECKPOINT, "bfloat16")
+    assert (columns.prompt_layout, columns.pool_mode) == ("demo", "max")
+    assert (columns.model_revision, columns.fingerprint) == (CHECKPOINT_FOUND.revision, recorded.fingerprint)
+    assert columns.framescribe_version == find_versions()["framescribe"]
+
+
+def test_other_rules_of_the_program_are_another_run(monkeypatch):
+    before = fingerprint(CONFIG)
+    monkeypatch.setattr("pipeline.config.ROW_VERSION", 0)
+    assert fingerprint(CONFIG) != before

@@ -11,12 +11,16 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from framescribe.decoding.config import SamplingConfig
 from framescribe.storage.errors import ShardChanged
+from framescribe.storage.journal import commit_part
+from framescribe.storage.output import open_output, part_name
 from pipeline.config import UnitConfig
 from pipeline.units import plan_units
+from schemas.part_rows import build_part
 from schemas.records import Clip, FailedClip, UnitEnd
 from tests.support.decoding_fixtures import make_video
+from tests.support.output_fixtures import RUN, commit, make_annotation, make_failed, make_ref, memory_output
 from tests.support.shards_fixtures import QUICK, make_tar, webdataset_members, write
-from transforms.read_clips import ReadClips, ReadClipsConfig, ReadClipsFn
+from transforms.read_clips import KeepAnnotated, ReadClips, ReadClipsConfig, ReadClipsFn
 from transforms.worker import Worker, WorkerConfig
 
 
@@ -104,3 +108,49 @@ def test_units_are_read_in_a_pipeline_and_counted(shard):
     counters = result.metrics().query(MetricsFilter().with_namespace("framescribe"))["counters"]
     counted = {counter.key.metric.name: counter.committed for counter in counters}
     assert counted == {"clips_read": 3, "clips_unreadable": 1, "bytes_read": 6003}
+
+
+def keep(step: KeepAnnotated, *elements):
+    return [kept for element in elements for kept in step.process(element)]
+
+
+def test_annotations_of_a_part_are_kept_and_the_end_of_its_unit_says_which_part_that_was():
+    output = memory_output()
+    commit(output, "one", [make_annotation("a", "one"), make_failed("b", "one")])
+    step = KeepAnnotated(output)
+    step.setup()
+    step.start_bundle()
+    a, b, c = (Clip(make_ref(clip_id, unit_id), b"") for clip_id, unit_id in (("a", "one"), ("b", "one"), ("a", "two")))
+    version = open_output(output).version(part_name("one"))
+    assert keep(step, a, b, UnitEnd("one", 2)) == [make_annotation("a", "one"), b, UnitEnd("one", 2, version)]
+    assert keep(step, c, UnitEnd("two", 1)) == [c, UnitEnd("two", 1)]
+
+
+def test_a_part_that_was_written_again_is_read_again_in_the_next_bundle():
+    output = memory_output()
+    step = KeepAnnotated(output)
+    step.setup()
+    step.start_bundle()
+    clip = Clip(make_ref("a", "one"), b"")
+    assert keep(step, clip) == [clip]
+    commit(output, "one", [make_annotation("a", "one")])
+    step.start_bundle()
+    assert keep(step, clip) == [make_annotation("a", "one")]
+
+
+def test_a_part_that_another_writes_while_it_is_read_is_not_replaced(monkeypatch):
+    output = memory_output()
+    commit(output, "one", [make_failed("a", "one")])
+    store = open_output(output)
+    seen = store.version(part_name("one"))
+    step = KeepAnnotated(output)
+    step.setup()
+    step.start_bundle()
+    part = build_part("one", [make_annotation("a", "one")], RUN)
+
+    def read_while_another_writes(*arguments):
+        assert commit_part(store, "one", part, RUN.fingerprint, replaces=store.version(part_name("one")))
+        return {}
+
+    monkeypatch.setattr("transforms.read_clips.read_annotated", read_while_another_writes)
+    assert keep(step, UnitEnd("one", 1)) == [UnitEnd("one", 1, seen)]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
+from datetime import datetime, timezone
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow.parquet as pq
@@ -15,7 +19,14 @@ from framescribe.publish.publish import publish
 from framescribe.publish.sort import index_clips
 from framescribe.shards.listing import find_inputs
 from framescribe.storage.access import Store
-from framescribe.storage.exclusion import describe_process
+from framescribe.storage.exclusion import (
+    ConditionFailed,
+    describe_process,
+    may_live,
+    object_version,
+    put_if,
+    takes_conditions,
+)
 from framescribe.storage.output import open_output
 from framescribe.storage.retries import StoreError
 from schemas.tables import TABLES
@@ -189,3 +200,110 @@ def test_a_publisher_that_is_overtaken_in_a_store_publishes_what_is_there_then(m
     assert publish(output).num_rows["clips"] == 2
     assert count_rows(output)["clips"] == 2
     assert json.loads(store.read("_SUCCESS"))["parts"].keys() == {"one", "two"}
+
+
+class NotingStore(fsspec.AbstractFileSystem):
+    """Notes what it is asked, and refuses with the statuses it is given."""
+
+    cachable = False
+    base = "https://host/storage/v1/"
+
+    def __init__(self, protocol: str, *statuses: int) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.asked: dict[str, object] = {}
+        self.statuses = list(statuses)
+
+    def split_path(self, path):
+        bucket, _, key = path.partition("/")
+        return bucket, key, None
+
+    def call_s3(self, method, **asked):
+        self._note(asked)
+
+    def call(self, method, path, bucket, **asked):
+        self._note(asked)
+
+    def pipe_file(self, path, value, mode="overwrite", **asked):
+        self._note(asked)
+
+    def _note(self, asked):
+        self.asked = asked
+        if self.statuses:
+            raise Refused(self.statuses.pop())
+
+
+class Refused(OSError):
+    """An answer of a store, with its status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("protocol", "absent", "same"),
+    [
+        ("s3", {"IfNoneMatch": "*"}, {"IfMatch": "v1"}),
+        ("gs", {"ifGenerationMatch": "0"}, {"ifGenerationMatch": "v1"}),
+        ("az", {"overwrite": False}, {"overwrite": True, "etag": "v1", "match_condition": "not modified"}),
+    ],
+)
+def test_a_write_on_a_condition_says_it_in_the_words_of_its_store(monkeypatch, protocol, absent, same):
+    azure = SimpleNamespace(MatchConditions=SimpleNamespace(IfNotModified="not modified"))
+    monkeypatch.setitem(sys.modules, "azure.core", azure)
+    store = NotingStore(protocol)
+    assert takes_conditions(store)
+    put_if(store, "bucket/a", b"1", None)
+    assert absent.items() <= store.asked.items()
+    assert not {"IfMatch", "etag"} & store.asked.keys()
+    put_if(store, "bucket/a", b"1", "v1")
+    assert same.items() <= store.asked.items()
+    assert "IfNoneMatch" not in store.asked
+
+
+def test_a_condition_that_does_not_hold_is_told_from_a_store_without_conditions_and_from_one_that_is_down():
+    for status in (409, 412):
+        with pytest.raises(ConditionFailed):
+            put_if(NotingStore("s3", status), "bucket/a", b"1", None)
+    without = NotingStore("s3", 501)
+    put_if(without, "bucket/a", b"1", None)
+    assert without.asked == {}  # written all the same, without a condition
+    with pytest.raises(Refused):
+        put_if(NotingStore("s3", 503), "bucket/a", b"1", None)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"generation": "5", "etag": "same"},
+        {"ETag": "5"},
+        {"etag": "5"},
+        {"ino": 5, "mtime": 1.0, "size": 1},
+        {"ino": 1, "mtime": 5.0, "size": 1},
+        {"ino": 1, "mtime": 1.0, "size": 5},
+        {"size": 5},
+        {"size": 1, "modified": datetime(2026, 1, 5, tzinfo=timezone.utc)},
+    ],
+)
+def test_an_object_that_is_written_again_has_another_version(written):
+    before = {"generation": "1", "ETag": "1", "etag": "same", "ino": 1, "mtime": 1.0, "size": 1}
+    before["modified"] = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    assert object_version(written) != object_version({name: before[name] for name in written})
+    assert object_version(written) == object_version(dict(written))
+
+
+def test_a_time_is_one_version_however_a_store_writes_it():
+    time_of_day = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    assert object_version({"modified": time_of_day}) == object_version({"modified": time_of_day.timestamp()})
+
+
+def test_a_process_that_ended_has_no_turn_any_more_and_what_is_no_description_never_had_one():
+    now_s = time.time()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    of_ended = json.dumps({**json.loads(describe_process(now_s)), "process": ended.pid})
+    elsewhere = json.dumps({**json.loads(of_ended), "host": "elsewhere"})
+    assert [may_live(text, now_s) for text in (describe_process(now_s), of_ended, elsewhere)] == [True, False, True]
+    assert [may_live(text, now_s) for text in ("", "7", "[]", '{"process": 7}')] == [False] * 4
+    assert (may_live(elsewhere, now_s + 590), may_live(elsewhere, now_s + 610)) == (True, False)
