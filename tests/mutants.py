@@ -29,10 +29,10 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).parent.parent
 # Module to the files of its tests, `x` for tests/test_x.py: the quick and close ones first.
 PROMISES: dict[str, str] = {
-    "framescribe/decoding/damage.py": "decoding_damage",
+    "framescribe/decoding/damage.py": "timeline decoding_damage",
     "framescribe/decoding/sample.py": "decoding_videos",
     "framescribe/decoding/sampling.py": "sampling_indices seek_ranges",
-    "framescribe/decoding/timeline.py": "decoding_videos decoding_damage",
+    "framescribe/decoding/timeline.py": "timeline decoding_videos decoding_damage",
     "framescribe/digests.py": "sample_frames annotate_clips",
     "framescribe/llava_video/attention/cascade.py": "attention",
     "framescribe/llava_video/attention/static_decode.py": "choosing static_decode",
