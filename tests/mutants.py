@@ -94,8 +94,7 @@ _ENVIRONMENT = {
 # Reads a line of arguments for pytest, and writes the id of the process that runs it and then how that one ended.
 _FORK_TESTS = """
 import os, shlex, sys
-import aiohttp, apache_beam, av, datasets, duckdb, fsspec, hypothesis, pandas, polars, pyarrow.parquet, pydantic, pytest
-import torch, transformers, yaml
+import aiohttp, apache_beam, av, fsspec, hypothesis, pandas, pyarrow.parquet, pydantic, pytest, torch, transformers
 from apache_beam.testing import test_pipeline, util
 for line in sys.stdin:
     tests = os.fork()

@@ -7,21 +7,42 @@ from pathlib import Path
 
 import pytest
 
+from framescribe.decoding.config import SamplingConfig
+from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.publish.publish import publish
-from framescribe.storage.journal import DamagedRunError, OtherRunError, list_done_units, read_run
-from framescribe.storage.output import open_output, part_name
+from framescribe.recipes import load_recipe
+from framescribe.storage.journal import (
+    DamagedRunError,
+    OtherRunError,
+    commit_part,
+    list_done_units,
+    list_set_aside,
+    read_run,
+    record_end,
+    record_start,
+    set_part_aside,
+)
+from framescribe.storage.output import OutputStore, open_output, part_name
 from framescribe.storage.plan import PlannedUnit, Source, read_plan
+from framescribe.storage.retries import StoreError
 from pipeline.checks import check_same_settings, describe_difference
+from pipeline.config import RunConfig
+from pipeline.start import AnnotateRequest, inspect
+from pipeline.start import commit as commit_start
+from schemas.part_rows import build_part
 from tests.support.output_fixtures import (
+    RUN,
     RUN_RECORD,
     commit,
     make_annotation,
+    make_failed,
     make_units,
     memory_output,
     overwrite_run,
     plan_start,
     start_run,
 )
+from tests.support.run_fixtures import CHECKPOINT
 
 SHARD = (Source("s3://bucket/shards/000.tar", ""),)
 OTHER_RUN = replace(RUN_RECORD, fingerprint="beef", settings={"sampling": {"max_frames": 32}, "recipe": "detailed"})
@@ -78,7 +99,8 @@ def test_a_shard_that_changed_is_planned_anew_and_its_old_parts_are_outdated(out
     assert [unit.unit_id for unit in started.replaced] == ["two"]
     assert [unit.unit_id for unit in read_plan(store)] == ["one", "two-longer"]
     assert start_run(store, RUN_RECORD, make_units("one", "two-longer")).replaced == ()
-    assert start_run(store, RUN_RECORD, make_units("one", "two")).todo == ()
+    again = start_run(store, RUN_RECORD, make_units("one", "two"))
+    assert (again.todo, again.outdated) == ((), frozenset())
 
 
 def test_the_same_start_again_adds_no_plan(output):
@@ -230,3 +252,103 @@ def test_the_same_plan_again_is_not_written_again():
     for _ in range(3):
         start_run(store, RUN_RECORD, make_units("a", "b"))
     assert len(store.list_files("_framescribe/plan")) == 1
+
+
+def test_a_start_that_another_one_overtook_goes_on_with_the_same_settings_and_no_others(output):
+    store = open_output(output)
+    same, other = plan_start(store, RUN_RECORD, make_units("one")), plan_start(store, OTHER_RUN, make_units("two"))
+    for plan in (same, other):
+        plan.look_up_rest()
+    start_run(store, RUN_RECORD, make_units("three"))
+    commit_start(same)
+    with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
+        commit_start(other)
+    assert read_run(store) == RUN_RECORD
+    assert "two" not in [unit.unit_id for unit in read_plan(store)]
+
+
+def test_of_two_that_overwrite_at_the_same_moment_the_later_is_refused(output, monkeypatch):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    another = replace(RUN_RECORD, fingerprint="cafe")
+
+    def look_while_another_starts(found):
+        assert record_start(found, another, found.version("_framescribe/run.json"))
+        return False
+
+    monkeypatch.setattr("pipeline.start.holds_run", look_while_another_starts)
+    with pytest.raises(OtherRunError, match="another run was started .* at the same moment"):
+        overwrite_run(store, OTHER_RUN, make_units("two"))
+    assert read_run(store) == another
+
+
+def test_what_was_set_aside_is_taken_over_by_the_next_start_and_removed_by_an_overwriting_one(output):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    commit(output, "one", [make_annotation("a", "one")])
+    set_part_aside(store, "one")
+    assert (list_done_units(store), list_set_aside(store)) == ([], ["one"])
+    assert plan_start(store, RUN_RECORD, make_units("one")).reusable is not None
+    store.put("_framescribe/parts/notes.txt", b"mine")
+    assert overwrite_run(store, RUN_RECORD, make_units("one")).reusable is None
+    assert (list_set_aside(store), store.list_files("_framescribe/parts")) == ([], ["notes.txt"])
+
+
+def test_a_part_that_cannot_be_set_aside_stays_where_it_is(output, monkeypatch):
+    store = open_output(output)
+    commit(output, "one", [make_annotation("a", "one")])
+
+    def refuse(store, name, payload):
+        raise StoreError("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OutputStore, "put", refuse)
+        with pytest.raises(StoreError):
+            set_part_aside(store, "one")
+    assert list_done_units(store) == ["one"]
+
+
+def test_the_end_of_a_run_is_recorded_though_another_start_of_it_writes_at_the_same_time(output, monkeypatch):
+    store = open_output(output)
+    record_start(store, RUN_RECORD, None)
+    version, ended = OutputStore.version, replace(RUN_RECORD, counters={"clips": 7})
+    others = [replace(RUN_RECORD, versions={"framescribe": "0.1.1"})]
+
+    def look_before_another_writes(store, name):
+        seen = version(store, name)
+        if others:
+            assert record_start(store, others.pop(), seen)
+        return seen
+
+    monkeypatch.setattr(OutputStore, "version", look_before_another_writes)
+    record_end(store, ended)
+    assert read_run(store) == ended
+
+
+def test_a_part_of_an_overwritten_run_that_a_third_worker_replaces_first_stays_as_that_one_wrote_it(output):
+    store = open_output(output)
+    record_start(store, RUN_RECORD, None)
+    part = build_part("one", [make_annotation("a", "one")], RUN)
+    late = build_part("one", [make_failed("a", "one")], RUN)
+    commit_part(store, "one", part.replace_schema_metadata({"fingerprint": "beef"}), "beef")
+    assert commit_part(store, "one", part, RUN.fingerprint)
+    assert not commit_part(store, "one", late, RUN.fingerprint)
+
+
+def inspect_here(output: str, runner: str = "DirectRunner", dtype: str = "auto"):
+    config = RunConfig(output, EngineConfig("g9", dtype=dtype), load_recipe("model_card"), SamplingConfig())
+    return inspect(AnnotateRequest(config, inputs=(), runner=runner))
+
+
+def test_workers_elsewhere_get_places_they_find_and_the_image_size_of_the_model(tmp_path, monkeypatch):
+    (tmp_path / "g9").symlink_to(CHECKPOINT)
+    monkeypatch.chdir(tmp_path)
+    config = inspect_here("out").config
+    assert (config.output, config.engine.model) == (str(tmp_path / "out"), str(tmp_path / "g9"))
+    assert config.sampling.image_size == 126
+
+
+def test_what_auto_comes_to_is_known_where_the_start_is_the_worker(tmp_path, monkeypatch):
+    (tmp_path / "g9").symlink_to(CHECKPOINT)
+    monkeypatch.chdir(tmp_path)
+    assert (inspect_here("out").dtype, inspect_here("out", "DataflowRunner").dtype) == ("float32", "auto")

@@ -7,15 +7,17 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from types import SimpleNamespace
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from framescribe.publish.publish import publish
+from framescribe.publish.publish import OwnUnits, publish
 from framescribe.publish.sort import index_clips
 from framescribe.shards.listing import find_inputs
 from framescribe.storage.access import Store
@@ -27,10 +29,13 @@ from framescribe.storage.exclusion import (
     put_if,
     takes_conditions,
 )
-from framescribe.storage.output import open_output
-from framescribe.storage.retries import StoreError
+from framescribe.storage.journal import DamagedRunError, OtherRunError
+from framescribe.storage.local_files import create_file
+from framescribe.storage.output import OutputStore, open_output
+from framescribe.storage.plan import add_to_plan
+from framescribe.storage.retries import RetryPolicy, StoreError
 from schemas.tables import TABLES
-from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output, start_run
+from tests.support.output_fixtures import RUN, RUN_RECORD, commit, make_annotation, make_units, memory_output, start_run
 from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip
 from tests.support.stub_engine import StubEngine
 
@@ -174,10 +179,14 @@ def test_where_conditions_are_ignored_a_second_publisher_that_can_be_seen_is_ref
     assert store.list_files("_framescribe/locks") == []
 
 
-def test_in_a_store_the_last_one_who_begins_has_the_turn():
-    first, second = (open_output("memory://turns-of-two") for _ in range(2))
-    with first.turn() as first_has, second.turn() as second_has:
-        assert (first_has(), second_has()) == (False, True)
+def test_in_a_store_the_last_one_who_begins_has_the_turn_also_when_the_first_one_ends():
+    first, second = (open_output("memory://turns-of-two").turn() for _ in range(2))
+    first_has, second_has = first.__enter__(), second.__enter__()
+    assert (first_has(), second_has()) == (False, True)
+    first.__exit__(None, None, None)
+    assert second_has()
+    second.__exit__(None, None, None)
+    assert open_output("memory://turns-of-two").list_files("_framescribe/locks") == []
 
 
 def test_a_publisher_that_is_overtaken_in_a_store_publishes_what_is_there_then(monkeypatch):
@@ -307,3 +316,206 @@ def test_a_process_that_ended_has_no_turn_any_more_and_what_is_no_description_ne
     assert [may_live(text, now_s) for text in (describe_process(now_s), of_ended, elsewhere)] == [True, False, True]
     assert [may_live(text, now_s) for text in ("", "7", "[]", '{"process": 7}')] == [False] * 4
     assert (may_live(elsewhere, now_s + 590), may_live(elsewhere, now_s + 610)) == (True, False)
+
+
+class CachingStore(MemoryFileSystem):
+    """A store in memory, `caching://`, whose client remembers what it saw until it is told to forget."""
+
+    protocol = "caching"
+    store: dict[str, object] = {}  # noqa: RUF012
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[str, str], object] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("caching://").strip("/")
+
+    def ls(self, path, detail=True, **kwargs):
+        return self._remember("ls", path, super().ls)
+
+    def info(self, path, **kwargs):
+        return self._remember("info", path, super().info)
+
+    def invalidate_cache(self, path=None):
+        self.seen.clear()
+
+    def _remember(self, verb, path, look):
+        if (verb, path) not in self.seen:
+            self.seen[verb, path] = look(path)
+        return self.seen[verb, path]
+
+
+def test_what_another_process_wrote_is_seen_though_the_client_has_looked_before():
+    mine, other = (OutputStore(CachingStore(), "/bucket/seen-anew") for _ in range(2))
+    mine.put("folder/a", b"1")
+    seen, listed = mine.version("folder/a"), mine.list_files("folder")
+    other.put("folder/a", b"other")
+    other.put("folder/b", b"2")
+    assert mine.version("folder/a") != seen
+    assert (listed, mine.list_files("folder")) == (["a"], ["a", "b"])
+
+
+class ServerOfS3(NotingStore):
+    """Keeps objects in memory, and honours those conditions that it is given."""
+
+    def __init__(self, *honoured: str) -> None:
+        super().__init__("s3")
+        self.honoured, self.objects = honoured, dict[str, bytes]()
+
+    def call_s3(self, method, Bucket, Key, Body, **conditions):  # noqa: N803  # botocore's names
+        path, seen = f"{Bucket}/{Key}", self.objects.get(f"{Bucket}/{Key}")
+        is_refused = {"IfNoneMatch": seen is not None, "IfMatch": repr(seen) != conditions.get("IfMatch")}
+        if any(is_refused[name] for name in conditions if name in self.honoured):
+            raise Refused(412)
+        self.objects[path] = Body
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        self.objects[path] = value
+
+    def rm_file(self, path):
+        del self.objects[path]
+
+    def info(self, path, **kwargs):
+        if path not in self.objects:
+            raise FileNotFoundError(path)
+        return {"name": path, "type": "file", "ETag": repr(self.objects[path])}
+
+
+@pytest.mark.parametrize(
+    ("honoured", "is_enough"),
+    [(("IfNoneMatch", "IfMatch"), True), (("IfNoneMatch",), False), (("IfMatch",), False), ((), False)],
+)
+def test_a_server_must_honour_both_conditions(honoured, is_enough):
+    server = ServerOfS3(*honoured)
+    assert OutputStore(server, "bucket/out").honours_conditions() == is_enough
+    assert server.objects == {}
+
+
+def test_of_many_who_replace_an_object_at_once_one_succeeds(tmp_path):
+    stores = [open_output(str(tmp_path)) for _ in range(8)]
+    stores[0].put("a", b"first")
+    with ThreadPoolExecutor(len(stores)) as threads:
+        for number in range(5):
+            seen = stores[0].version("a")
+            payloads = [f"{number} of {store}".encode() for store in range(len(stores))]
+            replaced = list(threads.map(lambda store, payload: store.replace("a", payload, seen), stores, payloads))  # noqa: B023
+            assert sum(replaced) == 1
+            assert stores[0].read("a") == payloads[replaced.index(True)]
+
+
+def test_a_finished_file_does_not_replace_what_another_wrote_since(tmp_path):
+    store = open_output(str(tmp_path))
+    store.put("a", b"1")
+    seen = store.version("a")
+    store.put("a", b"other")
+    with store.scratch_folder() as scratch:
+        (scratch / "a").write_bytes(b"2")
+        assert not store.replace_with_file("a", scratch / "a", seen)
+    assert store.read("a") == b"other"
+
+
+def test_a_write_that_met_another_one_which_was_given_up_is_tried_again(tmp_path, monkeypatch):
+    met = [FileExistsError()]
+
+    def create_after_another(path, payload, lock_folder):
+        if met:
+            raise met.pop()
+        create_file(path, payload, lock_folder)
+
+    monkeypatch.setattr("framescribe.storage.output.create_file", create_after_another)
+    store = OutputStore(LocalFileSystem(), str(tmp_path), RetryPolicy(sleep=lambda delay_s: None))
+    assert store.create("a", b"1")
+    assert store.read("a") == b"1"
+
+
+@pytest.fixture
+def half_done():
+    """A run of two units of which one is done."""
+    output = memory_output()
+    start_run(open_output(output), RUN_RECORD, make_units("one", "two"))
+    commit(output, "one", [make_annotation("a", "one")])
+    return output
+
+
+def while_it_builds_tables(monkeypatch, act) -> None:
+    """Lets somebody else act once, while a publisher builds its tables."""
+    acts = [act]
+
+    def index_while_another_acts(*arguments):
+        index = index_clips(*arguments)
+        if acts:
+            acts.pop()()
+        return index
+
+    monkeypatch.setattr("framescribe.publish.publish.index_clips", index_while_another_acts)
+
+
+def test_a_part_that_comes_while_an_unfinished_run_is_published_is_published_with_it(half_done, monkeypatch):
+    while_it_builds_tables(monkeypatch, lambda: commit(half_done, "two", [make_annotation("b", "two")]))
+    assert publish(half_done).num_rows["clips"] == 2
+    assert "_SUCCESS" in open_output(half_done).list_files("")
+
+
+def test_a_unit_that_is_planned_while_success_is_written_takes_it_back(half_done, monkeypatch):
+    store, create = open_output(half_done), OutputStore.create
+    commit(half_done, "two", [make_annotation("b", "two")])
+
+    def create_while_another_plans(self, name, payload):
+        made = create(self, name, payload)
+        if name == "_SUCCESS":
+            add_to_plan(store, make_units("one", "two", "three"))
+        return made
+
+    monkeypatch.setattr(OutputStore, "create", create_while_another_plans)
+    assert not publish(half_done).is_complete
+    assert "_SUCCESS" not in store.list_files("")
+
+
+def test_a_publisher_that_lost_its_turn_replaces_nothing(half_done, monkeypatch):
+    store, replaced = open_output(half_done), []
+    commit(half_done, "two", [make_annotation("b", "two")])
+    replace_with_file = OutputStore.replace_with_file
+    monkeypatch.setattr(
+        OutputStore,
+        "replace_with_file",
+        lambda self, name, *rest: (replaced.append(name), replace_with_file(self, name, *rest))[1],
+    )
+    turns = [store.turn()]
+    text_of = OutputStore.read_text
+
+    def read_while_another_begins(self, name):
+        if name == "_framescribe/locks/turn" and turns and text_of(self, name):
+            turns.pop().__enter__()
+        return text_of(self, name)
+
+    monkeypatch.setattr(OutputStore, "read_text", read_while_another_begins)
+    assert publish(half_done).is_complete
+    assert sorted(replaced) == sorted(f"{table}/{table}-00000-of-00001.parquet" for table in TABLES)
+
+
+def test_tables_that_were_removed_are_built_again_though_success_is_there(half_done):
+    store = open_output(half_done)
+    commit(half_done, "two", [make_annotation("b", "two")])
+    publish(half_done)
+    store.remove("captions/captions-00000-of-00001.parquet")
+    publish(half_done)
+    assert count_rows(half_done)["captions"] == 2
+
+
+def test_a_start_misses_units_of_its_own_and_a_run_that_is_no_more_its_own(half_done):
+    with pytest.raises(DamagedRunError, match="1 of the 2 units of this start have no part .* 'two'"):
+        publish(half_done, own=OwnUnits(RUN.fingerprint, frozenset({"one", "two"})))
+    with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
+        publish(half_done, own=OwnUnits("beef", frozenset({"one"})))
+    assert publish(half_done, own=OwnUnits(RUN.fingerprint, frozenset({"one"}))).num_units_done == 1
+
+
+def test_what_was_left_while_tables_were_built_goes_at_the_end(tmp_path, monkeypatch):
+    start_run(open_output(str(tmp_path)), RUN_RECORD, make_units("one"))
+    leftover = tmp_path / f".README.md.{'0' * 32}.tmp"
+    while_it_builds_tables(monkeypatch, lambda: leftover.write_bytes(b"half"))
+    publish(str(tmp_path))
+    assert not leftover.exists()
