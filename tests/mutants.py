@@ -40,7 +40,7 @@ PROMISES: dict[str, str] = {
     "framescribe/llava_video/engine/scheduler.py": "scheduler",
     "framescribe/llava_video/engine/tasks.py": "choosing scheduler",
     "framescribe/llava_video/model/checkpoint.py": "checkpoint",
-    "framescribe/publish/publish.py": "publish stores two_writers publish_faults",
+    "framescribe/publish/publish.py": "publish publish_faults stores two_writers",
     "framescribe/publish/sort.py": "publish",
     "framescribe/publish/tables.py": "publish",
     "framescribe/recipes/answer_text.py": "parsers recipes_questions",

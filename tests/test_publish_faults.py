@@ -1,4 +1,4 @@
-"""Publishing that is killed, or done by two at once, ends in the same tables."""
+"""Publishing that is killed, overtaken, or done by two at once, ends in the tables of all that is there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from framescribe.publish.publish import publish
-from framescribe.storage.output import open_output
-from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, start_run
+from framescribe.publish.publish import OwnUnits, publish
+from framescribe.publish.sort import index_clips
+from framescribe.storage.journal import DamagedRunError, OtherRunError
+from framescribe.storage.output import OutputStore, open_output
+from framescribe.storage.plan import add_to_plan
+from schemas.tables import TABLES
+from tests.support.output_fixtures import (
+    RUN,
+    RUN_RECORD,
+    commit,
+    make_annotation,
+    make_units,
+    memory_output,
+    start_run,
+)
 
 PUBLISH_AND_DIE = """
 import os, signal, sys
@@ -74,3 +86,93 @@ def test_two_publishes_at_once_leave_what_one_leaves(output):
     both = [start_publish(output), start_publish(output)]
     assert [publishing.wait() for publishing in both] == [0, 0]
     assert read_files(output) == undisturbed
+
+
+@pytest.fixture
+def half_done():
+    """A run of two units of which one is done."""
+    output = memory_output()
+    start_run(open_output(output), RUN_RECORD, make_units("one", "two"))
+    commit(output, "one", [make_annotation("a", "one")])
+    return output
+
+
+def while_it_builds_tables(monkeypatch, act) -> None:
+    """Lets somebody else act once, while a publisher builds its tables."""
+    acts = [act]
+
+    def index_while_another_acts(*arguments):
+        index = index_clips(*arguments)
+        if acts:
+            acts.pop()()
+        return index
+
+    monkeypatch.setattr("framescribe.publish.publish.index_clips", index_while_another_acts)
+
+
+def test_a_part_that_comes_while_an_unfinished_run_is_published_is_published_with_it(half_done, monkeypatch):
+    while_it_builds_tables(monkeypatch, lambda: commit(half_done, "two", [make_annotation("b", "two")]))
+    assert publish(half_done).num_rows["clips"] == 2
+    assert "_SUCCESS" in open_output(half_done).list_files("")
+
+
+def test_a_unit_that_is_planned_while_success_is_written_takes_it_back(half_done, monkeypatch):
+    store, create = open_output(half_done), OutputStore.create
+    commit(half_done, "two", [make_annotation("b", "two")])
+
+    def create_while_another_plans(self, name, payload):
+        made = create(self, name, payload)
+        if name == "_SUCCESS":
+            add_to_plan(store, make_units("one", "two", "three"))
+        return made
+
+    monkeypatch.setattr(OutputStore, "create", create_while_another_plans)
+    assert not publish(half_done).is_complete
+    assert "_SUCCESS" not in store.list_files("")
+
+
+def test_a_publisher_that_lost_its_turn_replaces_nothing(half_done, monkeypatch):
+    store, replaced = open_output(half_done), []
+    commit(half_done, "two", [make_annotation("b", "two")])
+    replace_with_file = OutputStore.replace_with_file
+    monkeypatch.setattr(
+        OutputStore,
+        "replace_with_file",
+        lambda self, name, *rest: (replaced.append(name), replace_with_file(self, name, *rest))[1],
+    )
+    turns = [store.turn()]
+    text_of = OutputStore.read_text
+
+    def read_while_another_begins(self, name):
+        if name == "_framescribe/locks/turn" and turns and text_of(self, name):
+            turns.pop().__enter__()
+        return text_of(self, name)
+
+    monkeypatch.setattr(OutputStore, "read_text", read_while_another_begins)
+    assert publish(half_done).is_complete
+    assert sorted(replaced) == sorted(f"{table}/{table}-00000-of-00001.parquet" for table in TABLES)
+
+
+def test_tables_that_were_removed_are_built_again_though_success_is_there(half_done):
+    store = open_output(half_done)
+    commit(half_done, "two", [make_annotation("b", "two")])
+    publish(half_done)
+    store.remove("captions/captions-00000-of-00001.parquet")
+    publish(half_done)
+    assert store.list_files("captions") == ["captions-00000-of-00001.parquet"]
+
+
+def test_a_start_misses_units_of_its_own_and_a_run_that_is_no_more_its_own(half_done):
+    with pytest.raises(DamagedRunError, match="1 of the 2 units of this start have no part .* 'two'"):
+        publish(half_done, own=OwnUnits(RUN.fingerprint, frozenset({"one", "two"})))
+    with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
+        publish(half_done, own=OwnUnits("beef", frozenset({"one"})))
+    assert publish(half_done, own=OwnUnits(RUN.fingerprint, frozenset({"one"}))).num_units_done == 1
+
+
+def test_what_was_left_while_tables_were_built_goes_at_the_end(tmp_path, monkeypatch):
+    start_run(open_output(str(tmp_path)), RUN_RECORD, make_units("one"))
+    leftover = tmp_path / f".README.md.{'0' * 32}.tmp"
+    while_it_builds_tables(monkeypatch, lambda: leftover.write_bytes(b"half"))
+    publish(str(tmp_path))
+    assert not leftover.exists()

@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from framescribe.publish.publish import OwnUnits, publish
+from framescribe.publish.publish import publish
 from framescribe.publish.sort import index_clips
 from framescribe.shards.listing import find_inputs
 from framescribe.storage.access import Store
@@ -29,13 +29,11 @@ from framescribe.storage.exclusion import (
     put_if,
     takes_conditions,
 )
-from framescribe.storage.journal import DamagedRunError, OtherRunError
 from framescribe.storage.local_files import create_file
 from framescribe.storage.output import OutputStore, open_output
-from framescribe.storage.plan import add_to_plan
 from framescribe.storage.retries import RetryPolicy, StoreError
 from schemas.tables import TABLES
-from tests.support.output_fixtures import RUN, RUN_RECORD, commit, make_annotation, make_units, memory_output, start_run
+from tests.support.output_fixtures import RUN_RECORD, commit, make_annotation, make_units, memory_output, start_run
 from tests.support.run_fixtures import annotate_arguments, annotate_with, checkpoint_revision, make_shard, tiny_clip
 from tests.support.stub_engine import StubEngine
 
@@ -429,93 +427,3 @@ def test_a_write_that_met_another_one_which_was_given_up_is_tried_again(tmp_path
     store = OutputStore(LocalFileSystem(), str(tmp_path), RetryPolicy(sleep=lambda delay_s: None))
     assert store.create("a", b"1")
     assert store.read("a") == b"1"
-
-
-@pytest.fixture
-def half_done():
-    """A run of two units of which one is done."""
-    output = memory_output()
-    start_run(open_output(output), RUN_RECORD, make_units("one", "two"))
-    commit(output, "one", [make_annotation("a", "one")])
-    return output
-
-
-def while_it_builds_tables(monkeypatch, act) -> None:
-    """Lets somebody else act once, while a publisher builds its tables."""
-    acts = [act]
-
-    def index_while_another_acts(*arguments):
-        index = index_clips(*arguments)
-        if acts:
-            acts.pop()()
-        return index
-
-    monkeypatch.setattr("framescribe.publish.publish.index_clips", index_while_another_acts)
-
-
-def test_a_part_that_comes_while_an_unfinished_run_is_published_is_published_with_it(half_done, monkeypatch):
-    while_it_builds_tables(monkeypatch, lambda: commit(half_done, "two", [make_annotation("b", "two")]))
-    assert publish(half_done).num_rows["clips"] == 2
-    assert "_SUCCESS" in open_output(half_done).list_files("")
-
-
-def test_a_unit_that_is_planned_while_success_is_written_takes_it_back(half_done, monkeypatch):
-    store, create = open_output(half_done), OutputStore.create
-    commit(half_done, "two", [make_annotation("b", "two")])
-
-    def create_while_another_plans(self, name, payload):
-        made = create(self, name, payload)
-        if name == "_SUCCESS":
-            add_to_plan(store, make_units("one", "two", "three"))
-        return made
-
-    monkeypatch.setattr(OutputStore, "create", create_while_another_plans)
-    assert not publish(half_done).is_complete
-    assert "_SUCCESS" not in store.list_files("")
-
-
-def test_a_publisher_that_lost_its_turn_replaces_nothing(half_done, monkeypatch):
-    store, replaced = open_output(half_done), []
-    commit(half_done, "two", [make_annotation("b", "two")])
-    replace_with_file = OutputStore.replace_with_file
-    monkeypatch.setattr(
-        OutputStore,
-        "replace_with_file",
-        lambda self, name, *rest: (replaced.append(name), replace_with_file(self, name, *rest))[1],
-    )
-    turns = [store.turn()]
-    text_of = OutputStore.read_text
-
-    def read_while_another_begins(self, name):
-        if name == "_framescribe/locks/turn" and turns and text_of(self, name):
-            turns.pop().__enter__()
-        return text_of(self, name)
-
-    monkeypatch.setattr(OutputStore, "read_text", read_while_another_begins)
-    assert publish(half_done).is_complete
-    assert sorted(replaced) == sorted(f"{table}/{table}-00000-of-00001.parquet" for table in TABLES)
-
-
-def test_tables_that_were_removed_are_built_again_though_success_is_there(half_done):
-    store = open_output(half_done)
-    commit(half_done, "two", [make_annotation("b", "two")])
-    publish(half_done)
-    store.remove("captions/captions-00000-of-00001.parquet")
-    publish(half_done)
-    assert count_rows(half_done)["captions"] == 2
-
-
-def test_a_start_misses_units_of_its_own_and_a_run_that_is_no_more_its_own(half_done):
-    with pytest.raises(DamagedRunError, match="1 of the 2 units of this start have no part .* 'two'"):
-        publish(half_done, own=OwnUnits(RUN.fingerprint, frozenset({"one", "two"})))
-    with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
-        publish(half_done, own=OwnUnits("beef", frozenset({"one"})))
-    assert publish(half_done, own=OwnUnits(RUN.fingerprint, frozenset({"one"}))).num_units_done == 1
-
-
-def test_what_was_left_while_tables_were_built_goes_at_the_end(tmp_path, monkeypatch):
-    start_run(open_output(str(tmp_path)), RUN_RECORD, make_units("one"))
-    leftover = tmp_path / f".README.md.{'0' * 32}.tmp"
-    while_it_builds_tables(monkeypatch, lambda: leftover.write_bytes(b"half"))
-    publish(str(tmp_path))
-    assert not leftover.exists()
