@@ -27,13 +27,13 @@ class Agreement:
     """What a change of batch shape, and so of rounding, did to the answers.
 
     Attributes:
-        identical_share: answers with the very same ids.
-        mean_equal_prefix: share of an answer's ids before the first that differs.
+        identical_fraction: answers with the very same ids.
+        mean_equal_prefix: fraction of an answer's ids before the first that differs.
         largest_logprob_difference: along the model card's loop's own ids, over the first answers.
     """
 
     answers: int
-    identical_share: float
+    identical_fraction: float
     mean_equal_prefix: float
     largest_logprob_difference: float
 
@@ -43,13 +43,13 @@ def compare_answers(
 ) -> Agreement:
     """Compares the answers of both sides; the model card's loop may have run over fewer clips."""
     pairs = list(zip(expected, answers, strict=False))
-    shares = [_equal_prefix(theirs, ours) / len(theirs) for theirs, ours in pairs]
+    fractions = [_equal_prefix(theirs, ours) / len(theirs) for theirs, ours in pairs]
     differences = [
         _logprob_difference(engine, workload.clips[0], question, ids)
         for (question, _), ids in zip(workload.questions[:_SCORED_ANSWERS], expected, strict=False)
     ]
     identical = sum(theirs == ours for theirs, ours in pairs) / len(pairs)
-    return Agreement(len(pairs), identical, sum(shares) / len(shares), max(differences))
+    return Agreement(len(pairs), identical, sum(fractions) / len(fractions), max(differences))
 
 
 def _equal_prefix(theirs: list[int], ours: list[int]) -> int:

@@ -211,7 +211,7 @@ def _measure_full(engine: Engine, workload: Workload, num_clips: int) -> dict[st
 def _compare_with_bound(
     flags: argparse.Namespace, engine: Engine, side: Measured, stats: dict[str, float]
 ) -> dict[str, float]:
-    """Says which share of a GPU's rates was reached."""
+    """Says which fraction of a GPU's rates was reached."""
     prefix = int(stats["prefilled_tokens"] / side.num_clips)
     work = count_clip_work(engine.model.config, flags.num_frames, prefix, engine.model.language.num_ids)
     rows = stats["generated_tokens"] / max(1, stats["decode_steps"])
@@ -230,7 +230,7 @@ def _compare_with_bound(
         "prefill_s_per_clip": stats["prefill_s"] / side.num_clips,
         "decode_s_per_clip": (stats["decode_s"] + stats["question_s"]) / side.num_clips,
         "mfu_vision_and_prefill": side.num_clips * (work.vision_flops + work.prefill_flops) / busy_s / flags.peak_flops,
-        "share_of_bound": bound_s * side.num_clips / side.wall_s,
+        "fraction_of_bound": bound_s * side.num_clips / side.wall_s,
         "peak_memory_bytes": float(torch.cuda.max_memory_allocated()),  # with the pool, which takes all but 12 GiB
     }
 

@@ -27,7 +27,7 @@ from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.engine_video import EngineVideo
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-MIN_SHARE_RIGHT = 0.95
+MIN_FRACTION_RIGHT = 0.95
 NUM_FRAMES = 8
 CONSISTENCY_RECIPE = "full"
 CLIPS_AT_ONCE = 8
@@ -174,14 +174,14 @@ def split_kinds(answered: Sequence[Answered]) -> dict[str, list[Answered]]:
     return dict(sorted(groups.items()))
 
 
-def share_right(answered: Sequence[Answered]) -> float:
-    """Returns the share of answers that are right word for word."""
+def fraction_right(answered: Sequence[Answered]) -> float:
+    """Returns the fraction of answers that are right word for word."""
     return sum(one.is_right for one in answered) / len(answered)
 
 
 def write_table(groups: dict[str, list[Answered]]) -> str:
     """Returns the table, a line for each kind."""
-    lines = [f"{'kind':<20} {'right':>6} {'asked':>6} {'share':>7}"]
+    lines = [f"{'kind':<20} {'right':>6} {'asked':>6} {'right %':>7}"]
     for kind, answered in groups.items():
         num_right = sum(one.is_right for one in answered)
         lines.append(f"{kind:<20} {num_right:>6} {len(answered):>6} {num_right / len(answered):>7.1%}")
@@ -215,9 +215,9 @@ def main() -> int:
     print(write_table(groups))
     if given.mistakes:
         print(write_mistakes(groups))
-    weak = [kind for kind, answered in groups.items() if share_right(answered) < MIN_SHARE_RIGHT]
+    weak = [kind for kind, answered in groups.items() if fraction_right(answered) < MIN_FRACTION_RIGHT]
     if weak:
-        print(f"under {MIN_SHARE_RIGHT:.0%}: {', '.join(weak)}", file=sys.stderr)
+        print(f"under {MIN_FRACTION_RIGHT:.0%}: {', '.join(weak)}", file=sys.stderr)
     return 1 if weak else 0
 
 

@@ -65,8 +65,8 @@ def summarise(shown_clips: Sequence[ShownClip], output: Path) -> str:
     return "\n".join([f"{num_right} of {len(shown_clips)} captions say what the clip shows. The tables:", *tables])
 
 
-def read_promised_share(card: Path) -> float:
-    """Returns the share of captions that the model card says are right, 0 to 1.
+def read_promised_fraction(card: Path) -> float:
+    """Returns the fraction of captions that the model card says are right, 0 to 1.
 
     Raises:
         ValueError: the card has no line `| caption | right | asked |`.
@@ -79,17 +79,17 @@ def read_promised_share(card: Path) -> float:
     return int(line[1]) / int(line[2])
 
 
-def find_faults(shown_clips: Sequence[ShownClip], output: Path, promised_share: float) -> list[str]:
+def find_faults(shown_clips: Sequence[ShownClip], output: Path, promised_fraction: float) -> list[str]:
     """Returns what is wrong with a demo run, one line each; empty when nothing is."""
     faults = [f"{shown.name} has no caption" for shown in shown_clips if not shown.caption]
     faults += [f"{shown.name} has no QA pair" for shown in shown_clips if not shown.qa_pairs]
     faults += [f"{row['clip_id']} failed: {row['message']}" for row in _read_rows(output, "failures")]
     num_right = sum(shown.is_right for shown in shown_clips)
-    num_wanted = fewest_expected(len(shown_clips), promised_share)
+    num_wanted = fewest_expected(len(shown_clips), promised_fraction)
     if num_right < num_wanted:
         faults.append(
             f"only {num_right} of {len(shown_clips)} captions are right, wanted {num_wanted}: "
-            f"the model card promises {promised_share:.0%}"
+            f"the model card promises {promised_fraction:.0%}"
         )
     if not (output / "_SUCCESS").exists():
         faults.append(f"{output / '_SUCCESS'} is missing: the run did not finish")
@@ -105,14 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not any((options.output / table).is_dir() for table in TABLES):
         parser.error(f"{options.output} holds no tables: wanted the --output of a finished demo run, such as out/demo")
     shown_clips = read_shown_clips(options.output, CLIPS)
-    faults = find_faults(shown_clips, options.output, read_promised_share(CARD)) if options.check else []
+    faults = find_faults(shown_clips, options.output, read_promised_fraction(CARD)) if options.check else []
     print("\n".join(map(describe, shown_clips)), "", summarise(shown_clips, options.output), *faults, sep="\n")
     return 1 if faults else 0
 
 
-def fewest_expected(num_clips: int, share: float) -> int:
-    """Two standard deviations below the mean: a few clips say little about a share."""
-    return math.ceil(num_clips * share - 2 * math.sqrt(num_clips * share * (1 - share)))
+def fewest_expected(num_clips: int, fraction: float) -> int:
+    """Two standard deviations below the mean: a few clips say little about a fraction."""
+    return math.ceil(num_clips * fraction - 2 * math.sqrt(num_clips * fraction * (1 - fraction)))
 
 
 def _read_rows(output: Path, table: str) -> list[dict[str, object]]:

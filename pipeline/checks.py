@@ -64,14 +64,14 @@ def _check_apart(shown: str, path: str, output: OutputStore) -> None:
                 "--output"
             )
     written = [f"{root}/{folder}/{folder}-00000-of-00001.parquet" for folder in TABLES]
-    if any(_takes_in(path, one) for one in (*written, f"{root}/{PLAN_FOLDER}/000000.parquet")):
+    if any(_contains(path, one) for one in (*written, f"{root}/{PLAN_FOLDER}/000000.parquet")):
         raise InputError(
             f"the input {shown!r} would take in the tables that are written to {output.address('')}: choose an "
             "--output outside of it, or say more closely which files are inputs, for example 'folder/*.mp4'"
         )
 
 
-def _takes_in(pattern: str, path: str) -> bool:
+def _contains(pattern: str, path: str) -> bool:
     """Whether an input means a file, by its own name or by that of a folder above it."""
     places = _with_parents(path)
     return pattern in places or any(map(re.compile(glob_translate(pattern)).match, places))

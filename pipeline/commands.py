@@ -13,7 +13,7 @@ from types import MappingProxyType
 from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
-from framescribe.publish.export_rows import KINDS, Selection
+from framescribe.publish.export_config import KINDS, ExportConfig, Selection
 from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
 from framescribe.recipes import Recipe, load_recipe
@@ -99,7 +99,7 @@ def run_publish(command: Command) -> None:
 
 def run_export(command: Command) -> None:
     """Writes what a run published in a form that trainers read, and says what was left out."""
-    from framescribe.publish.export import ExportConfig, describe_export, export
+    from framescribe.publish.export import describe_export, export
 
     flags = command.flags
     config = ExportConfig(

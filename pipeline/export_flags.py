@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.flag_values import parse_count, parse_fraction, parse_place, parse_positive_int
-
-FORMATS = ("llava", "messages", "hf", "webdataset")
-_BLIND_SCORE = 0.5
+from framescribe.publish.export_config import BLIND_SCORE, FORMATS, KINDS, NUM_THUMBNAILS, ExportConfig, Selection
+from pipeline.flag_values import add_setting, default_of, parse_count, parse_fraction, parse_place, parse_positive_int
 
 
 def add_export_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`, but for those of stores."""
     _add_places(parser, "new local folder to write to")
+    statuses = default_of(Selection, "statuses")
     parser.add_argument("--format", choices=FORMATS, required=True, help="what is written")
-    parser.add_argument("--status", nargs="+", default=["ok"], metavar="STATUS", help="rows with these statuses (ok)")
+    parser.add_argument(
+        "--status",
+        nargs="+",
+        default=sorted(statuses),
+        metavar="STATUS",
+        help=f"rows with these statuses (default: {' '.join(sorted(statuses))})",
+    )
     parser.add_argument(
         "--types",
         nargs="+",
         metavar="TYPE",
-        help="kinds of rows (caption, open_ended, multiple_choice) and types of questions; all",
+        help=f"kinds of rows ({', '.join(KINDS)}) and types of questions; all",
     )
     parser.add_argument("--only-consistent", action="store_true", help="questions with is_consistent alone")
     parser.add_argument(
@@ -30,28 +35,22 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
         "--drop-blind",
         type=parse_fraction,
         nargs="?",
-        const=_BLIND_SCORE,
+        const=BLIND_SCORE,
         metavar="X",
-        help=f"leave out questions whose blind_score is X ({_BLIND_SCORE}) or higher",
+        help=f"leave out questions whose blind_score is X ({BLIND_SCORE}) or higher",
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="what the page of `review` saved")
-    parser.add_argument(
-        "--validation", type=parse_fraction, default=0.0, metavar="X", help="fraction of the videos for validation (0)"
-    )
-    parser.add_argument(
-        "--test", type=parse_fraction, default=0.0, metavar="X", help="fraction of the videos for tests (0)"
-    )
-    parser.add_argument(
-        "--seed", type=parse_count, default=0, metavar="N", help="of splits, requests, letters and closing lines (0)"
-    )
+    of_videos = "fraction of the videos for"
+    add_setting(parser, "--validation", Selection, "validation_fraction", f"{of_videos} validation", parse_fraction)
+    add_setting(parser, "--test", Selection, "test_fraction", f"{of_videos} tests", parse_fraction)
+    add_setting(parser, "--seed", Selection, "seed", "of splits, requests, letters and closing lines", parse_count)
     parser.add_argument(
         "--max-frames", type=parse_positive_int, metavar="N", help="messages: images per clip; all that the model saw"
     )
-    parser.add_argument(
-        "--max-side", type=parse_positive_int, default=448, metavar="PX", help="messages: longer side of images (448)"
-    )
-    parser.add_argument(
-        "--clips-per-shard", type=parse_positive_int, default=1000, metavar="N", help="webdataset: clips per tar (1000)"
+    side = "messages: longer side of images"
+    add_setting(parser, "--max-side", ExportConfig, "max_side_px", side, parse_positive_int, "PX")
+    add_setting(
+        parser, "--clips-per-shard", ExportConfig, "clips_per_shard", "webdataset: clips per tar", parse_positive_int
     )
     parser.add_argument("--no-videos", action="store_true", help="hf: texts alone")
     _add_video_column(parser)
@@ -61,7 +60,11 @@ def add_review_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `review`, but for those of stores."""
     _add_places(parser, "new local folder to write the page to")
     parser.add_argument(
-        "--thumbnails", type=parse_count, default=8, metavar="N", help="frames shown per clip; 0 reads no video (8)"
+        "--thumbnails",
+        type=parse_count,
+        default=NUM_THUMBNAILS,
+        metavar="N",
+        help="frames shown per clip; 0 reads no video (default: %(default)s)",
     )
     _add_video_column(parser)
 

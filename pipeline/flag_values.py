@@ -1,10 +1,12 @@
-"""Parses the value of a flag, or says what was wanted; each raises `argparse.ArgumentTypeError`."""
+"""Values of flags: their defaults, and the parsers, which say what was wanted by an `argparse.ArgumentTypeError`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +78,34 @@ def parse_host(text: str) -> str:
     if host is None:
         _refuse(text, "a host, such as videos.example.org, 10.0.0.5:8000 or sftp://example.org")
     return host
+
+
+_METAVARS: dict[Callable[[str], object], str] = {
+    parse_count: "N", parse_positive_int: "N", parse_fraction: "X", parse_positive_float: "X", parse_device: "NAME",
+}  # fmt: skip
+
+
+def default_of(config: type, name: str) -> Any:  # Any: of any setting
+    """Returns the default of a setting: defaults stand in the settings, and the flags take them from there."""
+    return next(field.default for field in fields(config) if field.name == name)
+
+
+def add_setting(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    config: type,
+    name: str,
+    text: str,
+    kind: Callable[[str], object] | Sequence[str],
+    metavar: str | None = None,
+) -> None:
+    """Adds the flag of a setting, whose default it takes and tells; `kind` parses the value, or is the choices."""
+    values: dict[str, Any] = {"choices": kind}  # Any: what `add_argument` takes
+    if callable(kind):
+        values = {"type": kind, "metavar": metavar or _METAVARS[kind]}
+    default = default_of(config, name)
+    shown = f"%(default){'g' if isinstance(default, float) else 's'}"
+    parser.add_argument(flag, default=default, help=f"{text} (default: {shown})", **values)
 
 
 def _checked(convert: Any, text: str, accept: Any, wanted: str) -> Any:  # Any: int or float and a test of it

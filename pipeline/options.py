@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from framescribe.decoding.config import DECODERS, TIME_BASES, SamplingConfig
 from framescribe.llava_video.engine.config import ATTENTION, DTYPES, PROMPT_LAYOUTS, EngineConfig
@@ -21,6 +20,8 @@ from framescribe.storage.config import ReadConfig
 from pipeline.config import UnitConfig
 from pipeline.export_flags import add_export_flags, add_review_flags
 from pipeline.flag_values import (
+    add_setting,
+    default_of,
     parse_count,
     parse_device,
     parse_fraction,
@@ -41,9 +42,6 @@ DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
 _RUN_BY_BEAM = ("annotate", "plan")  # these take flags of Beam
 _GIB = 2**30
 _ATTENTION = [name for name in ATTENTION if name is not None]
-_METAVARS: dict[Callable[[str], object], str] = {
-    parse_count: "N", parse_positive_int: "N", parse_fraction: "X", parse_positive_float: "X", parse_device: "NAME",
-}  # fmt: skip
 STORAGE_OPTIONS = "FRAMESCRIBE_STORAGE_OPTIONS"
 
 
@@ -138,28 +136,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _default(config: type, name: str) -> Any:  # Any: of any setting
-    """Returns the default of a setting: defaults stand in the settings, and the flags take them from there."""
-    return next(field.default for field in fields(config) if field.name == name)
-
-
-def _add(
-    parser: argparse._ActionsContainer,
-    flag: str,
-    config: type,
-    name: str,
-    text: str,
-    kind: Callable[[str], object] | Sequence[str],
-) -> None:
-    """Adds the flag of a setting, whose default it takes and tells; `kind` parses the value, or is the choices."""
-    values: dict[str, Any] = {"choices": kind}  # Any: what `add_argument` takes
-    if callable(kind):
-        values = {"type": kind, "metavar": _METAVARS[kind]}
-    default = _default(config, name)
-    shown = f"%(default){'g' if isinstance(default, float) else 's'}"
-    parser.add_argument(flag, default=default, help=f"{text} (default: {shown})", **values)
-
-
 def _add_ask_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", type=parse_place, metavar="VIDEO", help="a video file on this machine")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="in quotes; without one the video is described")
@@ -167,7 +143,7 @@ def _add_ask_flags(parser: argparse.ArgumentParser) -> None:
     _add_num_frames_flag(parser)
     _add_device_flags(parser)
     most = "the most tokens of the answer"
-    _add(parser, "--max-new-tokens", GenerationConfig, "max_new_tokens", most, parse_positive_int)
+    add_setting(parser, "--max-new-tokens", GenerationConfig, "max_new_tokens", most, parse_positive_int)
 
 
 def _add_flags_of_work(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +179,7 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
         help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (default: start_s,end_s); "
         "none takes every video whole",
     )
-    _add(group, "--clips-per-unit", UnitConfig, "max_clips", "clips per work unit", parse_positive_int)
+    add_setting(group, "--clips-per-unit", UnitConfig, "max_clips", "clips per work unit", parse_positive_int)
     _add_store_flags(group)
 
 
@@ -214,7 +190,7 @@ def _add_store_flags(parser: argparse._ActionsContainer) -> None:
         action="extend",
         type=parse_host,
         nargs="+",
-        default=[*_default(ReadConfig, "trusted_hosts")],
+        default=[*default_of(ReadConfig, "trusted_hosts")],
         metavar="HOST",
         help="hosts (host or host:port), besides those that other flags name, that rows may reach in a private network "
         "and that get the headers of --storage-options",
@@ -261,7 +237,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
     )
     most = "stop once more than this fraction of the clips failed; a run of which every clip failed is never a success"
-    _add(group, "--max-failed-fraction", FailurePolicy, "max_failed_fraction", most, parse_fraction)
+    add_setting(group, "--max-failed-fraction", FailurePolicy, "max_failed_fraction", most, parse_fraction)
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -269,13 +245,13 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     _add_model_flag(group)
     group.add_argument("--revision", metavar="REV", help="commit, branch or tag on the hub")
     _add_device_flags(group)
-    _add(group, "--attn-implementation", EngineConfig, "attn_implementation", "attention kernels", _ATTENTION)
+    add_setting(group, "--attn-implementation", EngineConfig, "attn_implementation", "attention kernels", _ATTENTION)
     group.add_argument("--device-map", choices=("auto",), help="auto: spread the layers over all GPUs (72B)")
     group.add_argument(
         "--pool-mode", choices=("average", "max", "bilinear"), help="how frames are pooled (default: the checkpoint's)"
     )
     layout = "how frames, times and question are put together"
-    _add(group, "--prompt-layout", EngineConfig, "prompt_layout", layout, PROMPT_LAYOUTS)
+    add_setting(group, "--prompt-layout", EngineConfig, "prompt_layout", layout, PROMPT_LAYOUTS)
     group.add_argument(
         "--kv-cache-gib",
         type=parse_positive_float,
@@ -291,10 +267,10 @@ def _add_model_flag(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_device_flags(parser: argparse._ActionsContainer) -> None:
-    _add(
+    add_setting(
         parser, "--device", EngineConfig, "device", "cuda, cuda:1, cpu, or auto: a GPU where there is one", parse_device
     )
-    _add(parser, "--dtype", EngineConfig, "dtype", "auto: bfloat16 on a GPU, float32 on a CPU", DTYPES)
+    add_setting(parser, "--dtype", EngineConfig, "dtype", "auto: bfloat16 on a GPU, float32 on a CPU", DTYPES)
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -309,7 +285,9 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_num_frames_flag(parser: argparse._ActionsContainer) -> None:
-    _add(parser, "--num-frames", SamplingConfig, "max_frames", "frames per clip, evenly spread", parse_positive_int)
+    add_setting(
+        parser, "--num-frames", SamplingConfig, "max_frames", "frames per clip, evenly spread", parse_positive_int
+    )
 
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -319,12 +297,14 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--fps", type=parse_positive_float, metavar="X", help="frames per second, at most --num-frames per clip"
     )
     group.add_argument("--split-seconds", type=parse_positive_float, metavar="S", help="cut longer videos into windows")
-    _add(group, "--time-base", SamplingConfig, "time_base", "true times, or the model card's arithmetic", TIME_BASES)
-    _add(group, "--decoder", SamplingConfig, "decoder", "auto is pyav", DECODERS)
+    add_setting(
+        group, "--time-base", SamplingConfig, "time_base", "true times, or the model card's arithmetic", TIME_BASES
+    )
+    add_setting(group, "--decoder", SamplingConfig, "decoder", "auto is pyav", DECODERS)
     seconds = "seconds that decoding one clip may take"
-    _add(group, "--decode-deadline", SamplingConfig, "deadline_s", seconds, parse_positive_float)
+    add_setting(group, "--decode-deadline", SamplingConfig, "deadline_s", seconds, parse_positive_float)
     text = "a damaged clip is annotated if at least this fraction of its frames can be decoded"
-    _add(group, "--min-decoded-fraction", SamplingConfig, "min_decoded_fraction", text, parse_fraction)
+    add_setting(group, "--min-decoded-fraction", SamplingConfig, "min_decoded_fraction", text, parse_fraction)
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -338,20 +318,22 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--decoder-processes",
         type=parse_positive_int,
-        default=_default(WorkerConfig, "num_decoder_processes"),
+        default=default_of(WorkerConfig, "num_decoder_processes"),
         metavar="N",
         help="decoder processes per worker (default: one per core)",
     )
     group.add_argument(
         "--frame-memory-gib",
         type=parse_positive_float,
-        default=_default(WorkerConfig, "frame_memory_bytes") / _GIB,
+        default=default_of(WorkerConfig, "frame_memory_bytes") / _GIB,
         metavar="X",
         help="GiB of decoded frames that a worker holds (default: %(default)g)",
     )
     text = "clips of a worker between two checks that a known clip is still answered as at the start; 0: never"
-    _add(group, "--canary-every", WorkerConfig, "canary_every", text, parse_count)
-    _add(group, "--prefetch-clips", WorkerConfig, "prefetch_clips", "clips in the model per worker", parse_positive_int)
+    add_setting(group, "--canary-every", WorkerConfig, "canary_every", text, parse_count)
+    add_setting(
+        group, "--prefetch-clips", WorkerConfig, "prefetch_clips", "clips in the model per worker", parse_positive_int
+    )
 
 
 def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

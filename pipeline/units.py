@@ -81,7 +81,7 @@ def _plan_files(
     taken = {file.uri for file in files}
     tables = [file for file in found if file.uri not in taken and file.kind is not InputKind.TAR]
     joined = join_tables(store, tables, [file for file in files if file.kind is InputKind.FILES])
-    _say_what_is_left_out(joined, without_videos)
+    _report_skipped_files(joined, without_videos)
     if not shards:
         raise NoInputFound("nothing to annotate: " + "; ".join(map(str, without_videos.values())))
     shards = [replace(shard, metadata=add_metadata(shard, joined)) for shard in shards]
@@ -89,7 +89,7 @@ def _plan_files(
     return shards, [plan for plan in plans if isinstance(plan, _ShardPlan)]
 
 
-def _say_what_is_left_out(joined: JoinedTables, without_videos: Mapping[str, NoVideos]) -> None:
+def _report_skipped_files(joined: JoinedTables, without_videos: Mapping[str, NoVideos]) -> None:
     """Logs the tars without videos and the tables that say nothing about one, a line for each reason."""
     names_of: dict[str, list[str]] = defaultdict(list)
     left_out = (joined.unused.keys() | without_videos.keys()) - joined.used

@@ -131,7 +131,7 @@ def summarise(name: str, samples: list[Sample]) -> Stretch:
 
 def cut(samples: list[Sample], num_clips: int) -> list[Stretch]:
     """Returns start, middle and end of the run, each a third of the clips after the first tenth, which warms up."""
-    bounds = [round(num_clips * share) for share in (0.1, 0.4, 0.7, 1.0)]
+    bounds = [round(num_clips * fraction) for fraction in (0.1, 0.4, 0.7, 1.0)]
     names = ("start", "middle", "end")
     return [
         summarise(name, [sample for sample in samples if low <= sample.num_clips <= high])

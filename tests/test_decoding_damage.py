@@ -66,9 +66,9 @@ def sample(path: Path, **settings: object) -> SampledFrames:
     return sample_video(str(path), TimeWindow(), config)[0]
 
 
-def cut(video: Path, share: float, target: Path) -> Path:
+def cut(video: Path, fraction: float, target: Path) -> Path:
     content = video.read_bytes()
-    target.write_bytes(content[: int(len(content) * share)])
+    target.write_bytes(content[: int(len(content) * fraction)])
     return target
 
 
@@ -237,11 +237,11 @@ def test_a_frame_that_lacks_a_slice_is_not_sampled_though_the_decoder_logs_nothi
     assert [i for i in sampled.frames if not np.array_equal(sampled.frames[i], sound.frames[i])] == []
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
-def test_a_hole_in_a_matroska_file_is_counted_and_what_borders_on_it_not_sampled(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7])
+def test_a_hole_in_a_matroska_file_is_counted_and_what_borders_on_it_not_sampled(tmp_path, fraction):
     whole = make_large_video(tmp_path / "whole.mkv")
     content = bytearray(whole.read_bytes())
-    place = int(len(content) * share)
+    place = int(len(content) * fraction)
     content[place : place + len(content) // 6] = np.random.default_rng(0).bytes(len(content) // 6)
     path = tmp_path / "hole.mkv"
     path.write_bytes(content)
@@ -311,14 +311,14 @@ def test_a_first_frame_that_is_no_key_frame_is_not_sampled_where_the_decoder_onl
     assert sampled.frame_indices[0] == 1
 
 
-@pytest.mark.parametrize(("is_bad", "share"), [(False, 1.0), (True, 60 / 61)])
-def test_a_packet_without_a_frame_and_without_a_gap_is_a_loss_only_where_the_decoder_says_so(video, is_bad, share):
+@pytest.mark.parametrize(("is_bad", "fraction"), [(False, 1.0), (True, 60 / 61)])
+def test_a_packet_without_a_frame_and_without_a_gap_is_a_loss_only_where_the_decoder_says_so(video, is_bad, fraction):
     whole = read_video_timeline(str(video), CONFIG.max_pixels)
     extra = int(whole.pts[30]) + round(0.04 / whole.tick_s)
     pts = np.sort(np.append(whole.pts, extra))
     timeline = replace(whole, pts=pts, times_s=(pts - pts[0]) * whole.tick_s)
     tally = DecodeTally(list(enumerate(whole.pts.tolist())), frozenset([extra] if is_bad else []))
-    assert match_decoded_frames(timeline, tally, TimeWindow(), 0.5).decoded_fraction == share
+    assert match_decoded_frames(timeline, tally, TimeWindow(), 0.5).decoded_fraction == fraction
 
 
 def test_a_packet_without_a_frame_that_leaves_a_gap_is_a_loss(video):
@@ -403,7 +403,7 @@ def test_flipped_bytes_end_as_right_frames_or_as_a_failed_clip(pool, video, seed
     (tmp_path / "flipped.mp4").write_bytes(content.tobytes())
     result = result_of(pool, content.tobytes())
     assert_failed_or_in_order(result)
-    # What FFmpeg does not notice, nobody can. What it does is worth a share, or was not needed for these frames.
+    # What FFmpeg does not notice, nobody can. What it does is worth a fraction, or was not needed for these frames.
     assert (
         isinstance(result, UndecodableClip)
         or result.sampling.decoded_fraction < 1.0

@@ -14,7 +14,7 @@ import pytest
 from demo import answers, evaluate, questions
 from demo.evaluate import CHECKPOINT
 from demo.questions import Asked
-from demo.show import fewest_expected, read_promised_share
+from demo.show import fewest_expected, read_promised_fraction
 from demo.video_files import decode_evenly, encode_scene
 from demo.world import play_backwards, random_scene
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
@@ -52,7 +52,7 @@ def test_as_many_captions_say_what_encoded_clips_show_as_the_model_card_promises
     wanted = [questions.ask_caption(scene).answer for scene in scenes]
     got = [describe(engine, *decode_evenly(encode_scene(scene), 8)) for scene in scenes]
     num_right = sum(caption == truth for caption, truth in zip(got, wanted, strict=True))
-    assert num_right >= fewest_expected(NUM_CLIPS, read_promised_share(CHECKPOINT / "README.md"))
+    assert num_right >= fewest_expected(NUM_CLIPS, read_promised_fraction(CHECKPOINT / "README.md"))
 
 
 def test_a_clip_played_backwards_is_described_backwards(engine):
@@ -71,7 +71,7 @@ def test_without_the_video_the_model_says_that_it_cannot_tell(engine):
 def test_no_kind_of_question_falls_behind_what_evaluation_demands(engine):
     groups = evaluate.split_kinds(evaluate.evaluate(engine, seed=404, num_clips=6))
     num_right = {kind: sum(one.is_right for one in group) for kind, group in groups.items()}
-    wanted = {kind: fewest_expected(len(group), evaluate.MIN_SHARE_RIGHT) for kind, group in groups.items()}
+    wanted = {kind: fewest_expected(len(group), evaluate.MIN_FRACTION_RIGHT) for kind, group in groups.items()}
     assert {kind: right for kind, right in num_right.items() if right < wanted[kind]} == {}
 
 
@@ -82,7 +82,7 @@ def test_evaluation_counts_every_kind_of_question_by_itself():
         evaluate.Answered(Asked("open_ended", "?", "Question: Q?\nAnswer: A"), "None"),
     ]
     groups = evaluate.split_kinds(answered)
-    assert {kind: evaluate.share_right(group) for kind, group in groups.items()} == {
+    assert {kind: evaluate.fraction_right(group) for kind, group in groups.items()} == {
         "caption": 1.0,
         "open_ended, None": 1.0,
         "open_ended, a pair": 0.0,

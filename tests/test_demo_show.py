@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from demo.show import describe, find_faults, main, read_promised_share, read_shown_clips, summarise
+from demo.show import describe, find_faults, main, read_promised_fraction, read_shown_clips, summarise
 
 RED = "A red square moves left on a black background."
 BLUE = "A blue disc stands still on a white background."
@@ -90,7 +90,7 @@ def test_a_weak_model_is_held_to_no_more_than_its_card_promises(tmp_path, clips)
 
 def test_the_promise_is_read_from_the_model_card(tmp_path):
     (tmp_path / "README.md").write_text("| kind | right | asked |\n|---|---|---|\n| caption | 24 | 25 | 96 % |\n")
-    assert read_promised_share(tmp_path / "README.md") == 0.96
+    assert read_promised_fraction(tmp_path / "README.md") == 0.96
 
 
 def test_an_unfinished_run_is_a_fault(tmp_path, clips):

@@ -48,8 +48,8 @@ def test_a_change_of_colour_played_backwards_ends_where_it_began():
 
 def test_a_clip_played_backwards_is_drawn_as_its_frames_in_reverse_order():
     scene = random_scene(np.random.default_rng(3))
-    share = np.linspace(0, 1, 7)
-    np.testing.assert_array_equal(draw_frames(play_backwards(scene), share), draw_frames(scene, share)[::-1])
+    fraction = np.linspace(0, 1, 7)
+    np.testing.assert_array_equal(draw_frames(play_backwards(scene), fraction), draw_frames(scene, fraction)[::-1])
 
 
 def test_the_same_seed_draws_the_same_scene():

@@ -36,7 +36,7 @@ class _FaultyRunner:
     """Computes nothing, and runs out of memory now and then, in any step."""
 
     def __init__(self, random: Random, pool: PrefixPool | None) -> None:
-        self.random, self.pool, self.fault_share = random, pool, random.choice([0, 0.02, 0.1, 0.3])
+        self.random, self.pool, self.fault_fraction = random, pool, random.choice([0, 0.02, 0.1, 0.3])
 
     def bind_thread(self) -> None:
         pass
@@ -70,7 +70,7 @@ class _FaultyRunner:
         return [1] * len(questions)
 
     def _run_out_of_memory_sometimes(self) -> None:
-        if self.random.random() < self.fault_share:
+        if self.random.random() < self.fault_fraction:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
 
 

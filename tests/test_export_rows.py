@@ -16,8 +16,9 @@ from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableC
 from framescribe.decoding.decode import read_video_timeline
 from framescribe.decoding.sample import sample_frames
 from framescribe.publish.decisions import DecisionsError, read_decisions, row_digest
-from framescribe.publish.export import CannotExport, ExportConfig, ExportReport, export
-from framescribe.publish.export_rows import Selection, assign_splits, file_key, neutralise
+from framescribe.publish.export import CannotExport, ExportReport, export
+from framescribe.publish.export_config import ExportConfig, Selection
+from framescribe.publish.export_rows import assign_splits, file_key, neutralise
 from framescribe.publish.export_videos import Cut, read_frames, write_clip_video
 from framescribe.publish.publish import publish
 from framescribe.recipes.annotation import Status

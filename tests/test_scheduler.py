@@ -292,7 +292,7 @@ def test_a_question_sent_back_starts_again_from_its_beginning() -> None:
     _prefill(scheduler.next_videos())
     (question,) = scheduler.next_questions()
     question.generated.extend([1, 2, 3])
-    scheduler.send_back([question])
+    scheduler.preempt([question])
     assert scheduler.next_questions() == [question]
     assert question.generated == []
 

@@ -83,7 +83,7 @@ class Training:
 
     @torch.no_grad()
     def measure(self, num_rounds: int = 1) -> str:
-        """Returns the share of right answers by kind on clips drawn with a seed that training never uses."""
+        """Returns the fraction of right answers by kind on clips drawn with a seed that training never uses."""
         rng = np.random.default_rng(HELD_OUT_SEED)
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for _ in range(num_rounds):

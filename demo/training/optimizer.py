@@ -72,7 +72,7 @@ class Optimizers:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.both]
 
     def step(self, factor: float) -> None:
-        """Takes one step at this share of the full learning rates and clears the gradients."""
+        """Takes one step at this fraction of the full learning rates and clears the gradients."""
         for optimizer, rates in zip(self.both, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -89,8 +89,8 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def learning_rate_factor(share: float, warm_up: float = 0.02, decay_from: float = 0.4) -> float:
-    """Returns the factor at this share of the run: up, level, then straight down to 2 %."""
-    if share < warm_up:
-        return share / warm_up
-    return 1.0 if share < decay_from or decay_from >= 1 else max(0.02, (1 - share) / (1 - decay_from))
+def learning_rate_factor(fraction: float, warm_up: float = 0.02, decay_from: float = 0.4) -> float:
+    """Returns the factor at this fraction of the run: up, level, then straight down to 2 %."""
+    if fraction < warm_up:
+        return fraction / warm_up
+    return 1.0 if fraction < decay_from or decay_from >= 1 else max(0.02, (1 - fraction) / (1 - decay_from))

@@ -78,9 +78,9 @@ def random_frames(rng: np.random.Generator, num_frames: int) -> tuple[torch.Tens
     """Draws pixels [B, 3, S, S] and facts [B, F] of four frames of each of some random scenes."""
     frames, facts = [], []
     for _ in range(num_frames // 4):
-        scene, share = random_scene(rng), rng.random(4)
-        frames += [through_a_codec(frame, rng) for frame in draw_frames(scene, share)]
-        facts.append(frame_facts(scene, share))
+        scene, fraction = random_scene(rng), rng.random(4)
+        frames += [through_a_codec(frame, rng) for frame in draw_frames(scene, fraction)]
+        facts.append(frame_facts(scene, fraction))
     return to_pixels(np.stack(frames)), torch.from_numpy(np.concatenate(facts))
 
 
@@ -91,7 +91,7 @@ def fact_loss(projected: torch.Tensor, facts: torch.Tensor, directions: torch.Te
 
 
 def score(projected: torch.Tensor, facts: torch.Tensor, directions: torch.Tensor) -> dict[str, float]:
-    """Returns the shares of frames right by fact and the typical error of places, read from pooled tokens."""
+    """Returns the fractions of frames right by fact and the typical error of places, read from pooled tokens."""
     read = pool(projected).mean(1) @ directions.T / directions[0].square().sum()  # [B, F]
     marks = {"ground": (read[:, :NUM_BACKGROUNDS].argmax(1) == facts[:, :NUM_BACKGROUNDS].argmax(1)).float().mean()}
     marks["count"] = (read[:, NUM_BACKGROUNDS].sign() == facts[:, NUM_BACKGROUNDS]).float().mean()

@@ -53,11 +53,11 @@ class ClipStore:
             self.by_length.setdefault(len(clip.frames), []).append(clip)
         self.lengths = sorted(self.by_length)
         counts = np.array([len(self.by_length[length]) for length in self.lengths])
-        self.shares = counts / counts.sum()
+        self.probabilities = counts / counts.sum()
 
     def draw(self, rng: np.random.Generator, num_clips: int) -> SeenClips:
         """Draws clips of one length; lengths come as often as they were kept."""
-        kept = self.by_length[int(rng.choice(self.lengths, p=self.shares))]
+        kept = self.by_length[int(rng.choice(self.lengths, p=self.probabilities))]
         # The right object is seen in clips of two alone, so those come more often.
         chances = np.array([len(clip.scene.actors) ** 1.5 for clip in kept])
         clips = [kept[int(index)] for index in rng.choice(len(kept), num_clips, p=chances / chances.sum())]

@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--perception-steps", type=int, default=2000)
     parser.add_argument("--seeing-steps", type=int, default=800, help="steps of stage 2")
     parser.add_argument("--tuning-steps", type=int, default=7000, help="steps of stage 3")
-    parser.add_argument("--decay-from", type=float, default=0.6, help="share of stage 3 after which its rate falls")
+    parser.add_argument("--decay-from", type=float, default=0.6, help="fraction of stage 3 after which its rate falls")
     parser.add_argument(
         "--peak-rate", type=float, default=1.0, help="of stage 3's learning rate; less for a last touch"
     )

@@ -28,8 +28,8 @@ from framescribe.errors import FrameScribeError
 
 _START_DEADLINE_S = 120.0
 _WATCH_INTERVAL_S = 0.1
-_LAST_WORDS_S = 5.0
-_LAST_WORDS_BYTES = 16 << 10
+_LOG_TAIL_S = 5.0
+_LOG_TAIL_BYTES = 16 << 10
 # The only variables a decoder gets: where programs and libraries lie, never a credential.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Decoding allocates and frees whole pictures. Kept in the heap they cost nothing; given back to the kernel each time,
@@ -156,15 +156,15 @@ class ChildProcess:
 
     def _explain_death(self) -> ChildFailed:
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LAST_WORDS_S)  # the connection closes before the traceback is written
+            self._process.wait(_LOG_TAIL_S)  # the connection closes before the traceback is written
         self._process.kill()
         code = self._process.wait()
         # Only the end: a decoder that floods its log must not flood our memory when it dies.
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
-        last_words = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+        log_tail = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
         self.kill()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        message = f"the decoder process died of {how}: {''.join(last_words)}"
+        message = f"the decoder process died of {how}: {''.join(log_tail)}"
         return ChildFailed("decoder crashed", message[:2000])
 
 

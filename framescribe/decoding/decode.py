@@ -78,9 +78,9 @@ def _sample_counted(path: str, timeline: Timeline, window: TimeWindow, config: S
 
 def read_video_timeline(path: str, max_pixels: int) -> Timeline:
     """Returns when each frame of the video is shown, see `read_timeline`."""
-    said: list[LogLine] = []
-    with open_container(path, said) as container:
-        return read_timeline(container, pick_video_stream(container, path, max_pixels), path, said)
+    log: list[LogLine] = []
+    with open_container(path, log) as container:
+        return read_timeline(container, pick_video_stream(container, path, max_pixels), path, log)
 
 
 def is_mirrored(path: str, config: SamplingConfig) -> bool:
@@ -98,25 +98,29 @@ def _decode_ranges(path: str, seek_ranges: Sequence[SeekRange], config: Sampling
         None at the first sign that the file does not keep to its timeline: an error, even one that the decoder only
         logs, a corrupt frame, a frame that never comes, a wrongly marked key frame.
     """
-    keep = _Keeper(config)
+    keep = _FrameCollector(config)
     container, stream = _open(path, config)
-    with container, ffmpeg_log() as said:
+    with container, ffmpeg_log() as log:
         try:
             if seek_ranges[0].key_pts is not None:
                 container.seek(seek_ranges[0].key_pts, stream=stream)
             packets = container.demux(stream)
-            is_complete = all(_decode_seek_range(packets, stream, seek_range, keep, said) for seek_range in seek_ranges)
+            is_complete = all(_decode_seek_range(packets, stream, seek_range, keep, log) for seek_range in seek_ranges)
         except _DECODE_ERRORS:
             return None
     return keep.frames() if is_complete else None
 
 
 def _decode_seek_range(
-    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, keep: _Keeper, said: list[LogLine]
+    packets: Iterator[av.Packet],
+    stream: VideoStream,
+    seek_range: SeekRange,
+    keep: _FrameCollector,
+    log: list[LogLine],
 ) -> bool:
     """Whether all of its frames came as announced; the next range goes on with the packets that are left."""
     num_missing = len(seek_range.wanted)
-    for frame in _decode_from(packets, stream, seek_range, said):
+    for frame in _decode_from(packets, stream, seek_range, log):
         if frame is None or frame.is_corrupt:
             return False
         if frame.pts is not None and frame.pts in seek_range.wanted:
@@ -128,7 +132,7 @@ def _decode_seek_range(
 
 
 def _decode_from(
-    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, said: list[LogLine]
+    packets: Iterator[av.Packet], stream: VideoStream, seek_range: SeekRange, log: list[LogLine]
 ) -> Iterator[VideoFrame | None]:
     """Decodes in order from a key frame on; None where there is no key frame after all, and at an error."""
     key_pts = seek_range.key_pts
@@ -136,10 +140,10 @@ def _decode_from(
         start = next(packets)
         if not start.is_keyframe:
             yield None
-        yield from _decode_skipping(chain([start], packets), stream, seek_range.wanted, said)
+        yield from _decode_skipping(chain([start], packets), stream, seek_range.wanted, log)
         return
     stream.codec_context.flush_buffers()  # of the range before: as after a seek
-    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, seek_range.wanted, said)
+    frames = _decode_skipping(dropwhile(lambda packet: packet.pts != key_pts, packets), stream, seek_range.wanted, log)
     # Frames of an open GOP that are shown before its key frame refer to the GOP before it: they come out damaged.
     shown = dropwhile(lambda frame: frame is not None and (frame.pts is None or frame.pts < key_pts), frames)
     first = next(shown, None)
@@ -151,7 +155,7 @@ def _decode_from(
 
 
 def _decode_skipping(
-    packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int], said: list[LogLine]
+    packets: Iterable[av.Packet], stream: VideoStream, wanted: Container[int], log: list[LogLine]
 ) -> Iterator[VideoFrame | None]:
     """Decodes in order, None at an error; FFmpeg leaves out what is neither wanted nor referred to, where it can."""
     context = stream.codec_context
@@ -159,9 +163,9 @@ def _decode_skipping(
     for packet in packets:
         if can_skip:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
-        said.clear()
+        log.clear()
         frames = packet.decode()
-        yield from [None] if has_error(said) else frames
+        yield from [None] if has_error(log) else frames
 
 
 def _decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> tuple[DecodeTally, DecodedFrames]:
@@ -170,26 +174,26 @@ def _decode_all(path: str, wanted: Collection[int], config: SamplingConfig) -> t
     A damaged frame spoils those up to the next key frame, which refer to it: the decoder shows something for them, but
     not what was filmed.
     """
-    keep = _Keeper(config)
+    keep = _FrameCollector(config)
     steps: list[_Step] = []
     shown: list[tuple[_Step, int | None]] = []
     container, stream = _open(path, config)
     stream.codec_context.copy_opaque = True  # each frame then tells which packet it came in
-    with container, ffmpeg_log() as said:
+    with container, ffmpeg_log() as log:
         for packet in _packets_to_first_error(container, stream):
             if packet is not None:
                 steps.append(_Step(packet.pts, bool(packet.is_keyframe)))
                 packet.opaque = steps[-1]  # PyAV keys it by its identity: no small number, which others use too
-            said.clear()
+            log.clear()
             frames = _decode_over_errors(stream, packet)
-            if steps and (frames is None or has_error(said)):
+            if steps and (frames is None or has_error(log)):
                 steps[-1].is_bad = True
             for frame in frames or ():
                 if len(shown) in wanted:
                     keep.add(len(shown), frame)
                 shown.append((_note_frame(steps, frame), frame.pts))
     begins_late = any(step.is_key for step in steps) and not (steps[0].is_key_packet or steps[0].is_key)
-    _spoil(steps, begins_late)
+    _mark_dependent_frames(steps, begins_late)
     good = [(ordinal, pts) for ordinal, (step, pts) in enumerate(shown) if not step.is_bad]
     bad = [step.pts for step in steps if step.is_bad]
     return DecodeTally(good, frozenset(bad), len(bad), begins_late), keep.frames()
@@ -212,7 +216,7 @@ def _note_frame(steps: list[_Step], frame: VideoFrame) -> _Step:
     return step
 
 
-def _spoil(steps: Sequence[_Step], is_lost: bool) -> None:
+def _mark_dependent_frames(steps: Sequence[_Step], is_lost: bool) -> None:
     """Marks what refers to a bad frame, or to what came before the file begins, up to the next sound key frame."""
     was_lost, key_pts = False, None  # of the group of pictures before
     for step in steps:
@@ -242,7 +246,7 @@ def _decode_over_errors(stream: VideoStream, packet: av.Packet | None) -> list[V
         return None
 
 
-class _Keeper:
+class _FrameCollector:
     """Resizes each wanted frame at once: 64 full frames side by side would take several hundred megabytes."""
 
     def __init__(self, config: SamplingConfig) -> None:

@@ -69,7 +69,7 @@ def decode_with_decord(
             _check_agreement(own, timeline)
         low, choice = choose_from(timeline if must_agree else own, window, config)
         frame_indices = tuple(low + i for i in choice.indices)
-        return assemble(choice, frame_indices, _read_pictures(reader, frame_indices, timeline, config), 1.0)
+        return assemble(choice, frame_indices, _read_frames(reader, frame_indices, timeline, config), 1.0)
     except (DECORDError, RuntimeError, IndexError) as error:
         raise UndecodableClip("decord cannot decode it", str(error).strip().partition("\n")[0][:300]) from error
 
@@ -88,7 +88,7 @@ def _check_agreement(own: Timeline, timeline: Timeline) -> None:
         raise UndecodableClip("decord mistimes the frames", "its times are not those of the packets")
 
 
-def _read_pictures(
+def _read_frames(
     reader: Any, frame_indices: tuple[int, ...], timeline: Timeline, config: SamplingConfig
 ) -> DecodedFrames:  # Any: no types
     wanted = sorted(set(frame_indices))

@@ -45,8 +45,8 @@ _HARMLESS = ("mmco: unref short failure", "SEI type ")
 LogLine = tuple[int, str, str]  # level, FFmpeg component, text
 
 
-def open_container(path: str, said: list[LogLine] | None = None) -> av.container.InputContainer:
-    """Opens the video file at a local `path`; what FFmpeg says of it goes to the end of `said`.
+def open_container(path: str, log: list[LogLine] | None = None) -> av.container.InputContainer:
+    """Opens the video file at a local `path`; what FFmpeg says of it goes to the end of `log`.
 
     Raises:
         UndecodableClip: it is empty, not a video, of a container that is not allowed, or cut before its index.
@@ -59,8 +59,8 @@ def open_container(path: str, said: list[LogLine] | None = None) -> av.container
             container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), **_LENIENT)
         except av.error.FFmpegError as error:
             raise _explain_open_error(error, logs, head, Path(path)) from error
-    if said is not None:
-        said.extend(logs)
+    if log is not None:
+        log.extend(logs)
     return container
 
 
@@ -78,19 +78,19 @@ def _refuse_playlists(head: bytes) -> None:
 
 
 def _explain_open_error(error: av.error.FFmpegError, logs: list[LogLine], head: bytes, path: Path) -> UndecodableClip:
-    said = "; ".join(dict.fromkeys(line.strip() for _, _, line in logs)) or str(error.strerror)
-    if "not on whitelist" in said:
-        return UndecodableClip("container not allowed", f"allowed: {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {said}")
+    text = "; ".join(dict.fromkeys(line.strip() for _, _, line in logs)) or str(error.strerror)
+    if "not on whitelist" in text:
+        return UndecodableClip("container not allowed", f"allowed: {', '.join(ALLOWED_CONTAINERS)}; FFmpeg: {text}")
     is_mp4 = begins_as_mp4(head)
     if is_mp4 and (has_encrypted_video(path) or has_encrypted_fragments(path)):
-        return UndecodableClip("encrypted", f"the video is encrypted, and no key is known; FFmpeg: {said}")
-    if is_mp4 and "moov atom not found" in said and has_damaged_boxes(path):
+        return UndecodableClip("encrypted", f"the video is encrypted, and no key is known; FFmpeg: {text}")
+    if is_mp4 and "moov atom not found" in text and has_damaged_boxes(path):
         return UndecodableClip("damaged", "the file's boxes do not lead to its moov box, which lists its frames")
-    if is_mp4 and "moov atom not found" in said:
+    if is_mp4 and "moov atom not found" in text:
         return UndecodableClip(
             "truncated before its index", "the file ends before its moov box, which lists its frames"
         )
-    return UndecodableClip("not a readable video", f"FFmpeg: {said}; the file starts with {head[:24]!r}")
+    return UndecodableClip("not a readable video", f"FFmpeg: {text}; the file starts with {head[:24]!r}")
 
 
 def pick_video_stream(container: av.container.InputContainer, path: str, max_pixels: int) -> VideoStream:
@@ -174,8 +174,8 @@ class VideoPackets:
             self.has_leading_pictures = True
 
 
-def read_packets(container: av.container.InputContainer, stream: VideoStream, said: list[LogLine]) -> VideoPackets:
-    """Reads the file to its end or to the first error; `said` is what FFmpeg said when it opened the file."""
+def read_packets(container: av.container.InputContainer, stream: VideoStream, log: list[LogLine]) -> VideoPackets:
+    """Reads the file to its end or to the first error; `log` is what FFmpeg said when it opened the file."""
     packets = VideoPackets()
     num_read = 0
     with ffmpeg_log() as logs:
@@ -193,9 +193,11 @@ def read_packets(container: av.container.InputContainer, stream: VideoStream, sa
     demuxer = container.format.name
     if demuxer == "avi":
         packets.num_unread = max(0, sum(entry.size > 0 for entry in stream.index_entries) - num_read)
-    errors = [line for line in (*said, *logs) if line[1] == demuxer and has_error([line]) and not _ends(line[2])]
+    errors = [
+        line for line in (*log, *logs) if line[1] == demuxer and has_error([line]) and not _is_end_of_file(line[2])
+    ]
     packets.has_holes = bool(errors) and "mov" not in demuxer.split(",")  # MP4's index is exact
-    packets.problem = packets.problem or _find_truncation([*said, *logs])
+    packets.problem = packets.problem or _find_truncation([*log, *logs])
     if packets.has_holes and not packets.problem:
         packets.problem = f"FFmpeg: {errors[0][2].strip()}"
     return packets
@@ -214,12 +216,12 @@ def _is_hidden(stream: VideoStream, packet: av.Packet) -> bool:
     return not shows_existing and not is_shown
 
 
-def _ends(text: str) -> bool:
+def _is_end_of_file(text: str) -> bool:
     return any(mark in text for mark in _END_MARKS)
 
 
-def _find_truncation(said: list[LogLine]) -> str | None:
-    return next((f"FFmpeg: {line.strip()}" for _, _, line in said if any(m in line for m in _TRUNCATION_MARKS)), None)
+def _find_truncation(log: list[LogLine]) -> str | None:
+    return next((f"FFmpeg: {line.strip()}" for _, _, line in log if any(m in line for m in _TRUNCATION_MARKS)), None)
 
 
 @contextmanager
@@ -270,7 +272,7 @@ def has_encrypted_fragments(path: Path) -> bool:
         return any(True for _ in _find(file, _PATH_TO_SENC, 0, file.seek(0, 2)))
 
 
-def ends_early(path: Path) -> bool:
+def is_truncated(path: Path) -> bool:
     """Whether an MP4 or MOV file was cut: its last box goes on beyond it, or has no end, or there are no data."""
     with path.open("rb") as file:
         ends = {kind: end for kind, _, end in _walk(file, 0, _NOWHERE)}

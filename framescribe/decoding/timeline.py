@@ -12,7 +12,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from framescribe.decoding.config import TimeWindow, UndecodableClip
-from framescribe.decoding.demux import LogLine, VideoPackets, ends_early, read_packets
+from framescribe.decoding.demux import LogLine, VideoPackets, is_truncated, read_packets
 
 # A window beyond this is a damaged timestamp (some Ogg files reach 300 years) and no recording.
 _LONGEST_VIDEO_S = 30 * 86400.0
@@ -92,18 +92,18 @@ class Timeline:
 
 
 def read_timeline(
-    container: av.container.InputContainer, stream: VideoStream, path: str, said: list[LogLine]
+    container: av.container.InputContainer, stream: VideoStream, path: str, log: list[LogLine]
 ) -> Timeline:
-    """Reads all packets of `stream`; `said` is what FFmpeg said when it opened the file.
+    """Reads all packets of `stream`; `log` is what FFmpeg said when it opened the file.
 
     Raises:
         UndecodableClip: the stream holds no frame to show.
     """
-    packets = read_packets(container, stream, said)
+    packets = read_packets(container, stream, log)
     problem = packets.problem or _find_short_riff(path)
     num_missing = _count_missing(stream, os.path.getsize(path))
     is_mp4 = "mov" in container.format.name.split(",")
-    is_cut = bool(problem or num_missing) and (not is_mp4 or ends_early(Path(path)))
+    is_cut = bool(problem or num_missing) and (not is_mp4 or is_truncated(Path(path)))
     if not packets.pts:
         _refuse_no_frames(stream, packets.has_discarded, is_cut, problem)
     timeline = _arrange(container, stream, packets)

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from framescribe.decoding.config import TimeWindow, UndecodableClip
 from framescribe.errors import FrameScribeError
 from framescribe.publish.card import escape
 from framescribe.publish.decisions import read_decisions
+from framescribe.publish.export_config import ExportConfig, Selection
 from framescribe.publish.export_datasets import HfWriter, MessagesWriter, WebDatasetWriter, write_export_card
 from framescribe.publish.export_llava import LlavaWriter
 from framescribe.publish.export_rows import (
@@ -29,7 +30,6 @@ from framescribe.publish.export_rows import (
     LetterBalance,
     Row,
     RowChooser,
-    Selection,
     assign_splits,
 )
 from framescribe.publish.export_videos import Cut, read_frames, take_evenly, write_clip_video
@@ -42,7 +42,6 @@ from framescribe.storage.errors import VideoUnreadable
 from framescribe.storage.output import SUCCESS_FILE, OutputStore, open_output
 from schemas.tables import TABLES
 
-FORMATS = ("llava", "messages", "hf", "webdataset")
 REPORT_FILE = "export.json"
 _CLIP_COLUMNS = ("clip_id", "source", "member", "start_s", "end_s")
 _COLUMNS = {
@@ -58,33 +57,6 @@ _ROWS_AT_A_TIME = 1_000
 
 class CannotExport(FrameScribeError, ValueError):
     """There is nothing to export, or nowhere to put it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportConfig:
-    """What is written.
-
-    Attributes:
-        format: one of `FORMATS`.
-        selection: which rows, and how they are split.
-        decisions: file that the page of `review` saved; None for none.
-        has_videos: whether `hf` takes the videos along; every other format does in any case.
-        max_frames: `messages`: images per clip, evenly taken from the frames that the model saw; None for all.
-        max_side_px: `messages`: longer side of an image, at most.
-        clips_per_shard: `webdataset`: clips per tar.
-    """
-
-    format: str
-    selection: Selection = field(default_factory=Selection)
-    decisions: Path | None = None
-    has_videos: bool = True
-    max_frames: int | None = None
-    max_side_px: int = 448
-    clips_per_shard: int = 1_000
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from framescribe.publish.export_config import MULTIPLE_CHOICE
 from framescribe.publish.export_llava import ask_multiple_choice
 from framescribe.publish.export_rows import (
-    MULTIPLE_CHOICE,
     SPLITS,
     ChosenClip,
     ExportCounts,

@@ -10,10 +10,9 @@ from typing import IO, Any
 
 import yaml
 
+from framescribe.publish.export_config import MULTIPLE_CHOICE, OPEN_ENDED
 from framescribe.publish.export_rows import (
     LETTERS,
-    MULTIPLE_CHOICE,
-    OPEN_ENDED,
     ChosenClip,
     Question,
     draw,

@@ -11,50 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from framescribe.publish.decisions import Decision, Verdict, row_digest
+from framescribe.publish.export_config import CAPTION, MULTIPLE_CHOICE, Selection
 from framescribe.recipes.answer_text import is_unspecified
 
 Row = Mapping[str, Any]  # Any: cells of a table
-CAPTION, OPEN_ENDED, MULTIPLE_CHOICE = "caption", "open_ended", "multiple_choice"
-KINDS = (CAPTION, OPEN_ENDED, MULTIPLE_CHOICE)
 SPLITS = ("train", "validation", "test")
 # Captions of the whole clip; `segment` and `summary` describe a part of it, or what came so far.
 _WHOLE_CLIP_LEVELS = frozenset({"clip", "video"})
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which rows are exported, and how they are split.
-
-    Attributes:
-        statuses: of captions and QA pairs.
-        kinds: `caption`, `open_ended`, `multiple_choice`, or some of them.
-        question_types: of QA pairs; None for all.
-        only_consistent: leaves out QA pairs that the second look at the frames did not confirm.
-        max_blind_score: leaves out QA pairs that are answered without the video as well as this or better.
-        min_score: leaves out QA pairs whose `recheck_score` is lower, or that have none.
-        validation_fraction, test_fraction: fraction of the source videos; the others are for training.
-        seed: of the splits, the requests for captions, the places of right options and the closing lines.
-    """
-
-    statuses: frozenset[str] = frozenset({"ok"})
-    kinds: frozenset[str] = frozenset(KINDS)
-    question_types: frozenset[str] | None = None
-    only_consistent: bool = False
-    max_blind_score: float | None = None
-    min_score: float | None = None
-    validation_fraction: float = 0.0
-    test_fraction: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if unknown := self.kinds - {*KINDS}:
-            raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-        if not 0 <= self.validation_fraction + self.test_fraction < 1:
-            raise ValueError(
-                f"validation_fraction and test_fraction must leave a share for training, got {self.validation_fraction}"
-                f" and {self.test_fraction}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +291,10 @@ def _video_of(row: Row) -> tuple[str, str]:
 
 
 def _draw_split(name: str, selection: Selection) -> str:
-    share = _digest(f"{selection.seed} split {name}") / 2**64
-    if share < selection.test_fraction:
+    drawn = _digest(f"{selection.seed} split {name}") / 2**64
+    if drawn < selection.test_fraction:
         return "test"
-    return "validation" if share < selection.test_fraction + selection.validation_fraction else "train"
+    return "validation" if drawn < selection.test_fraction + selection.validation_fraction else "train"
 
 
 def _digest(text: str) -> int:

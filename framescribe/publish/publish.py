@@ -63,14 +63,14 @@ def publish(
     store = open_output(output, storage_options)
     store.remove_leftovers()
     for num_tries in range(_MAX_TRIES):
-        seen = _look(store, own)
+        snapshot = _take_snapshot(store, own)
         try:
-            published = _publish_seen(store, seen, failures, own, is_repeated=num_tries > 0)
+            published = _publish_snapshot(store, snapshot, failures, own, is_repeated=num_tries > 0)
         except Overtaken:
             time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.1 * 2**num_tries)))
             continue
         # The parts that were still missing may have come from another start meanwhile, which ended before this one.
-        if published.is_complete or not _look(store, own).is_complete:
+        if published.is_complete or not _take_snapshot(store, own).is_complete:
             store.remove_leftovers()  # of those who were killed since
             return published
     raise StoreError(
@@ -80,7 +80,7 @@ def publish(
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Snapshot:
     """What a publisher reads, and what it replaces, as found.
 
     Attributes:
@@ -105,24 +105,26 @@ class _Seen:
         return self.run.fingerprint, self.planned, parts
 
 
-def _look(store: OutputStore, own: OwnUnits | None) -> _Seen:
+def _take_snapshot(store: OutputStore, own: OwnUnits | None) -> _Snapshot:
     run = read_run(store) if own is None else check_still_ours(store, own.fingerprint)
     if run is None:
         raise FileNotFoundError(f"no run in {store.address('')}: `annotate` starts one, `publish` builds its tables")
-    seen = _Seen(run, frozenset(unit.unit_id for unit in read_plan(store)), list_parts(store), _list_published(store))
-    if not seen.planned:
+    snapshot = _Snapshot(
+        run, frozenset(unit.unit_id for unit in read_plan(store)), list_parts(store), _list_published(store)
+    )
+    if not snapshot.planned:
         raise DamagedRunError(
             f"{store.address(PLAN_FOLDER)} plans no unit: it was removed, or the run was never planned. Start the same "
             "`annotate` again"
         )
-    if own is not None and (missing := sorted(own.unit_ids - seen.parts.keys())):
+    if own is not None and (missing := sorted(own.unit_ids - snapshot.parts.keys())):
         raise DamagedRunError(
             f"{len(missing)} of the {len(own.unit_ids)} units of this start have no part in "
             f"{store.address(PARTS_FOLDER)}, though the runner ended, for example {missing[0]!r}: the output was "
             "removed or changed meanwhile, or the workers write to another place of that name. Start the same command "
             "again: what is there is kept"
         )
-    return seen
+    return snapshot
 
 
 def _list_published(store: OutputStore) -> dict[str, str]:
@@ -133,14 +135,14 @@ def _list_published(store: OutputStore) -> dict[str, str]:
     return found
 
 
-def _publish_seen(
-    store: OutputStore, seen: _Seen, failures: FailurePolicy | None, own: OwnUnits | None, *, is_repeated: bool
+def _publish_snapshot(
+    store: OutputStore, snapshot: _Snapshot, failures: FailurePolicy | None, own: OwnUnits | None, *, is_repeated: bool
 ) -> PublishReport:
-    """Publishes once what was seen; raises `Overtaken` where others changed it."""
-    done = sorted(seen.planned & seen.parts.keys())
+    """Publishes once what a snapshot holds; raises `Overtaken` where others changed it."""
+    done = sorted(snapshot.planned & snapshot.parts.keys())
     with store.scratch_folder() as scratch:
-        paths, counts, digests = _build_tables(store, done, seen.run, scratch)
-        published = _summarise(seen, done, counts)
+        paths, counts, digests = _build_tables(store, done, snapshot.run, scratch)
+        published = _summarise(snapshot, done, counts)
         is_success = published.is_complete and (
             failures is None or failures.allows(published.num_failed, published.num_clips)
         )
@@ -148,33 +150,35 @@ def _publish_seen(
         with store.turn() as has_turn:
             if is_repeated and is_success and store.read_text(SUCCESS_FILE).encode() == success:
                 return published  # the one who came in between has published the very same
-            _check_unchanged(_look(store, own), seen, has_turn)
+            _check_unchanged(_take_snapshot(store, own), snapshot, has_turn)
             # Before the first table is replaced: until the end the folder is not to be taken for a finished one.
             store.remove(SUCCESS_FILE)
-            _replace_tables(store, paths, seen)
-            card = write_card(seen.run, published, counts, store.read_text(CARD_FILE)).encode()
-            _replace(store.replace(CARD_FILE, card, seen.published.get(CARD_FILE)))
+            _replace_tables(store, paths, snapshot)
+            card = write_card(snapshot.run, published, counts, store.read_text(CARD_FILE)).encode()
+            _replace(store.replace(CARD_FILE, card, snapshot.published.get(CARD_FILE)))
             if is_success:
-                _mark_success(store, success, seen, own, has_turn)
+                _mark_success(store, success, snapshot, own, has_turn)
     return published
 
 
 def _mark_success(
-    store: OutputStore, success: bytes, seen: _Seen, own: OwnUnits | None, has_turn: Callable[[], bool]
+    store: OutputStore, success: bytes, snapshot: _Snapshot, own: OwnUnits | None, has_turn: Callable[[], bool]
 ) -> None:
     """Writes `_SUCCESS`, and takes it back where it was not true any more when it was written."""
-    if _look(store, own).read != seen.read:
+    if _take_snapshot(store, own).read != snapshot.read:
         raise Overtaken
     _replace(store.create(SUCCESS_FILE, success))
-    if not has_turn() or _look(store, own).read != seen.read:
+    if not has_turn() or _take_snapshot(store, own).read != snapshot.read:
         store.remove(SUCCESS_FILE)
         raise Overtaken
 
 
-def _check_unchanged(now: _Seen, seen: _Seen, has_turn: Callable[[], bool]) -> None:
+def _check_unchanged(now: _Snapshot, snapshot: _Snapshot, has_turn: Callable[[], bool]) -> None:
     # Parts of a run that goes on elsewhere may come: the tables without them are what they say they are.
-    is_read_same = now.read == seen.read if seen.is_complete else now.run.fingerprint == seen.run.fingerprint
-    if not has_turn() or now.published != seen.published or not is_read_same:
+    is_read_same = (
+        now.read == snapshot.read if snapshot.is_complete else now.run.fingerprint == snapshot.run.fingerprint
+    )
+    if not has_turn() or now.published != snapshot.published or not is_read_same:
         raise Overtaken
 
 
@@ -183,13 +187,13 @@ def _replace(is_done: bool) -> None:
         raise Overtaken
 
 
-def _summarise(seen: _Seen, done: Sequence[str], counts: TableCounts) -> PublishReport:
+def _summarise(snapshot: _Snapshot, done: Sequence[str], counts: TableCounts) -> PublishReport:
     return PublishReport(
-        fingerprint=seen.run.fingerprint,
-        num_units_planned=len(seen.planned),
+        fingerprint=snapshot.run.fingerprint,
+        num_units_planned=len(snapshot.planned),
         num_units_done=len(done),
-        num_parts_outdated=len(seen.parts.keys() - seen.planned),
-        missing_units=tuple(sorted(seen.planned - seen.parts.keys())),
+        num_parts_outdated=len(snapshot.parts.keys() - snapshot.planned),
+        missing_units=tuple(sorted(snapshot.planned - snapshot.parts.keys())),
         num_rows={name: counts.rows[name] for name in TABLES},
         num_consistent=counts.num_consistent,
         failure_reasons=dict(counts.values["failures.reason"]),
@@ -212,11 +216,11 @@ def _build_tables(
     return {name: table.paths for name, table in files.items()}, counts, digests
 
 
-def _replace_tables(store: OutputStore, paths: Mapping[str, Sequence[Path]], seen: _Seen) -> None:
+def _replace_tables(store: OutputStore, paths: Mapping[str, Sequence[Path]], snapshot: _Snapshot) -> None:
     fresh = {f"{table}/{path.name}": path for table, files in paths.items() for path in files}
     for name, path in fresh.items():
-        _replace(store.replace_with_file(name, path, seen.published.get(name)))
-    for name in seen.published.keys() - fresh.keys() - {CARD_FILE, SUCCESS_FILE}:
+        _replace(store.replace_with_file(name, path, snapshot.published.get(name)))
+    for name in snapshot.published.keys() - fresh.keys() - {CARD_FILE, SUCCESS_FILE}:
         store.remove(name)
 
 

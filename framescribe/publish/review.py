@@ -16,6 +16,7 @@ from PIL import Image
 from framescribe.decoding.config import UndecodableClip
 from framescribe.publish.decisions import row_digest
 from framescribe.publish.export import PublishedTables, SourceVideos, check_target, new_folder
+from framescribe.publish.export_config import NUM_THUMBNAILS
 from framescribe.publish.export_rows import Row, file_key
 from framescribe.publish.export_videos import read_frames, take_evenly
 from framescribe.shards.lookup import VideoLookup
@@ -48,7 +49,7 @@ class ReviewReport:
 def review(
     output: str,
     target: Path,
-    num_frames: int = 8,
+    num_frames: int = NUM_THUMBNAILS,
     storage_options: StorageOptions | None = None,
     reading: ReadConfig | None = None,
     say: Callable[[str], None] = lambda _: None,

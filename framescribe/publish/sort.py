@@ -74,7 +74,7 @@ def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: 
     itself. It takes as much local disk as the rows, and as much memory as one slice.
     """
     paths = [scratch / f"slice-{number:05d}.arrow" for number in range(len(slice_starts))]
-    _deal_out(parts, slice_starts, paths)
+    _distribute(parts, slice_starts, paths)
     for path in paths:
         with pa.ipc.open_stream(path) as reader:
             rows = reader.read_all()
@@ -82,7 +82,7 @@ def sort_clips(parts: Iterable[pa.Table], slice_starts: Sequence[str], scratch: 
         yield _sort(rows)
 
 
-def _deal_out(parts: Iterable[pa.Table], slice_starts: Sequence[str], paths: Sequence[Path]) -> None:
+def _distribute(parts: Iterable[pa.Table], slice_starts: Sequence[str], paths: Sequence[Path]) -> None:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with ExitStack() as open_files:
         writers = [

@@ -173,7 +173,7 @@ def check_some_found(store: Store, shard: str, uris: Sequence[str]) -> None:
     num_looked_for = min(_MAX_LOOKED_FOR, len(uris))
     looked_for = [uris[number * len(uris) // num_looked_for] for number in range(num_looked_for)]
     with ThreadPoolExecutor(_MAX_LOOKED_FOR, thread_name_prefix="look") as pool:
-        answers = pool.map(partial(_is_missing, store.asking_once()), looked_for)
+        answers = pool.map(partial(_is_missing, store.without_retries()), looked_for)
     missing = [uri for uri, is_missing in zip(looked_for, answers, strict=True) if is_missing]
     if looked_for and len(missing) == len(looked_for):
         first = clean_text(strip_credentials(missing[0]))

@@ -40,7 +40,7 @@ class WebHosts:
     def __init__(self, store: Store, sample_uris: Callable[[], Iterable[str]]) -> None:
         self._store = store
         self._sample_uris = sample_uris
-        self._once = store.asking_once()
+        self._once = store.without_retries()
         self._gone: dict[str, str] = {}
         self._failed: dict[str, str] = {}
 

@@ -124,7 +124,7 @@ class Store:
         trusted = tuple(sorted(origins_of([shard]) | {*self.config.trusted_hosts}))
         return replace(self, config=replace(self.config, trusted_hosts=trusted), rows_of=shard)
 
-    def asking_once(self) -> Store:
+    def without_retries(self) -> Store:
         """Returns the same store, of which each thing is asked once only."""
         return replace(self, config=replace(self.config, retries=replace(self.config.retries, max_attempts=1)))
 

@@ -6,15 +6,15 @@ from framescribe.errors import FrameScribeError
 from framescribe.storage.redaction import clean_text
 
 
-def _clean_lines(message: str) -> str:
-    return "\n".join(map(clean_text, message.split("\n")))
-
-
-class InputError(FrameScribeError, ValueError):
-    """The input cannot be annotated as it is: a bad manifest line, a damaged shard, a duplicate clip id."""
+class _CleanMessage(FrameScribeError):
+    """An error whose message quotes names from the data and is shown on terminals: without control characters."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_clean_lines(message))  # it quotes names from the data, and is shown on terminals
+        super().__init__("\n".join(map(clean_text, message.split("\n"))))
+
+
+class InputError(_CleanMessage, ValueError):
+    """The input cannot be annotated as it is: a bad manifest line, a damaged shard, a duplicate clip id."""
 
 
 class NoVideos(InputError):
@@ -25,14 +25,11 @@ class AddressRefused(InputError):
     """An address that is not opened: a row names what rows may not name, or a host that nobody listed."""
 
 
-class NoInputFound(FrameScribeError, FileNotFoundError):
+class NoInputFound(_CleanMessage, FileNotFoundError):
     """Nothing to annotate was found where `--input` points."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(_clean_lines(message))
 
-
-class StoreUnavailable(FrameScribeError, OSError):
+class StoreUnavailable(_CleanMessage, OSError):
     """A store did not answer, or not with what was asked for, after all attempts: the run stops.
 
     Attributes:
@@ -41,7 +38,7 @@ class StoreUnavailable(FrameScribeError, OSError):
     """
 
     def __init__(self, message: str, cause: str = "", status: int | None = None) -> None:
-        super().__init__(_clean_lines(message))
+        super().__init__(message)
         self.cause = cause
         self.status = status
 
@@ -50,18 +47,12 @@ class CutShort(StoreUnavailable):
     """A store ended a file before the size that it had announced, at every attempt."""
 
 
-class StoreRefused(FrameScribeError, PermissionError):
+class StoreRefused(_CleanMessage, PermissionError):
     """A store refused to hand out a file: credentials are wrong, missing, or do not permit it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(_clean_lines(message))
 
-
-class ShardChanged(FrameScribeError, RuntimeError):
+class ShardChanged(_CleanMessage, RuntimeError):
     """A shard no longer holds what it held when the work was planned: the run stops."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(_clean_lines(message))
 
 
 class VideoUnreadable(Exception):

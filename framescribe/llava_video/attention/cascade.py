@@ -3,7 +3,7 @@
 Softmax attention over the keys of a clip's prefix and of a row's own suffix together equals the two attentions apart,
 weighed by the exponentials of their log-sum-exps. So the prefix is read once for all rows of a clip, in one matrix
 product, and never copied. Grouped-query heads fold into the query dimension. Scores are float32 whatever the dtype, as
-they are in the flash attention that the reference runs on a GPU. So are merges: rounding a share to bfloat16, and the
+they are in the flash attention that the reference runs on a GPU. So are merges: rounding a weight to bfloat16, and the
 sum after every merge, would double the error of attention done at once.
 
 Letters: N tokens, R rows, S suffix tokens, P prefix tokens, H query heads, K key-value heads, G = H / K, E head width.
@@ -138,8 +138,8 @@ def merge_chunks(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
         outputs [C, ..., E] and log-sum-exps [C, ...], both float32.
     """
     total = lses.logsumexp(dim=1)
-    shares = (lses - total[:, None]).exp()
-    return (outs.float() * shares[..., None]).sum(dim=1), total
+    weights = (lses - total[:, None]).exp()
+    return (outs.float() * weights[..., None]).sum(dim=1), total
 
 
 def attend_causally(queries: Tensor, keys: Tensor, values: Tensor, implementation: str | None) -> Tensor:

@@ -125,13 +125,15 @@ class StaticDecoder:
 
     def shape_of(self, rows: Sequence[StepRow]) -> StepShape:
         """Rounds up what these rows need; clips and their rows come and go, so these start high."""
-        spans = _spans_of_clips(rows)
+        row_ranges = _row_ranges(rows)
         return StepShape(
             rows=round_up(len(rows), 32),
-            clips=round_up(len(spans), 4),
-            rows_per_clip=round_up(max((stop - start for _, start, stop in spans), default=1), 12),
-            chunks=min(self._pool.num_chunks, round_up(1 + max((max(p.chunks) for p, _, _ in spans), default=0), 16)),
-            chunks_per_clip=round_up(max((len(prefix.chunks) for prefix, _, _ in spans), default=1), 4),
+            clips=round_up(len(row_ranges), 4),
+            rows_per_clip=round_up(max((stop - start for _, start, stop in row_ranges), default=1), 12),
+            chunks=min(
+                self._pool.num_chunks, round_up(1 + max((max(p.chunks) for p, _, _ in row_ranges), default=0), 16)
+            ),
+            chunks_per_clip=round_up(max((len(prefix.chunks) for prefix, _, _ in row_ranges), default=1), 4),
             pages=round_up(max(row.num_suffix_tokens - 1 for row in rows) // PAGE_TOKENS + 1, 4),
             has_text=any(row.prefix is None for row in rows),
             has_forced=any(row.forced >= 0 for row in rows),
@@ -156,7 +158,7 @@ class StaticDecoder:
             pages = row.pages[: shape.pages]
             numbers.tables[index, : len(pages)] = pages
             numbers.without_video[index] = row.prefix is None
-        for clip, (prefix, start, stop) in enumerate(_spans_of_clips(rows)):
+        for clip, (prefix, start, stop) in enumerate(_row_ranges(rows)):
             first = clip * shape.rows_per_clip
             numbers.cells[start:stop] = range(first, first + stop - start)
             numbers.members[first : first + stop - start] = range(start, stop)
@@ -276,15 +278,15 @@ def view_numbers(buffer: Array, shape: StepShape) -> StepNumbers[Array]:
     return StepNumbers(*(buffer[start:stop].reshape(size) for (start, stop), size in parts))
 
 
-def _spans_of_clips(rows: Sequence[StepRow]) -> list[tuple[PooledPrefix, int, int]]:
+def _row_ranges(rows: Sequence[StepRow]) -> list[tuple[PooledPrefix, int, int]]:
     """Returns the prefix of each clip and its rows, `start` to `stop`."""
-    spans, start = [], 0
+    row_ranges, start = [], 0
     for _, run in groupby(rows, key=lambda row: id(row.prefix)):
         prefixes = [row.prefix for row in run]
         if prefixes[0] is not None:
-            spans.append((prefixes[0], start, start + len(prefixes)))
+            row_ranges.append((prefixes[0], start, start + len(prefixes)))
         start += len(prefixes)
-    return spans
+    return row_ranges
 
 
 def _score(logits: Tensor, chosen: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def recover_prefill(
         PyTorch's caches were emptied, which is what cuBLAS, cuDNN and CUDA itself may have lacked.
     """
     undone = [video for video in videos if video.prefix is None]
-    scheduler.put_back(undone)
+    scheduler.requeue(undone)
     wanted = int(scheduler.limits.prefix_tokens * _KEPT_SHARE)
     if len(videos) > 1:
         _lower(scheduler, prefill_tokens=max(video.num_tokens for video in undone))
@@ -75,12 +75,12 @@ def evict_half(scheduler: Scheduler) -> list[QuestionTask]:
         return running
     if len(running) == 1:
         running[0].needs_all = True
-        scheduler.send_back(running)
+        scheduler.preempt(running)
         return []
     started = [question for question in running if question.generated]
     starting = [question for question in running if not question.generated]
     kept = len(started) if starting else len(running) // 2
-    scheduler.send_back([question for question in running if question not in started[:kept]])
+    scheduler.preempt([question for question in running if question not in started[:kept]])
     if len(starting) > 1:
         _lower(scheduler, start_tokens=sum(len(question.token_ids) for question in starting) // 2)
     else:

@@ -148,7 +148,7 @@ class Scheduler:
             self._used_prefix_tokens += held
         return chosen
 
-    def put_back(self, videos: list[VideoTask]) -> None:
+    def requeue(self, videos: list[VideoTask]) -> None:
         """Undoes `next_videos` for videos that could not be prefilled after all."""
         self._used_prefix_tokens -= sum(map(self.limits.tokens_held, videos))
 
@@ -190,7 +190,7 @@ class Scheduler:
         question.video.num_running -= 1
         self._free_if_idle(question.video)
 
-    def send_back(self, questions: list[QuestionTask]) -> None:
+    def preempt(self, questions: list[QuestionTask]) -> None:
         """Returns running questions to the front of the queue, to be answered from their beginning again."""
         for question in reversed(questions):
             was_closed, question.video.is_closed = question.video.is_closed, False

@@ -146,15 +146,17 @@ def read_generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
     return GenerationDefaults(frozenset(map(int, ids)), float(content.get("repetition_penalty", 1.0)))
 
 
-def spans_by_video(questions: Sequence[QuestionTask], lengths: Sequence[int]) -> list[tuple[VideoTask, int, int]]:
+def token_ranges_by_video(
+    questions: Sequence[QuestionTask], lengths: Sequence[int]
+) -> list[tuple[VideoTask, int, int]]:
     """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
-    spans, start = [], 0
+    token_ranges, start = [], 0
     for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
         pairs = list(run)
         stop = start + sum(length for _, length in pairs)
-        spans.append((pairs[0][0].video, start, stop))
+        token_ranges.append((pairs[0][0].video, start, stop))
         start = stop
-    return spans
+    return token_ranges
 
 
 def group_by_length(lengths: Sequence[int]) -> list[tuple[list[list[int]], list[int], list[int]]]:
