@@ -252,7 +252,7 @@ class ModelRunner:
             for is_scored in (False, True)
         )
         slots, kept = self._choose_slots(asked)
-        token_ranges = token_ranges_by_video(questions, lengths)
+        ranges = token_ranges_by_video(questions, lengths)
         groups = [[self._to_device(numbers) for numbers in group] for group in group_by_length(lengths)]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class ModelRunner:
                 grid, cells, tokens = (index.to(queries.device) for index in group)  # further GPUs, if there are any
                 out, lse = attend_suffix(*(packed[grid] for packed in (queries, keys, values)))
                 own[tokens], own_lse[tokens] = out.flatten(0, 1)[cells], lse.flatten(0, 1)[cells]
-            return merge_attention(own, own_lse, *_attend_prefixes(layer, queries, token_ranges))
+            return merge_attention(own, own_lse, *_attend_prefix(layer, queries, ranges))
 
         ids = [token_id for question in questions for token_id in question.token_ids]
         first = [question.video.num_tokens for question in questions]
@@ -318,7 +318,7 @@ class ModelRunner:
         """Runs a step of whatever shape, one product for each clip's prefix."""
         written = [question.num_suffix_tokens - 1 for question in questions]
         slots = self._to_device([slot_of(q.pages, position) for q, position in zip(questions, written, strict=True)])
-        token_ranges = token_ranges_by_video(questions, [1] * len(questions))
+        ranges = token_ranges_by_video(questions, [1] * len(questions))
         # On the device once per step: every layer uses them, and each copy would wait for the device.
         groups = [
             (self._to_device(rows), self._to_device(tables), self._count_fills(lengths, len(tables[0])))
@@ -331,7 +331,7 @@ class ModelRunner:
             for rows, tables, fills in groups:
                 rows, fills = rows.to(queries.device), fills.to(queries.device)  # further GPUs, if there are any
                 out[rows], lse[rows] = attend_pages(queries[rows], *self._pages.read(layer, tables), fills)
-            return merge_attention(out, lse, *_attend_prefixes(layer, queries, token_ranges))
+            return merge_attention(out, lse, *_attend_prefix(layer, queries, ranges))
 
         ids = [question.generated[-1] for question in questions]
         positions = [
@@ -390,12 +390,10 @@ def _take_answers(chosen: Chosen, questions: Sequence[QuestionTask]) -> list[int
     return ids
 
 
-def _attend_prefixes(
-    layer: int, queries: Tensor, token_ranges: Sequence[tuple[VideoTask, int, int]]
-) -> tuple[Tensor, Tensor]:
+def _attend_prefix(layer: int, queries: Tensor, ranges: Sequence[tuple[VideoTask, int, int]]) -> tuple[Tensor, Tensor]:
     """Attends each video's queries to its prefix: one product a video, however many rows it has."""
     parts: list[tuple[Tensor, Tensor]] = []
-    for video, start, stop in token_ranges:
+    for video, start, stop in ranges:
         assert video.prefix is not None, "a question starts after its video is prefilled"
         parts.extend(video.prefix.attend(layer, some) for some in queries[start:stop].split(_MOST_QUERIES))
     out, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -150,13 +150,13 @@ def token_ranges_by_video(
     questions: Sequence[QuestionTask], lengths: Sequence[int]
 ) -> list[tuple[VideoTask, int, int]]:
     """Returns for each run of questions of one video the packed tokens `start` to `stop` they have."""
-    token_ranges, start = [], 0
+    ranges, start = [], 0
     for _, run in groupby(zip(questions, lengths, strict=True), key=lambda pair: id(pair[0].video)):
         pairs = list(run)
         stop = start + sum(length for _, length in pairs)
-        token_ranges.append((pairs[0][0].video, start, stop))
+        ranges.append((pairs[0][0].video, start, stop))
         start = stop
-    return token_ranges
+    return ranges
 
 
 def group_by_length(lengths: Sequence[int]) -> list[tuple[list[list[int]], list[int], list[int]]]:
