@@ -78,7 +78,7 @@ _SLOW = (
     "removed_in_the_middle", "suspended", "travels_to_another", "wrote_it",
 )  # fmt: skip
 _PYTEST = f"-x -q -p no:cacheprovider -m 'not slow and not faults and not stores' -k 'not ({' or '.join(_SLOW)})'"
-_WANTED_SHARE = 0.85
+_WANTED_FRACTION = 0.85
 _OWN = "framescribe"
 # `is None` or `== None` is all the same; without decorators nothing works at all, which shows nothing.
 _LEFT_OUT = ("NoOp", "RemoveDecorator", "ExceptionReplacer", "Is_Eq", "IsNot_NotEq", "Eq_Is", "NotEq_IsNot")
@@ -358,11 +358,11 @@ def _try(mutant: Mutant, copy: WarmCopy, limit_s: float) -> Outcome:
 
 def _report(outcomes: Sequence[Outcome], num_chosen: int) -> int:
     num_noticed = sum(outcome is not Outcome.PASSED for outcome in outcomes)
-    share = num_noticed / max(1, len(outcomes))
-    print(f"{num_noticed} of {len(outcomes)} mutants noticed: {share:.1%}, wanted {_WANTED_SHARE:.0%}", end="")
+    fraction = num_noticed / max(1, len(outcomes))
+    print(f"{num_noticed} of {len(outcomes)} mutants noticed: {fraction:.1%}, wanted {_WANTED_FRACTION:.0%}", end="")
     print(f"; {outcomes.count(Outcome.HUNG)} of them because the tests hung", end="")
     print(f"; {num_chosen - len(outcomes)} not tried for want of time" if len(outcomes) < num_chosen else "")
-    return 0 if outcomes and share >= _WANTED_SHARE else 1
+    return 0 if outcomes and fraction >= _WANTED_FRACTION else 1
 
 
 def _parse_flags() -> argparse.Namespace:
