@@ -11,12 +11,12 @@ from framescribe.publish.publish import OwnUnits, publish
 from framescribe.publish.report import PublishReport
 from framescribe.storage.journal import list_done_units, record_end, remove_set_aside
 from framescribe.storage.output import PARTS_FOLDER, OutputStore
-from framescribe.storage.plan import PlannedWork
 from pipeline.checks import CHECKS
 from pipeline.progress import describe_counters, describe_reuse, describe_start, read_counters, show_progress
 from pipeline.runners import RunnerFailed, describe_description, is_in_process, make_options, run_to_end
-from pipeline.start import AnnotateRequest, StartPlan, commit, inspect
+from pipeline.start import AnnotateRequest, StartedRun, StartPlan, commit, inspect
 from schemas.records import WorkUnit
+from transforms.answer_index import remove_answer_indexes
 
 
 def annotate(request: AnnotateRequest) -> PublishReport | None:
@@ -29,10 +29,10 @@ def annotate(request: AnnotateRequest) -> PublishReport | None:
     plan = inspect(request)
     for check in CHECKS:
         check(plan)
-    work = commit(plan)
+    started = commit(plan)
     _say(*describe_start(plan), *_find_warnings(plan))
     if plan.todo:
-        counters = _run_units(plan, work)
+        counters = _run_units(plan, started)
         if counters is None:
             return None
         record_end(plan.store, replace(plan.record, counters=counters))
@@ -43,6 +43,7 @@ def annotate(request: AnnotateRequest) -> PublishReport | None:
     published = publish(config.output, config.storage_options, config.failures, own)
     if published.is_complete:
         remove_set_aside(plan.store)
+        remove_answer_indexes(plan.store)
     config.failures.check_run(published.num_failed, published.num_clips, published.failure_reasons)
     return published
 
@@ -57,7 +58,7 @@ def _find_warnings(plan: StartPlan) -> list[str]:
     ]
 
 
-def _run_units(plan: StartPlan, work: PlannedWork) -> dict[str, int] | None:
+def _run_units(plan: StartPlan, started: StartedRun) -> dict[str, int] | None:
     """Runs the pipeline, with progress shown from a thread, and returns what the workers counted; None if none ran."""
     import apache_beam as beam
 
@@ -66,7 +67,7 @@ def _run_units(plan: StartPlan, work: PlannedWork) -> dict[str, int] | None:
     runner, output = plan.request.runner, plan.config.output
     options = make_options(runner, plan.request.beam_flags)
     pipeline = beam.Pipeline(options=options)
-    build_graph(pipeline, work, replace(plan.config, earlier=plan.reusable), plan.columns)
+    build_graph(pipeline, started.work, replace(plan.config, earlier=started.earlier), plan.columns)
     when_interrupted = (
         f"stopped; what is committed under {output} is kept. The same command goes on from there, "
         f"`publish --output {output}` builds tables of what is done"

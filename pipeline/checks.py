@@ -23,10 +23,11 @@ from framescribe.storage.parts import read_parts
 from framescribe.storage.plan import list_sources
 from framescribe.storage.redaction import clean_text, strip_credentials
 from pipeline.dataflow import check_dataflow, is_dataflow
+from pipeline.found import FoundOutput
 from pipeline.model_checks import check_model_loads, check_prompts_fit
 from pipeline.progress import write_count
 from pipeline.runners import check_runner, make_options
-from pipeline.start import FoundOutput, StartPlan
+from pipeline.start import StartPlan
 from schemas.records import InputKind
 from schemas.run_columns import OtherVersionsError, describe_other_versions
 from schemas.tables import TABLES
@@ -232,7 +233,7 @@ def check_reuse_fits(plan: StartPlan) -> None:
 
     Raises:
         FileNotFoundError: no run was started there.
-        OtherRunError: it is this run's own output, its model or frames were others, or it has none of the units.
+        OtherRunError: it is this run's own output, its model or frames were others, or it has none of the clips.
         OtherVersionsError: it was written under other minor versions.
     """
     earlier = plan.earlier
@@ -247,12 +248,13 @@ def check_reuse_fits(plan: StartPlan) -> None:
     if earlier.record is None:
         raise FileNotFoundError(f"no run in {address}: --reuse-from takes the --output of an earlier run")
     _check_same_answers(earlier.store, earlier.record, plan.record)
+    _check_same_versions(plan, earlier)
     if not plan.num_reusable:
         raise OtherRunError(
-            f"{address} has none of the {len(plan.units)} units of this run, so no answer of it can be taken: give the "
-            "same --input and --clips-per-unit as then, or leave out --reuse-from to ask everything"
+            f"{address} has none of the {plan.num_clips:,} clips of this run by their ids, so no answer of it can be "
+            "taken. An id begins with the names of folder and shard: give --input as then, or leave out --reuse-from "
+            "to ask everything"
         )
-    _check_same_versions(plan, earlier)
 
 
 def _identity(store: OutputStore) -> str:
@@ -260,7 +262,10 @@ def _identity(store: OutputStore) -> str:
 
 
 def _check_same_answers(store: OutputStore, recorded: RunRecord, run: RunRecord) -> None:
-    """Everything but the recipe must be the same: which questions are, each of them tells by itself."""
+    """All must be the same but the recipe, since each question tells by itself whether it is the same.
+
+    And how videos are cut: a window tells by its id and frames.
+    """
     either_auto = "auto" in (_dtype(recorded), _dtype(run))  # resolved by the workers
     then, now = (_without_recipe(one, drop_dtype=either_auto) for one in (recorded, run))
     if _as_json(then.settings) != _as_json(now.settings):
@@ -276,7 +281,7 @@ def _dtype(run: RunRecord) -> object:
 
 
 def _without_recipe(run: RunRecord, *, drop_dtype: bool) -> RunRecord:
-    settings = {name: value for name, value in run.settings.items() if name != "recipe"}
+    settings = {name: value for name, value in run.settings.items() if name not in ("recipe", "split_s")}
     if drop_dtype:
         settings["model"] = {name: value for name, value in settings.get("model", {}).items() if name != "dtype"}
     return replace(run, settings=settings, prompts={})

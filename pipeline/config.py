@@ -63,7 +63,7 @@ class RunConfig:
         split_s: cuts longer videos into windows of this many seconds; None keeps them whole.
         failures: when a worker stops, and the run is no success.
         retry_failed: units that are done again ask the model about their failed clips only.
-        earlier: a run whose answers to unchanged questions are taken; checked by `pipeline.checks`.
+        earlier: runs whose answers to unchanged questions are taken; checked by `pipeline.checks`.
         allow_other_versions: goes on, and takes earlier answers, under another minor version of FrameScribe, torch or
             transformers, and with workers that have one.
         storage_options: fsspec options for inputs and output; never written anywhere.
@@ -79,7 +79,7 @@ class RunConfig:
     failures: FailurePolicy = field(default_factory=FailurePolicy)
     retry_failed: bool = False
     workers: WorkerConfig = field(default_factory=WorkerConfig)
-    earlier: ReusableRun | None = None
+    earlier: tuple[ReusableRun, ...] = ()
     allow_other_versions: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: fsspec's own
 

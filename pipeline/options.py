@@ -234,7 +234,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--reuse-from",
         type=parse_place,
         metavar="FOLDER",
-        help="output of an earlier run of the same model, frames and inputs: what it asked already is not asked again",
+        help="output of an earlier run of the same model and frames: what it asked about a clip is not asked again",
     )
     most = "stop once more than this fraction of the clips failed; a run of which every clip failed is never a success"
     add_setting(group, "--max-failed-fraction", FailurePolicy, "max_failed_fraction", most, parse_fraction)

@@ -132,8 +132,8 @@ def describe_start(plan: StartPlan) -> Iterator[str]:
     """Yields lines on what a start found in its output and is going to do."""
     if plan.earlier is not None:
         yield (
-            f"{plan.num_reusable} of {len(plan.units)} units have earlier answers; what is unchanged in them is not "
-            "asked again"
+            f"of {write_count(plan.num_clips, 'clip')}, {plan.num_reusable:,} are in the earlier run: with the same "
+            "frames, what is unchanged of their questions is not asked again"
         )
     if plan.changed.unit_ids:
         fate = {"redo": "done again", "keep": "kept as they are"}.get(plan.request.changed_inputs or "", "not allowed")
@@ -144,9 +144,9 @@ def describe_start(plan: StartPlan) -> Iterator[str]:
     if plan.replaced:
         again = write_count(sum(unit.stop - unit.start for unit in plan.replaced), "clip")
         yield (
-            f"warning: up to {again} of those done before will be annotated again, or leave the tables if their files "
-            "are gone, since their shards are cut into other units now: files came or went, or --clips-per-unit is "
-            "another"
+            f"warning: up to {again} of those done before are written again, with the answers that are there, or leave "
+            "the tables if their files are gone, since their shards are cut into other units now: files came or went, "
+            "or --clips-per-unit is another"
         )
     if plan.outdated:
         yield f"in no table: {write_count(len(plan.outdated), 'part')} of shards that were cut into other units since"
@@ -194,7 +194,8 @@ def describe_reuse(counters: Mapping[str, int]) -> str | None:
     if not counters:
         return None
     reused, asked = (counters.get(f"framescribe.answers_{name}", 0) for name in ("reused", "asked"))
-    return f"answers: {reused} taken from the earlier run, {asked} asked"
+    clips = write_count(counters.get("framescribe.clips_with_earlier_answers", 0), "clip")
+    return f"answers: {reused:,} taken from an earlier run, for {clips}; {asked:,} asked"
 
 
 # `waiting` is the engine's thread without work: for frames to be decoded, or for a recipe to ask.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,16 +11,12 @@ import pyarrow.compute as pc
 
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
-from framescribe.publish.tables import is_table_file
 from framescribe.storage.access import Store
 from framescribe.storage.journal import (
     OtherRunError,
     RunRecord,
     check_still_ours,
     holds_run,
-    list_done_units,
-    list_set_aside,
-    read_run,
     record_start,
     remove_set_aside,
     set_part_aside,
@@ -35,16 +31,17 @@ from framescribe.storage.output import (
     open_output,
 )
 from framescribe.storage.parts import read_parts
-from framescribe.storage.plan import PlannedUnit, PlannedWork, Source, add_to_plan, list_sources, read_plan
+from framescribe.storage.plan import PlannedUnit, PlannedWork, Source, add_to_plan, list_sources
 from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
 from framescribe.storage.retries import RetryPolicy, retry_passing_errors
 from pipeline.config import RunConfig, choose_dtype_name, record_run, run_columns
+from pipeline.found import FoundAnswers, FoundOutput, find_answers, find_own_answers
 from pipeline.runners import is_in_process
-from pipeline.units import plan_units
+from pipeline.units import PlannedInputs, plan_inputs
 from schemas.part_rows import FAILED
 from schemas.records import WorkUnit
 from schemas.run_columns import RunColumns
-from schemas.tables import TABLES
+from transforms.answer_index import remove_answer_indexes
 from transforms.answer_reuse import ReusableRun
 
 
@@ -75,48 +72,6 @@ class ChangedInputs:
     changes: tuple[str, ...] = ()
 
 
-class FoundOutput:
-    """What an output folder holds, read only; each thing is looked up when first asked for, and once."""
-
-    def __init__(self, store: OutputStore) -> None:
-        self.store = store
-
-    @cached_property
-    def version(self) -> str | None:
-        """Version of run.json, to be replaced only as it was seen; None where there is none."""
-        return self.store.version(RUN_FILE)
-
-    @cached_property
-    def record(self) -> RunRecord | None:
-        """What run.json says; raises `DamagedRunError` where it says nothing."""
-        return read_run(self.store) if self.version is not None else None  # the version first: it may change between
-
-    @cached_property
-    def done(self) -> frozenset[str]:
-        """Ids of the units with a part."""
-        return frozenset(list_done_units(self.store))
-
-    @cached_property
-    def planned(self) -> tuple[PlannedUnit, ...]:
-        """The units that earlier starts planned."""
-        return tuple(read_plan(self.store))
-
-    @cached_property
-    def set_aside(self) -> frozenset[str]:
-        """Ids of the units whose part was set aside to be done again."""
-        return frozenset(list_set_aside(self.store))
-
-    @property
-    def holds_run(self) -> bool:
-        """Whether a run was started here, its record damaged or not, or at least parts are there."""
-        return self.version is not None or bool(self.done)
-
-    def list_tables(self) -> Iterator[str]:
-        """Yields the names of files that publishing would replace or remove."""
-        for table in TABLES:
-            yield from (f"{table}/{name}" for name in self.store.list_files(table) if is_table_file(table, name))
-
-
 class StartPlan:
     """What a start found and is going to do. Nothing is written; each thing is looked up when first needed, and once.
 
@@ -135,6 +90,11 @@ class StartPlan:
     def store(self) -> OutputStore:
         """The output."""
         return self.found.store
+
+    @property
+    def place(self) -> str:
+        """The output as workers open it."""
+        return str(self.store.local_path or self.request.config.output)
 
     @cached_property
     def reader(self) -> Store:
@@ -171,7 +131,7 @@ class StartPlan:
             config,
             engine=engine,
             sampling=replace(config.sampling, image_size=self.model.tower.image_size),
-            output=str(self.store.local_path or config.output),
+            output=self.place,
         )
 
     @cached_property
@@ -195,10 +155,15 @@ class StartPlan:
         return run_columns(self.config, self.checkpoint, self.model, self.dtype, self.record)
 
     @cached_property
-    def units(self) -> tuple[WorkUnit, ...]:
-        """All clips of the inputs, cut into units, in the planner's order."""
+    def inputs(self) -> PlannedInputs:
+        """All clips of the inputs, cut into units."""
         config = self.request.config
-        return plan_units(self.request.inputs, config.units, config.storage_options, config.reading)
+        return plan_inputs(self.request.inputs, config.units, config.storage_options, config.reading)
+
+    @property
+    def units(self) -> tuple[WorkUnit, ...]:
+        """The units of all clips, in the planner's order."""
+        return self.inputs.units
 
     @property
     def num_clips(self) -> int:
@@ -211,21 +176,30 @@ class StartPlan:
         place = self.request.reuse_from
         return None if place is None else FoundOutput(open_output(place, self.request.config.storage_options))
 
+    @cached_property
+    def reusable(self) -> tuple[FoundAnswers, ...]:
+        """Where answers are taken from: the earlier run, what was set aside here, and units that count no more."""
+        request, found = self.request, list[FoundAnswers]()
+        options = request.config.storage_options
+        if self.earlier is not None and self.earlier.record is not None:
+            place = str(self.earlier.store.local_path or request.reuse_from)
+            run = ReusableRun(place, self.earlier.record.fingerprint, storage_options=options)
+            found.append(find_answers(self.earlier.store, run, self.earlier.done, self.inputs))
+        if request.overwrite or self.found.record is None:
+            return tuple(found)
+        mine = ReusableRun(self.place, self.found.record.fingerprint, is_own=True, storage_options=options)
+        if self.redone or self.found.set_aside:
+            aside = replace(mine, output=f"{self.place.rstrip('/')}/{SET_ASIDE_FOLDER}")
+            found.append(FoundAnswers(aside, num_clips=0))
+        count_no_more = self.outdated.union(unit.unit_id for unit in self.replaced)
+        if count_no_more:
+            found.append(find_own_answers(self.store, mine, count_no_more, self.inputs))
+        return tuple(found)
+
     @property
     def num_reusable(self) -> int:
-        """Units of which the earlier run has a part."""
-        return len({unit.unit_id for unit in self.units} & (self.earlier.done if self.earlier else frozenset()))
-
-    @cached_property
-    def reusable(self) -> ReusableRun | None:
-        """The run whose answers are taken: the earlier one, or what was set aside here, now or by a killed start."""
-        options = self.config.storage_options
-        if self.earlier is not None and self.earlier.record is not None:
-            place = str(self.earlier.store.local_path or self.request.reuse_from)
-            return ReusableRun(place, self.earlier.record.fingerprint, options)
-        if self.redone or (self.found.set_aside and not self.request.overwrite):
-            return ReusableRun(f"{self.config.output.rstrip('/')}/{SET_ASIDE_FOLDER}", self.record.fingerprint, options)
-        return None
+        """Clips of this run that the run of `--reuse-from` has, as far as their ids tell."""
+        return sum(found.num_clips for found in self.reusable if not found.run.is_own)
 
     @cached_property
     def changed(self) -> ChangedInputs:
@@ -315,7 +289,15 @@ def inspect(request: AnnotateRequest) -> StartPlan:
     return StartPlan(request)
 
 
-def commit(plan: StartPlan) -> PlannedWork:
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """What is to be done, and where answers to it are taken from."""
+
+    work: PlannedWork
+    earlier: tuple[ReusableRun, ...]
+
+
+def commit(plan: StartPlan) -> StartedRun:
     """Starts the run in its folder, or goes on with it, and returns the work; the only place where a start writes.
 
     Shards that an earlier start planned stay planned, so a rerun may come with more inputs, or with new ones only.
@@ -332,7 +314,9 @@ def commit(plan: StartPlan) -> PlannedWork:
             store.remove(SUCCESS_FILE)  # before work begins: it spoke of fewer units, or of other rows
         for unit_id in sorted(plan.redone):
             set_part_aside(store, unit_id)
-        return add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo})
+        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo})
+    earlier = tuple(found.write_index(store, plan.place, plan.inputs) for found in plan.reusable) if plan.todo else ()
+    return StartedRun(work, earlier)
 
 
 def _record(plan: StartPlan, record: RunRecord) -> None:
@@ -359,6 +343,7 @@ def _remove_run(found: FoundOutput) -> None:
     for name in found.list_tables():
         store.remove(name)
     remove_set_aside(store)
+    remove_answer_indexes(store)
     for folder in (PARTS_FOLDER, PLAN_FOLDER):
         for file_name in store.list_files(folder):
             if file_name.endswith(".parquet"):

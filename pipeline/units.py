@@ -16,7 +16,7 @@ from framescribe.shards.files import JoinedTables, add_metadata, index_files, jo
 from framescribe.shards.kinds import compression_of
 from framescribe.shards.listing import FoundFile, find_inputs
 from framescribe.shards.manifests import index_manifest
-from framescribe.shards.naming import IndexedClip, NamedShard, hash_id, make_unit_id, name_shards
+from framescribe.shards.naming import IndexedClip, NamedShard, hash_id, hash_video_id, make_unit_id, name_shards
 from framescribe.shards.parquet import index_parquet
 from framescribe.shards.tar import index_tar
 from framescribe.storage.access import Store
@@ -34,10 +34,23 @@ _MAX_SHOWN_NAMES = 3
 
 @dataclass(frozen=True, slots=True)
 class _ShardPlan:
-    """What remains of a shard's listing once it is cut: its units and 64 bits for each clip id."""
+    """What remains of a shard's listing once it is cut: its units, and 64 bits for each clip id and each video's id."""
 
     units: tuple[WorkUnit, ...]
     id_hashes: np.ndarray  # uint64 [num_clips]
+    video_hashes: np.ndarray  # uint64 [num_clips], the very same array where no clip is a window
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedInputs:
+    """All clips of the inputs, cut into units, and what tells which of them an earlier run had.
+
+    Attributes:
+        video_hashes: `hash_video_id` of each clip, uint64, in the order of the units.
+    """
+
+    units: tuple[WorkUnit, ...]
+    video_hashes: np.ndarray
 
 
 def plan_units(
@@ -46,6 +59,16 @@ def plan_units(
     storage_options: Mapping[str, Any] | None = None,  # Any: fsspec takes what each store defines
     read: ReadConfig | None = None,
 ) -> tuple[WorkUnit, ...]:
+    """Returns the units of `plan_inputs`."""
+    return plan_inputs(inputs, config, storage_options, read).units
+
+
+def plan_inputs(
+    inputs: Sequence[str],
+    config: UnitConfig | None = None,
+    storage_options: Mapping[str, Any] | None = None,  # Any: fsspec takes what each store defines
+    read: ReadConfig | None = None,
+) -> PlannedInputs:
     """Lists the clips of all inputs and cuts them into units, the same ones in the same order on every machine.
 
     Args:
@@ -59,7 +82,8 @@ def plan_units(
     store = Store(storage_options or {}, read or ReadConfig())
     shards, plans = _plan_files(store, find_inputs(store, inputs), config or UnitConfig())
     _check_unique(store, shards, plans)
-    return tuple(unit for plan in plans for unit in plan.units)
+    video_hashes = np.concatenate([plan.video_hashes for plan in plans])
+    return PlannedInputs(tuple(unit for plan in plans for unit in plan.units), video_hashes)
 
 
 def _plan_files(
@@ -135,11 +159,18 @@ def _map_in_threads(
 
 def _plan_shard(store: Store, shard: NamedShard, config: UnitConfig) -> _ShardPlan:
     units: list[WorkUnit] = []
-    id_hashes = array("Q")
+    id_hashes, video_hashes = array("Q"), array("Q")
     for clips in _gather_units(shard, _index(store, shard), config):
         units.append(_make_unit(shard, clips, start=len(id_hashes)))
-        id_hashes.extend(hash_id(clip.clip_id) for clip in clips)
-    return _ShardPlan(tuple(units), np.array(id_hashes, np.uint64))
+        hashes = [hash_id(clip.clip_id) for clip in clips]
+        id_hashes.extend(hashes)
+        video_hashes.extend(map(_hash_video, clips, hashes))
+    ids, videos = np.array(id_hashes, np.uint64), np.array(video_hashes, np.uint64)
+    return _ShardPlan(tuple(units), ids, ids if np.array_equal(ids, videos) else videos)
+
+
+def _hash_video(clip: IndexedClip, id_hash: int) -> int:
+    return hash_video_id(clip.clip_id) if "@" in clip.clip_id else id_hash
 
 
 def _index(store: Store, shard: NamedShard) -> Iterator[IndexedClip]:

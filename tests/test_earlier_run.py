@@ -9,7 +9,8 @@ import pytest
 from framescribe.storage.journal import OtherRunError, RunRecord, record_start
 from framescribe.storage.output import open_output
 from pipeline.checks import check_reuse_fits
-from pipeline.start import FoundOutput, StartPlan
+from pipeline.found import FoundOutput
+from pipeline.start import StartPlan
 from tests.support.output_fixtures import commit, make_annotation, make_units, memory_output, plan_start
 
 MODEL = {"name": "7b", "revision": "abc", "dtype": "bfloat16"}
@@ -42,14 +43,14 @@ def with_model(**changes: str) -> RunRecord:
     return replace(OTHER_RECIPE, settings={**OTHER_RECIPE.settings, "model": {**MODEL, **changes}})
 
 
-def test_a_run_with_another_recipe_is_taken_and_its_units_are_counted(earlier):
+def test_a_run_with_another_recipe_is_taken_and_its_clips_are_counted(earlier):
     plan = find(earlier)
-    assert plan.reusable is not None
-    assert (plan.reusable.output, plan.reusable.fingerprint, plan.num_reusable) == (earlier, "f00d", 1)
+    (found,) = plan.reusable
+    assert (found.run.output, found.run.fingerprint, plan.num_reusable) == (earlier, "f00d", 3)
 
 
 def test_a_run_with_the_same_recipe_is_taken_too(earlier):
-    assert find(earlier, RUN).num_reusable == 1
+    assert find(earlier, RUN).num_reusable == 3
 
 
 def test_another_model_is_refused_with_the_setting_that_differs_and_what_to_do(earlier):
@@ -71,7 +72,7 @@ def test_another_number_format_is_refused(earlier):
 
 
 def test_what_auto_comes_to_is_left_to_the_workers(earlier):
-    assert find(earlier, with_model(dtype="auto")).num_reusable == 1
+    assert find(earlier, with_model(dtype="auto")).num_reusable == 3
 
 
 def test_the_runs_own_output_is_refused_also_by_another_name(earlier, tmp_path):
@@ -86,5 +87,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_a_run_over_other_inputs_is_refused_before_work_starts(earlier):
-    with pytest.raises(OtherRunError, match=r"none of the 1 units of this run.*--clips-per-unit"):
+    with pytest.raises(OtherRunError, match=r"none of the 3 clips of this run by their ids.*--input"):
         find(earlier, OTHER_RECIPE, None, "three")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,7 @@ class FullEngine(StubEngine):
         super().__init__(checkpoint_revision())
         self._too_large = too_large
         self.asked: list[str] = []
+        self.tokenizer = SimpleNamespace(decode=lambda token_ids: " ".join(map(str, token_ids)))
 
     def answer(self, future, completion):
         self.asked.append(completion.clip_id)
@@ -107,13 +109,18 @@ def test_with_nothing_failed_nothing_is_done_again(tmp_path, shard):
     assert again.asked == []
 
 
-def test_a_retry_that_cuts_other_units_warns_of_the_clips_that_are_annotated_again(tmp_path, shard, capsys):
+def test_a_retry_that_cuts_other_units_asks_what_failed_and_says_that_the_others_are_written_again(
+    tmp_path, shard, capsys
+):
     run(FullEngine("1"), tmp_path, shard)
-    assert "annotated again" not in capsys.readouterr().err
+    assert "written again" not in capsys.readouterr().err
     again = FullEngine("nothing")
     run(again, tmp_path, shard, "--retry-failed", "--clips-per-unit", "2")
-    assert len(again.asked) == 6
-    assert "warning: up to 6 clips of those done before will be annotated again" in capsys.readouterr().err
+    assert len(again.asked) == 1
+    assert (
+        "warning: up to 6 clips of those done before are written again, with the answers that are there"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_unit_that_was_never_done_is_done_by_a_retry_too(tmp_path, shard):

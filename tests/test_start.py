@@ -72,20 +72,25 @@ def test_workers_ask_the_hub_for_the_commit_that_the_start_found(tmp_path, monke
 
 @pytest.mark.parametrize("flags", [(), ("--retry-failed",), ("--changed-inputs", "redo")])
 def test_each_thing_is_looked_up_once(tmp_path, monkeypatch, flags):
+    import pipeline.found
     import pipeline.start
 
     assert annotate(tmp_path) == 0
     looked_up: Counter[str] = Counter()
-    names = ("find_checkpoint", "read_model_config", "plan_units", "read_run", "list_done_units", "read_plan")
+    looking = {
+        pipeline.start: ("find_checkpoint", "read_model_config", "plan_inputs"),
+        pipeline.found: ("read_run", "list_done_units", "read_plan"),
+    }
+    names = [(module, name) for module, of_module in looking.items() for name in of_module]
 
-    def spy(name):
-        real = getattr(pipeline.start, name)
+    def spy(module, name):
+        real = getattr(module, name)
         return lambda *args, **kwargs: (looked_up.update([name]), real(*args, **kwargs))[1]
 
-    for name in names:
-        monkeypatch.setattr(pipeline.start, name, spy(name))
+    for module, name in names:
+        monkeypatch.setattr(module, name, spy(module, name))
     assert annotate(tmp_path, *flags) == 0
-    assert looked_up == dict.fromkeys(names, 1)
+    assert looked_up == {name: 1 for _, name in names}
 
 
 def test_a_plan_of_a_begun_run_says_what_is_done_and_writes_nothing(tmp_path, capsys):

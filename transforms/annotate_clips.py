@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.errors import ClipTooLarge, EngineBroken, PromptTooLong
 from framescribe.recipes.engine_video import EngineVideo, WrongVideo
 from framescribe.recipes.recipe import Recipe
-from schemas.records import ClipAnnotation, FailedClip, SampledClip, Stage, UnitEnd
+from schemas.records import ClipAnnotation, FailedClip, KeptCompletion, SampledClip, Stage, UnitEnd
 from transforms.answer_reuse import ClipMemory, EarlierAnswers, RememberingVideo, ReusableRun
 from transforms.lookahead import LookAheadDoFn
 from transforms.worker import ENGINE_TOTALS, WORKER, Budget, RunningEngine, Worker, WorkerConfig, name_dtype
@@ -40,14 +40,14 @@ class AnnotateClipsConfig:
 
     Attributes:
         model_revision: what the checkpoint's revision must be in the worker; None accepts any.
-        earlier: a run of the same model and frames; what it asked already is not asked again.
+        earlier: runs of the same model and frames; what they asked already is not asked again.
     """
 
     engine: EngineConfig
     recipe: Recipe
     model_revision: str | None = None
     workers: WorkerConfig = field(default_factory=WorkerConfig)
-    earlier: ReusableRun | None = None
+    earlier: tuple[ReusableRun, ...] = ()
 
 
 class AnnotateClips(beam.PTransform):  # type: ignore[misc]  # Beam has no types
@@ -72,6 +72,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         self._worker = worker
         self._num_asked = Metrics.counter(_NAMESPACE, "answers_asked")
         self._num_reused = Metrics.counter(_NAMESPACE, "answers_reused")
+        self._num_clips_known = Metrics.counter(_NAMESPACE, "clips_with_earlier_answers")
         self._totals = {name: Metrics.counter(_ENGINE_NAMESPACE, _metric_name(name)) for name in ENGINE_TOTALS}
 
     def setup(self) -> None:
@@ -86,7 +87,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         self._frames: Budget = self._worker.get_frame_budget(config.workers.frame_memory_bytes)
         self._clips: Budget = self._worker.get_clip_budget(config.workers.prefetch_clips)
         engine = self._running.engine
-        self._answers = None if config.earlier is None else EarlierAnswers(config.earlier, name_dtype(engine))
+        self._earlier = [EarlierAnswers(run, name_dtype(engine)) for run in config.earlier]
         if config.model_revision not in (None, engine.checkpoint.revision):
             raise ModelChanged(
                 f"{engine.checkpoint.name} has revision {engine.checkpoint.revision} here, the run was started with "
@@ -108,12 +109,16 @@ class AnnotateClipsFn(LookAheadDoFn):
         with ExitStack() as on_error:
             on_error.callback(self._clips.release, 1)
             on_error.callback(release)
-            memory = ClipMemory({} if self._answers is None else self._answers.find(element))
+            memory = ClipMemory(self._find_answers(element))
             future = self._running.run(self._annotate(element, release, memory))
             on_error.pop_all()
         future.add_done_callback(lambda _: release())
         future.add_done_callback(lambda _: self._clips.release(1))
         return future
+
+    def _find_answers(self, clip: SampledClip) -> Mapping[bytes, KeptCompletion]:
+        """Returns what the first run that knows anything of the clip was answered."""
+        return next(filter(None, (run.find(clip) for run in self._earlier)), {})
 
     def wait_for_room(self, element: SampledClip) -> None:  # noqa: ARG002  # every clip is one
         """Blocks until a clip of another thread has its answers."""
@@ -130,6 +135,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         outcome, memory = self._wait(future)
         self._num_asked.inc(memory.num_asked)
         self._num_reused.inc(memory.num_reused)
+        self._num_clips_known.inc(int(memory.num_reused > 0))
         return outcome
 
     def _wait(self, future: Future[tuple[_Outcome, ClipMemory]]) -> tuple[_Outcome, ClipMemory]:

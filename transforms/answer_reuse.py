@@ -3,7 +3,8 @@
 An answer depends on the model, the frames with their times, the words of the question and the limits of generation. So
 what a changed recipe asks anew follows from the questions themselves: an unchanged prompt with unchanged texts filled
 in is the very same question, and a prompt that changed, or that a changed answer is filled into, is not. Answers of an
-earlier run are read when their clip comes, from the part of the clip's own unit.
+earlier run are read when their clip comes, from the part that holds it there: the part of the clip's own unit where
+both runs cut the same units, else the one that an index names (`transforms.answer_index`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from framescribe.storage.journal import DamagedRunError, read_part
 from framescribe.storage.output import OutputStore, open_output, part_name
 from schemas.part_rows import read_completions
 from schemas.records import KeptCompletion, SampledClip
+from schemas.tables import PART_SCHEMA
+from transforms.answer_index import AnswerIndex, AnswerIndexReader
 
 _DIGEST_BYTES = 16
 _Seen = tuple[str, tuple[float, ...], float]
@@ -126,8 +129,10 @@ def digest_question(seen: _Seen | None, question: str, generation: GenerationCon
     return hashlib.blake2b(asked.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-# Clips arrive in the order in which they are decoded: the last of a unit after the first of the next.
-_UNITS_AT_HAND = 4
+# Clips arrive in the order in which they are decoded: the last of a unit after the first of the next. And a unit may
+# draw on many parts of a run that cut smaller ones.
+_BYTES_AT_HAND = 64 << 20
+_PARTS_AT_HAND = 256
 _COLUMNS = ["clip_id", "frames_digest", "dtype", "completions"]
 
 
@@ -137,15 +142,25 @@ class OtherDtypeError(FrameScribeError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ReusableRun:
-    """A run whose answers may be taken: its output, and the fingerprint that its parts must carry."""
+    """A run whose answers may be taken.
+
+    Attributes:
+        output, fingerprint: where its parts lie, and what they must carry.
+        index: says which part has a clip, where that is not the part of the clip's own unit.
+        index_output: where the index lies: in the output of the run that takes the answers.
+        is_own: whether it is an earlier state of the run that takes the answers.
+    """
 
     output: str
     fingerprint: str
+    index: AnswerIndex = field(default_factory=AnswerIndex)
+    index_output: str = ""
+    is_own: bool = False
     storage_options: StorageOptions = field(default_factory=dict, repr=False)
 
 
 class EarlierAnswers:
-    """What an earlier run asked about a clip; keeps the parts of a few units at hand. One bundle thread's own."""
+    """What an earlier run asked about a clip; keeps a few of its parts at hand. One bundle thread's own."""
 
     def __init__(self, run: ReusableRun, dtype: str) -> None:
         """Opens the run's output.
@@ -156,7 +171,9 @@ class EarlierAnswers:
         self._run = run
         self._dtype = dtype
         self._store: OutputStore = open_output(run.output, run.storage_options)
-        self._parts: OrderedDict[str, dict[str, pa.Table]] = OrderedDict()
+        index_store = open_output(run.index_output, run.storage_options) if run.index.names else self._store
+        self._index = AnswerIndexReader(index_store, run.index)
+        self._parts: OrderedDict[str, _Part] = OrderedDict()
 
     def find(self, clip: SampledClip) -> Mapping[bytes, KeptCompletion]:
         """Returns question digest to completion; nothing for a clip that failed, is new or has other frames now.
@@ -165,33 +182,64 @@ class EarlierAnswers:
             OtherDtypeError: the answers were computed in another number format.
             DamagedRunError: the part is damaged or of other settings than the run.
         """
-        row = self._rows(clip.ref.unit_id).get(clip.ref.clip_id)
-        if row is None or row["frames_digest"][0].as_py() != clip.sampling.frames_digest:
+        clip_id, unit_id = clip.ref.clip_id, clip.ref.unit_id
+        for place in (unit_id, *self._index.find(unit_id, clip_id)):
+            row = self._open(place).find(clip_id)
+            if row is not None and row["frames_digest"][0].as_py() == clip.sampling.frames_digest:
+                return self._read_row(row)
+        return {}
+
+    def _read_row(self, row: pa.Table) -> Mapping[bytes, KeptCompletion]:
+        dtype = row["dtype"][0].as_py()
+        if self._run.is_own and dtype != self._dtype:
             return {}
-        check_same_dtype(row["dtype"][0].as_py(), self._dtype)
+        check_same_dtype(dtype, self._dtype)
         return {one.question_digest: one for one in read_completions(row["completions"][0].as_py())}
 
-    def _rows(self, unit_id: str) -> dict[str, pa.Table]:
-        """Clip id to row; the completions stay packed until their clip comes."""
+    def _open(self, unit_id: str) -> _Part:
         if unit_id not in self._parts:
             self._parts[unit_id] = self._read(unit_id)
         self._parts.move_to_end(unit_id)
-        if len(self._parts) > _UNITS_AT_HAND:
+        while len(self._parts) > 1 and self._is_too_much():
             self._parts.popitem(last=False)
         return self._parts[unit_id]
 
-    def _read(self, unit_id: str) -> dict[str, pa.Table]:
+    def _is_too_much(self) -> bool:
+        num_bytes = sum(part.num_bytes for part in self._parts.values())
+        return len(self._parts) > _PARTS_AT_HAND or num_bytes > _BYTES_AT_HAND
+
+    def _read(self, unit_id: str) -> _Part:
         try:
             part = read_part(self._store, unit_id, _COLUMNS)
         except FileNotFoundError:  # the earlier run did not come so far, or had other inputs
-            return {}
+            return _Part.of(PART_SCHEMA.empty_table())
         found = (part.schema.metadata or {}).get(b"fingerprint", b"").decode()
+        if found != self._run.fingerprint and self._run.is_own:
+            return _Part.of(PART_SCHEMA.empty_table())
         if found != self._run.fingerprint:
             raise DamagedRunError(
                 f"{self._store.address(part_name(unit_id))} was made with the settings {found!r}, but the run there "
                 f"has {self._run.fingerprint!r}: remove that part, or leave out --reuse-from"
             )
-        return {clip_id: part.slice(row, 1) for row, clip_id in enumerate(part["clip_id"].to_pylist())}
+        return _Part.of(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of the earlier run; its completions stay packed until their clip comes."""
+
+    rows: pa.Table
+    places: Mapping[str, int]
+    num_bytes: int
+
+    @staticmethod
+    def of(rows: pa.Table) -> _Part:
+        places = {clip_id: place for place, clip_id in enumerate(rows["clip_id"].to_pylist())}
+        return _Part(rows, places, rows.nbytes)
+
+    def find(self, clip_id: str) -> pa.Table | None:
+        place = self.places.get(clip_id)
+        return None if place is None else self.rows.slice(place, 1)
 
 
 def check_same_dtype(earlier: str, now: str) -> None:

@@ -16,6 +16,7 @@ from schemas.records import InputKind, WorkUnit
 
 _MAX_ID_CHARS = 240
 _MAX_SLUG_CHARS = 60
+_WINDOW = re.compile(r"@\d+(\.\d+)?-(\d+(\.\d+)?)?$")  # what `window_suffix` writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,11 @@ def check_unit(unit: WorkUnit, contents: Iterable[str]) -> None:
 def hash_id(clip_id: str) -> int:
     """Returns 64 bits of a hash of a clip id, to look for duplicates among millions."""
     return int.from_bytes(hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def hash_video_id(clip_id: str) -> int:
+    """Returns the hash of a clip id without its window: the same for a video and for all that it is cut into."""
+    return hash_id(_WINDOW.sub("", clip_id))
 
 
 def _name_folder(root: str, label: str, named: list[tuple[FoundFile, str]]) -> NamedShard:

@@ -48,6 +48,7 @@ TURN_FILE = f"{JOURNAL_FOLDER}/locks/turn"
 REPLACE_FILE = f"{JOURNAL_FOLDER}/locks/replace"
 PROBE_PREFIX = f"{JOURNAL_FOLDER}/locks/probe-"
 SET_ASIDE_FOLDER = f"{JOURNAL_FOLDER}/set_aside"  # laid out like an output of its own, so that it can be read as one
+ANSWER_INDEX_FOLDER = f"{JOURNAL_FOLDER}/earlier"  # which part of an earlier run has a clip, while a run is at work
 CARD_FILE = "README.md"
 SUCCESS_FILE = "_SUCCESS"
 _PARQUET = ".parquet"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+import numpy as np
+
 from framescribe.decoding.config import SamplingConfig
 from framescribe.decoding.sampling import Sampling
 from framescribe.llava_video.engine.config import EngineConfig
@@ -14,8 +16,10 @@ from framescribe.storage.journal import RunRecord, commit_part
 from framescribe.storage.output import OutputStore, open_output
 from pipeline.checks import check_same_settings, check_tables_are_ours
 from pipeline.config import RunConfig
-from pipeline.start import AnnotateRequest, FoundOutput, StartPlan, inspect
+from pipeline.found import FoundOutput
+from pipeline.start import AnnotateRequest, StartPlan, inspect
 from pipeline.start import commit as commit_start
+from pipeline.units import PlannedInputs
 from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, InputKind, Stage, UnitEnd, WorkUnit
 from schemas.run_columns import RunColumns
@@ -135,7 +139,8 @@ def plan_start(store: OutputStore, record: RunRecord, units: Sequence[WorkUnit],
     """Returns what a start finds that knows its settings and units already."""
     config = RunConfig("unused", EngineConfig("unused"), load_recipe("model_card"), SamplingConfig())
     plan = inspect(AnnotateRequest(config, inputs=(), overwrite=overwrite))
-    plan.found, plan.config, plan.record, plan.units = FoundOutput(store), config, record, tuple(units)
+    plan.found, plan.config, plan.record = FoundOutput(store), config, record
+    plan.inputs = PlannedInputs(tuple(units), np.arange(sum(unit.stop - unit.start for unit in units), dtype=np.uint64))
     return plan
 
 
