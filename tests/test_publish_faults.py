@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from framescribe.publish.export import CannotExport, ExportConfig, export
 from framescribe.publish.publish import OwnUnits, publish
 from framescribe.publish.sort import index_clips
 from framescribe.storage.journal import DamagedRunError, OtherRunError
@@ -39,6 +43,18 @@ Path.replace = place_and_die
 from framescribe.publish.publish import publish
 publish(sys.argv[1])
 """
+PUBLISH_AND_WAIT = PUBLISH_AND_DIE.replace("SIGKILL", "SIGSTOP")
+READ_AND_WAIT = """
+import os, signal, sys, tempfile
+make_folder = tempfile.mkdtemp
+def make_and_wait(*args, **named):
+    if str(named.get("prefix")).startswith(".read"):  # the folder that takes the name of the target at the end
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return make_folder(*args, **named)
+tempfile.mkdtemp = make_and_wait
+from run_pipeline import main
+raise SystemExit(main(sys.argv[1:]))
+"""
 PUBLISH = """
 import sys
 from framescribe.publish.publish import publish
@@ -63,6 +79,11 @@ def start_publish(output: Path) -> subprocess.Popen[str]:
     return publishing
 
 
+def wait_until_suspended(process: subprocess.Popen[str]) -> None:
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+
+
 def read_files(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
@@ -78,6 +99,46 @@ def test_a_publish_killed_between_two_files_leaves_no_success_and_done_again_wha
     assert not (output / "_SUCCESS").exists()
     publish(str(output))
     assert read_files(output) == undisturbed
+
+
+@pytest.mark.parametrize("num_placed", [3, 5])  # of captions, qa, clips, failures and the card; then `_SUCCESS`
+def test_tables_that_are_removed_before_they_are_a_success_are_built_again(output, num_placed):
+    publish(str(output))
+    undisturbed = read_files(output)
+    arguments = [sys.executable, "-c", PUBLISH_AND_WAIT, str(output), str(num_placed)]
+    with subprocess.Popen(arguments) as publishing:
+        wait_until_suspended(publishing)
+        shutil.rmtree(output / "captions")
+        publishing.send_signal(signal.SIGCONT)
+    assert publishing.returncode == 0
+    assert read_files(output) == undisturbed
+
+
+@pytest.mark.parametrize("command", [("export", "--format", "hf", "--no-videos"), ("review", "--thumbnails", "0")])
+def test_tables_that_are_published_anew_while_they_are_read_are_not_mixed(output, tmp_path_factory, command):
+    target = tmp_path_factory.mktemp("target") / "read"
+    publish(str(output))
+    name, *flags = command
+    arguments = [sys.executable, "-c", READ_AND_WAIT, name, str(output), "--to", str(target), *flags]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as reading:
+        wait_until_suspended(reading)
+        (output / "_framescribe/parts/unit-3.parquet").unlink()
+        commit(str(output), "unit-3", [make_annotation(f"unit-3-{n}", "unit-3", num_pairs=1) for n in range(3)])
+        publish(str(output))
+        reading.send_signal(signal.SIGCONT)
+        words = reading.stderr.read()
+    assert (reading.returncode, target.exists()) == (1, False)
+    assert "published anew in the middle" in words.splitlines()[-1]
+
+
+def test_tables_of_two_publishes_are_not_exported_together(output, tmp_path_factory):
+    publish(str(output))
+    captions = next((output / "captions").glob("*.parquet"))
+    pq.write_table(pq.read_table(captions).slice(1), captions)
+    target = tmp_path_factory.mktemp("target") / "read"
+    with pytest.raises(CannotExport, match="do not belong together"):
+        export(str(output), target, ExportConfig("hf", has_videos=False))
+    assert not target.exists()
 
 
 def test_two_publishes_at_once_leave_what_one_leaves(output):

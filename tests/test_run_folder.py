@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from framescribe.storage.journal import (
     set_part_aside,
 )
 from framescribe.storage.output import OutputStore, open_output, part_name
-from framescribe.storage.plan import PlannedUnit, Source, read_plan
+from framescribe.storage.plan import PlannedUnit, Source, add_to_plan, read_plan
 from framescribe.storage.retries import StoreError
 from pipeline.checks import check_same_settings, describe_difference
 from pipeline.config import RunConfig
 from pipeline.start import AnnotateRequest, inspect
 from pipeline.start import commit as commit_start
 from schemas.part_rows import build_part
+from schemas.records import InputKind
 from tests.support.output_fixtures import (
     RUN,
     RUN_RECORD,
@@ -352,3 +354,33 @@ def test_what_auto_comes_to_is_known_where_the_start_is_the_worker(tmp_path, mon
     (tmp_path / "g9").symlink_to(CHECKPOINT)
     monkeypatch.chdir(tmp_path)
     assert (inspect_here("out").dtype, inspect_here("out", "DataflowRunner").dtype) == ("float32", "auto")
+
+
+@pytest.mark.parametrize("name", ["000000-0123456789abcdef.parquet.bak", "notes.txt", "000001-x.parquet"])
+def test_what_others_put_beside_the_plan_is_no_plan(output, name):
+    store, units = open_output(output), make_units("one", "two")
+    start_run(store, RUN_RECORD, units)
+    planned = read_plan(store)
+    store.put(f"_framescribe/plan/{name}", b"mine")
+    assert read_plan(store) == planned
+    start_run(store, RUN_RECORD, [*units, *make_units("one", "two", "three")[2:]])
+    assert len(read_plan(store)) == 3
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 1500])
+def test_a_damaged_plan_is_named_with_what_to_do(output, num_bytes):
+    store = open_output(output)
+    start_run(store, RUN_RECORD, make_units("one"))
+    name = f"_framescribe/plan/{store.list_files('_framescribe/plan')[0]}"
+    whole = store.read(name)
+    store.put(name, whole[:num_bytes] + b"x" * (len(whole) - num_bytes) * (num_bytes == 1500))
+    with pytest.raises(DamagedRunError, match="plan/0000.*is damaged .* remove it and start"):
+        read_plan(store)
+
+
+def test_a_file_whose_name_is_no_text_is_planned_and_its_unit_carried(output):
+    name = os.fsdecode(b"/videos/\xff.mp4")
+    unit = replace(make_units("one")[0], kind=InputKind.FILES, files=(name,), clip_ids=("_",), stop=1, metadata=("{}",))
+    work = add_to_plan(open_output(output), [unit], {"one"})
+    assert work.units == (unit,)
+    assert [one.unit_id for one in read_plan(open_output(output))] == ["one"]

@@ -45,7 +45,10 @@ from schemas.tables import TABLES
 REPORT_FILE = "export.json"
 _CLIP_COLUMNS = ("clip_id", "source", "member", "start_s", "end_s")
 _COLUMNS = {
-    "clips": (*_CLIP_COLUMNS, "duration_s", "frame_indices", "timestamps_s", "model", "recipe"),
+    "clips": (
+        *(*_CLIP_COLUMNS, "duration_s", "frame_indices", "timestamps_s", "model", "recipe"),
+        *("num_captions", "num_qa_pairs"),
+    ),
     "captions": ("clip_id", "caption_index", "level", "caption_start_s", "caption_end_s", "text", "status"),
     "qa": (
         *("clip_id", "qa_index", "kind", "question_type", "question", "answer", "options", "answer_letter", "status"),
@@ -107,6 +110,7 @@ def export(
         videos.close()
         _check_counts(counts)
         job.close()
+        tables.check_unchanged()
     return ExportReport(counts, SUCCESS_FILE in store.list_files(""))
 
 
@@ -114,15 +118,13 @@ class PublishedTables:
     """Reads the published tables clip by clip; all are sorted by clip id.
 
     Raises:
-        CannotExport: there are none.
+        CannotExport: there are none, or they were published anew in the middle, so that they do not belong together.
     """
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
-        self._files = {
-            table: [f"{table}/{name}" for name in store.list_files(table) if is_table_file(table, name)]
-            for table in TABLES
-        }
+        self._seen = self._list()
+        self._files = {table: sorted(files) for table, files in self._seen.items()}
         if not all(self._files.values()):
             raise CannotExport(
                 f"{store.address('')} has no tables: `annotate` makes them, or `publish` of what is done"
@@ -138,11 +140,16 @@ class PublishedTables:
                 if waiting[place][0] == clip["clip_id"]:
                     found[place] = list(waiting[place][1])
                     waiting[place] = next(group, (None, iter(())))
+            if [len(rows) for rows in found] != [clip["num_captions"], clip["num_qa_pairs"]]:
+                raise self._torn()
             yield clip, found[0], found[1]
         if any(clip_id is not None for clip_id, _ in waiting):
-            raise CannotExport(
-                f"{self._store.address('')}: the tables do not belong together: `publish` builds them anew"
-            )
+            raise self._torn()
+
+    def check_unchanged(self) -> None:
+        """Raises `CannotExport` where somebody published since the files were first listed."""
+        if self._list() != self._seen:
+            raise self._torn()
 
     def rows(self, table: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Yields the rows of a table in its order."""
@@ -150,6 +157,23 @@ class PublishedTables:
             file = pq.ParquetFile(io.BytesIO(self._store.read(name)))
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=list(columns or _COLUMNS[table])):
                 yield from batch.to_pylist()
+
+    def _list(self) -> dict[str, dict[str, str]]:
+        """Returns table to file to version."""
+        return {
+            table: {
+                f"{table}/{name}": version
+                for name, version in self._store.list_versions(table).items()
+                if is_table_file(table, name)
+            }
+            for table in TABLES
+        }
+
+    def _torn(self) -> CannotExport:
+        return CannotExport(
+            f"{self._store.address('')}: the tables do not belong together, or were published anew in the middle: wait "
+            "for the run that publishes there, or let `publish` build them, then start the same command again"
+        )
 
     def origin(self) -> str:
         """Returns who wrote the rows, for the card; of a local checkpoint only its folder's own name."""

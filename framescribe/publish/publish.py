@@ -157,20 +157,26 @@ def _publish_snapshot(
             card = write_card(snapshot.run, published, counts, store.read_text(CARD_FILE)).encode()
             _replace(store.replace(CARD_FILE, card, snapshot.published.get(CARD_FILE)))
             if is_success:
-                _mark_success(store, success, snapshot, own, has_turn)
+                files = frozenset(f"{table}/{path.name}" for table, of_table in paths.items() for path in of_table)
+                _mark_success(
+                    store, success, lambda: has_turn() and _is_true(_take_snapshot(store, own), snapshot, files)
+                )
     return published
 
 
-def _mark_success(
-    store: OutputStore, success: bytes, snapshot: _Snapshot, own: OwnUnits | None, has_turn: Callable[[], bool]
-) -> None:
+def _mark_success(store: OutputStore, success: bytes, is_true: Callable[[], bool]) -> None:
     """Writes `_SUCCESS`, and takes it back where it was not true any more when it was written."""
-    if _take_snapshot(store, own).read != snapshot.read:
+    if not is_true():
         raise Overtaken
     _replace(store.create(SUCCESS_FILE, success))
-    if not has_turn() or _take_snapshot(store, own).read != snapshot.read:
+    if not is_true():
         store.remove(SUCCESS_FILE)
         raise Overtaken
+
+
+def _is_true(now: _Snapshot, snapshot: _Snapshot, files: frozenset[str]) -> bool:
+    """Whether run, plan and parts are still those of the tables, and the tables' files still there."""
+    return now.read == snapshot.read and files <= now.published.keys()
 
 
 def _check_unchanged(now: _Snapshot, snapshot: _Snapshot, has_turn: Callable[[], bool]) -> None:

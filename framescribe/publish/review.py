@@ -84,6 +84,7 @@ def review(
             pages.add({name: failure[name] for name in _FAILURE_COLUMNS}, _index_failure(failure))
         pages.close("" if run is None else run.fingerprint)
         shutil.copyfile(PAGE, folder / "index.html")
+        tables.check_unchanged()
     return ReviewReport(num_clips + num_failed, num_failed, num_without)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from framescribe.storage.journal import DamagedRunError
 from framescribe.storage.output import PLAN_FOLDER, OutputStore
-from framescribe.storage.redaction import redact, strip_credentials
+from framescribe.storage.redaction import clean_text, redact, strip_credentials
 from schemas.records import InputKind, PlanSlice, WorkUnit
 
 # A slice of the plan is read at once by a worker, so a million clips are some 120 elements of a job.
 _UNITS_PER_SLICE = 256
 _SIGNS = frozenset("@?#")  # of a password, a query and a fragment
+_PLAN_NAME = re.compile(r"\d{6,}-[0-9a-f]{16}\.parquet")
 
 _PLAN_SCHEMA = pa.schema(
     [
@@ -96,7 +99,7 @@ def add_to_plan(store: OutputStore, units: Iterable[WorkUnit], todo: Collection[
     table = pa.Table.from_pylist(rows, schema=_PLAN_SCHEMA)
     pq.write_table(table, buffer, compression="zstd", row_group_size=_UNITS_PER_SLICE)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
-    names = store.list_files(PLAN_FOLDER)
+    names = _list_plans(store)
     # One file a start, never one that is changed: jobs started at once cannot lose each other's units.
     if not names or digest not in names[-1]:
         number = int(names[-1].partition("-")[0]) + 1 if names else 0
@@ -155,9 +158,12 @@ def read_plan(store: OutputStore) -> list[PlannedUnit]:
 
     A shard that changed between two starts, such as a folder with one more video, is cut anew; the
     units of its older listing are no longer planned.
+
+    Raises:
+        DamagedRunError: a file of the plan is not what a start wrote.
     """
     newest: dict[str, list[PlannedUnit]] = {}
-    for name in store.list_files(PLAN_FOLDER):
+    for name in _list_plans(store):
         of_start: dict[str, list[PlannedUnit]] = {}
         for unit in _read_plan_file(store, name):
             of_start.setdefault(unit.shard_id, []).append(unit)
@@ -171,7 +177,10 @@ def list_sources(unit: WorkUnit) -> tuple[Source, ...]:
     versions = unit.versions or ("",) * len(uris)
     tables = unit.metadata or ("{}",) * len(uris)
     return tuple(
-        Source(strip_credentials(uri), version if about == "{}" else f"{version} metadata {_digest(about)}".strip())
+        Source(
+            clean_text(strip_credentials(uri)),
+            version if about == "{}" else f"{version} metadata {_digest(about)}".strip(),
+        )
         for uri, version, about in zip(uris, versions, tables, strict=True)
     )
 
@@ -184,10 +193,22 @@ def _plan(unit: WorkUnit) -> PlannedUnit:
     return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes, list_sources(unit))
 
 
+def _list_plans(store: OutputStore) -> list[str]:
+    """Returns the names of the files that starts wrote, the oldest first; what others put there is none of ours."""
+    return [name for name in store.list_files(PLAN_FOLDER) if _PLAN_NAME.fullmatch(name)]
+
+
 def _read_plan_file(store: OutputStore, name: str) -> list[PlannedUnit]:
-    file = pq.ParquetFile(io.BytesIO(store.read(f"{PLAN_FOLDER}/{name}")))
-    wanted = [one.name for one in fields(PlannedUnit) if one.name in file.schema_arrow.names]
-    return [_read_planned(row) for row in file.read(columns=wanted).to_pylist()]
+    payload = store.read(f"{PLAN_FOLDER}/{name}")
+    try:
+        file = pq.ParquetFile(io.BytesIO(payload))
+        wanted = [one.name for one in fields(PlannedUnit) if one.name in file.schema_arrow.names]
+        return [_read_planned(row) for row in file.read(columns=wanted).to_pylist()]
+    except (pa.ArrowException, OSError, TypeError) as error:  # pyarrow calls some damage an OSError
+        raise DamagedRunError(
+            f"{store.address(f'{PLAN_FOLDER}/{name}')} is damaged ({error}): remove it and start every `annotate` of "
+            "this output again, finished units are kept"
+        ) from error
 
 
 def _read_planned(row: Mapping[str, Any]) -> PlannedUnit:  # Any: cells of a row
