@@ -5,21 +5,26 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 from framescribe.publish.publish import OwnUnits, publish
 from framescribe.publish.report import PublishReport
 from framescribe.storage.journal import list_done_units, record_end, remove_set_aside
 from framescribe.storage.output import PARTS_FOLDER, OutputStore
 from pipeline.checks import CHECKS
-from pipeline.progress import describe_counters, describe_reuse, describe_start, read_counters, show_progress
+from pipeline.metrics_server import MetricsServer, serve_metrics
+from pipeline.progress import describe_counters, describe_reuse, describe_start, describe_waits, read_counters
+from pipeline.run_state import RunSummary
 from pipeline.runners import RunnerFailed, describe_description, is_in_process, make_options, run_to_end
 from pipeline.start import AnnotateRequest, StartedRun, StartPlan, commit, inspect
+from pipeline.watching import Progress, RunReader
 from schemas.records import WorkUnit
 from transforms.answer_index import remove_answer_indexes
+from transforms.worker import WORKER
 
 
-def annotate(request: AnnotateRequest) -> PublishReport | None:
+def annotate(request: AnnotateRequest) -> Published | None:
     """Plans, runs what is not done yet, and publishes; None where the pipeline was only described, as a template is.
 
     Raises:
@@ -29,14 +34,19 @@ def annotate(request: AnnotateRequest) -> PublishReport | None:
     plan = inspect(request)
     for check in CHECKS:
         check(plan)
-    started = commit(plan)
-    _say(*describe_start(plan), *_find_warnings(plan))
-    if plan.todo:
-        counters = _run_units(plan, started)
-        if counters is None:
-            return None
-        record_end(plan.store, replace(plan.record, counters=counters))
-        _say(describe_counters(counters), describe_reuse(counters) if plan.reusable else None)
+    with _serve_metrics(plan) as metrics:
+        started = commit(plan)
+        _say(*describe_start(plan), *_find_warnings(plan))
+        summary = RunSummary(0.0, 0, plan.num_clips_done, 0, None)
+        if plan.todo:
+            run = _run_units(plan, started, metrics)
+            if run is None:
+                return None
+            counters, summary = run
+            record_end(plan.store, replace(plan.record, counters=counters, summary=summary.to_json()))
+            _say(describe_reuse(counters) if plan.reusable else None)
+            if request.is_verbose:
+                _say(describe_counters(counters), describe_waits(counters))
     _say("building the tables")
     own = OwnUnits(plan.record.fingerprint, frozenset(unit.unit_id for unit in plan.units))
     config = plan.config
@@ -45,7 +55,22 @@ def annotate(request: AnnotateRequest) -> PublishReport | None:
         remove_set_aside(plan.store)
         remove_answer_indexes(plan.store)
     config.failures.check_run(published.num_failed, published.num_clips, published.failure_reasons)
-    return published
+    return Published(published, summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a run published, and how its last start went."""
+
+    report: PublishReport
+    summary: RunSummary
+
+
+def _serve_metrics(plan: StartPlan) -> AbstractContextManager[MetricsServer | None]:
+    if plan.request.metrics_at is None:
+        return nullcontext()
+    labels = {"run": plan.record.fingerprint, "output": plan.store.address("").rstrip("/")}
+    return serve_metrics(*plan.request.metrics_at, labels)
 
 
 def _find_warnings(plan: StartPlan) -> list[str]:
@@ -58,8 +83,10 @@ def _find_warnings(plan: StartPlan) -> list[str]:
     ]
 
 
-def _run_units(plan: StartPlan, started: StartedRun) -> dict[str, int] | None:
-    """Runs the pipeline, with progress shown from a thread, and returns what the workers counted; None if none ran."""
+def _run_units(
+    plan: StartPlan, started: StartedRun, metrics: MetricsServer | None
+) -> tuple[dict[str, int], RunSummary] | None:
+    """Runs the pipeline, and returns what the workers counted and how it went; None if none ran."""
     import apache_beam as beam
 
     from pipeline.graph import build_graph
@@ -68,12 +95,10 @@ def _run_units(plan: StartPlan, started: StartedRun) -> dict[str, int] | None:
     options = make_options(runner, plan.request.beam_flags)
     pipeline = beam.Pipeline(options=options)
     build_graph(pipeline, started.work, replace(plan.config, earlier=started.earlier), plan.columns)
-    when_interrupted = (
-        f"stopped; what is committed under {output} is kept. The same command goes on from there, "
-        f"`publish --output {output}` builds tables of what is done"
-    )
-    progress = show_progress(plan.store, plan.todo, "loading the model" if is_in_process(runner) else "")
-    result = run_to_end(pipeline, runner, when_interrupted, progress)
+    worker = WORKER if is_in_process(runner) else None
+    reader = RunReader(plan.store, plan.todo, plan.num_clips_done, plan.found.done, worker)
+    progress = Progress(reader, output, None if metrics is None else metrics.show)
+    result = run_to_end(pipeline, runner, progress)
     described = describe_description(options)
     if described is not None:
         _say(
@@ -83,7 +108,9 @@ def _run_units(plan: StartPlan, started: StartedRun) -> dict[str, int] | None:
         return None
     if not is_in_process(runner):
         _check_parts_are_here(plan.store, plan.todo, runner)
-    return read_counters(result)
+    counters = read_counters(result)
+    reader.take_job_counters(counters)
+    return counters, progress.summarize()
 
 
 def _check_parts_are_here(store: OutputStore, units: Sequence[WorkUnit], runner: str) -> None:

@@ -38,7 +38,8 @@ def run_annotate(command: Command) -> None:
         check_driver(command.flags.device)
     published = annotate(_request(command))
     if published is not None:
-        _report(published, command.flags.output)
+        _report(published.report, command.flags.output, command.flags.verbose)
+        print(published.summary.describe(published.report.num_failed))
 
 
 def run_plan(command: Command) -> None:
@@ -94,7 +95,7 @@ def check_driver(device: str) -> None:
 def run_publish(command: Command) -> None:
     """Builds the tables of a run from the parts that are committed."""
     flags = command.flags
-    _report(publish(flags.output, flags.storage_options), flags.output)
+    _report(publish(flags.output, flags.storage_options), flags.output, has_rows=True)
 
 
 def run_export(command: Command) -> None:
@@ -189,6 +190,8 @@ def _request(command: Command) -> AnnotateRequest:
         overwrite=flags.overwrite,
         reuse_from=flags.reuse_from,
         changed_inputs=flags.changed_inputs,
+        metrics_at=flags.metrics_port,
+        is_verbose=flags.verbose,
     )
 
 
@@ -234,9 +237,10 @@ def _sampling_config(flags: Namespace) -> SamplingConfig:
     )
 
 
-def _report(published: PublishReport, output: str) -> None:
-    rows = ", ".join(f"{table} {number:,}" for table, number in published.num_rows.items())
-    print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} consistent) in {output}")
+def _report(published: PublishReport, output: str, has_rows: bool) -> None:
+    if has_rows:
+        rows = ", ".join(f"{table} {number:,}" for table, number in published.num_rows.items())
+        print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} consistent) in {output}")
     if published.failure_reasons:
         print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
     if not published.is_complete:

@@ -57,6 +57,14 @@ def parse_device(text: str) -> str:
     return text
 
 
+def parse_listening_address(text: str) -> tuple[str, int]:
+    """Parses `PORT`, which is opened to this machine alone, or `HOST:PORT`."""
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535 or (":" in text and not host):
+        _refuse(text, "a port, such as 9100, or host and port, such as 0.0.0.0:9100")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def parse_storage_options(text: str) -> dict[str, Any]:  # Any: fsspec's own options
     """Parses a JSON object, or that in a file: `@FILE`."""
     try:

@@ -34,13 +34,13 @@ from pipeline.flag_values import (
 )
 from pipeline.runners import DEFAULT_RUNNER
 from pipeline.unknown_flags import check_known_to_runner, refuse_unknown_command, refuse_unknown_flags, refuse_words
+from pipeline.watch_flags import add_watch_flags
 from schemas.records import FailurePolicy
 from transforms.worker import WorkerConfig
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
 _RUN_BY_BEAM = ("annotate", "plan")  # these take flags of Beam
-_GIB = 2**30
 _ATTENTION = [name for name in ATTENTION if name is not None]
 STORAGE_OPTIONS = "FRAMESCRIBE_STORAGE_OPTIONS"
 
@@ -152,6 +152,7 @@ def _add_flags_of_work(parser: argparse.ArgumentParser) -> None:
     _add_recipe_flags(parser)
     _add_sampling_flags(parser)
     _add_run_flags(parser)
+    add_watch_flags(parser)
 
 
 def _add_input_flags(parser: argparse.ArgumentParser) -> None:
@@ -253,10 +254,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     layout = "how frames, times and question are put together"
     add_setting(group, "--prompt-layout", EngineConfig, "prompt_layout", layout, PROMPT_LAYOUTS)
     group.add_argument(
-        "--kv-cache-gib",
-        type=parse_positive_float,
-        metavar="X",
-        help="GiB for keys and values (default: what is free on the device)",
+        "--kv-cache-gib", type=parse_positive_float, metavar="X", help="GiB for keys and values (default: what is free)"
     )
 
 
@@ -325,7 +323,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--frame-memory-gib",
         type=parse_positive_float,
-        default=default_of(WorkerConfig, "frame_memory_bytes") / _GIB,
+        default=default_of(WorkerConfig, "frame_memory_bytes") / 2**30,
         metavar="X",
         help="GiB of decoded frames that a worker holds (default: %(default)g)",
     )

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineResult
 
+    from pipeline.watching import Progress
+
+_log = logging.getLogger(__name__)
 DEFAULT_RUNNER = "DirectRunner"
 # Beam's DirectRunner looks for Prism first and would download it; here the name means the in-process runner.
 _IN_PROCESS = ("directrunner", "fnapirunner")
@@ -98,17 +101,14 @@ def describe_description(options: PipelineOptions) -> str | None:
     return f"the template is in {template}" if template else None
 
 
-def run_to_end(
-    pipeline: beam.Pipeline, runner: str, when_interrupted: str, progress: AbstractContextManager[None]
-) -> PipelineResult:
+def run_to_end(pipeline: beam.Pipeline, runner: str, progress: Progress) -> PipelineResult:
     """Runs a pipeline and returns its result; to be called in the main thread.
 
     Job servers that Beam starts itself (Prism, Flink, Spark) install their own handler of Ctrl-C, which works in the
     main thread only.
 
     Args:
-        when_interrupted: the last line that Ctrl-C leaves.
-        progress: shows how far the run is, while it lasts.
+        progress: shows how far the run is, while it lasts, and has the last line that Ctrl-C leaves.
 
     Raises:
         RunnerFailed: a runner elsewhere did not take the pipeline, or did not finish it.
@@ -116,11 +116,13 @@ def run_to_end(
         RuntimeError: what else a worker raised, as the text of its traceback.
     """
     quiet = _traces_only_at_the_end() if is_in_process(runner) else _filtered_logs(_shorten_trace)
-    with _EndingAtOnce(when_interrupted) as ending, progress, quiet:
+    with _EndingAtOnce(progress.describe_interruption) as ending, progress.shown(), quiet:
         try:
             result = pipeline.run() if is_in_process(runner) else _submit(pipeline, runner)
             if runner.lower() not in (*_IN_PROCESS, *_DIES_WITH_ITS_SERVER):
                 ending.cancel_first(result)
+            if not is_in_process(runner):
+                progress.watch_job(result)
             result.wait_until_finish()
         except _errors_of_runners() as error:  # how runners hand on what happened in a worker
             raise explain_worker_error(str(error)) or error from None
@@ -153,8 +155,9 @@ class _EndingAtOnce:
     that wait for the one that died. Nothing half-done is visible, and decoder processes die with this one.
     """
 
-    def __init__(self, when_interrupted: str) -> None:
-        self._status, self._last_line = _EXIT_INTERRUPTED, f"\nframescribe: {when_interrupted}"
+    def __init__(self, describe_interruption: Callable[[], str]) -> None:
+        self._status, self._opening = _EXIT_INTERRUPTED, "\nframescribe: "
+        self._describe = describe_interruption
         self._job: PipelineResult | None = None
         self._server_handler: Callable[[int, FrameType | None], object] | int | None = None
 
@@ -181,13 +184,17 @@ class _EndingAtOnce:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         logging.disable()  # what the runner's threads say of connections that end now
+        # A second Ctrl-C waits for nothing.
+        describe, self._describe = self._describe, lambda: "stopped; what is committed is kept"
+        said = describe()
         job, self._job = self._job, None
         if job is not None:
-            self._last_line += _cancel(job)
+            said += _cancel(job)
+        self._describe = lambda: said
         stop_server, self._server_handler = self._server_handler, None
         if callable(stop_server):
             stop_server(number, frame)  # and comes back here
-        os.write(2, f"{self._last_line}\n".encode())  # not print: this may have interrupted one
+        os.write(2, f"{self._opening}{said}\n".encode())  # not print: this may have interrupted one
         os._exit(self._status)
 
     def _look_at_dead_thread(self, dead: threading.ExceptHookArgs) -> None:
@@ -196,6 +203,9 @@ class _EndingAtOnce:
         if isinstance(dead.exc_value, grpc.RpcError):
             return  # a connection ended: whoever waits for it says why
         cause, name = f"{dead.exc_type.__name__}: {dead.exc_value}", dead.thread.name if dead.thread else "?"
+        if name == COUNTERS_THREAD:
+            _log.warning("the runner tells its counters no more, progress goes by the parts alone: %s", cause)
+            return
         if name != _WORKER_THREAD and _NO_THREAD not in cause:
             self._hook(dead)
             return
@@ -203,11 +213,12 @@ class _EndingAtOnce:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _blame(self, cause: str) -> None:
-        self._status, self._job = _EXIT_ERROR, None
-        self._last_line = (
-            f"framescribe annotate: the runner cannot go on: {cause}.{_MORE_THREADS if _NO_THREAD in cause else ''} "
+        self._status, self._job, self._opening = _EXIT_ERROR, None, "framescribe annotate: "
+        said = (
+            f"the runner cannot go on: {cause}.{_MORE_THREADS if _NO_THREAD in cause else ''} "
             "Finished units are kept: the same command goes on from there"
         )
+        self._describe = lambda: said
 
 
 @contextmanager
@@ -271,6 +282,8 @@ def _cancel(job: PipelineResult) -> str:
 
 # Beam's name for the thread that takes bundles from the in-process runner; without it the runner waits for ever.
 _WORKER_THREAD = "run_worker"
+# Ours, which asks a job that runs elsewhere how far it is.
+COUNTERS_THREAD = "job-counters"
 _TRACE = "Traceback (most recent call last)"
 _NO_THREAD = "can't start new thread"
 _MORE_THREADS = (

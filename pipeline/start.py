@@ -53,6 +53,8 @@ class AnnotateRequest:
         config: as typed: folders may be relative, and the image size is not the model's yet.
         reuse_from: output of an earlier run whose answers to unchanged questions are taken; None asks everything.
         changed_inputs: what becomes of finished units whose inputs changed: `keep`, `redo`, or None for an error.
+        metrics_at: host and port that serve the numbers to Prometheus while the run lasts.
+        is_verbose: says also where the engine's time went, and how many rows there are.
     """
 
     config: RunConfig
@@ -62,6 +64,8 @@ class AnnotateRequest:
     overwrite: bool = False
     reuse_from: str | None = None
     changed_inputs: str | None = None
+    metrics_at: tuple[str, int] | None = None
+    is_verbose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +286,11 @@ class StartPlan:
     def num_done(self) -> int:
         """Units of this plan that were committed before and stay as they are."""
         return len(self.units) - len(self.todo)
+
+    @property
+    def num_clips_done(self) -> int:
+        """Clips of those units."""
+        return self.num_clips - sum(unit.stop - unit.start for unit in self.todo)
 
 
 def inspect(request: AnnotateRequest) -> StartPlan:

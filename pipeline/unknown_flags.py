@@ -140,7 +140,7 @@ _FLAGS_OF_OTHERS = {
     "-o": "use --output",
     "-m": "use --model",
     "-n": "use --num-frames",
-    "-v --verbose --debug --log-level --quiet -q": "progress and counts are always shown, on standard error",
+    "-v --debug --log-level --quiet -q": "progress is always shown, on standard error; annotate --verbose says more",
     "-j": "--decoder-processes is the number of decoder processes per worker",
     "--gpus --gpu --num-gpus --gpu-id --cuda --tensor-parallel-size --tp": (
         "a worker uses one GPU, --device cuda:1 says which; --device-map auto spreads one model over all of them"

@@ -132,13 +132,13 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
     process = start_run(annotate_arguments(tmp_path, [shard], tmp_path / "out"))
     assert process.stderr is not None
     assert process.stderr.readline() == "1 clip in 1 unit\n"
-    assert process.stderr.readline().startswith("annotated 0 of 1 clip")
+    assert process.stderr.readline().startswith("0 of 1 clip done, 0 failed; ")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.endswith(
-        f"framescribe: stopped; what is committed under {tmp_path}/out is kept. The same command goes on from there, "
-        f"`publish --output {tmp_path}/out` builds tables of what is done\n"
+        f"framescribe: stopped; kept under {tmp_path}/out: 0 of 1 clip. The same command goes on from there, "
+        f"`publish --output {tmp_path}/out` builds tables of what is finished\n"
     )
 
 

@@ -39,7 +39,7 @@ def _run(
 
 
 def _is_progress(line: str) -> bool:
-    return line.startswith("annotated ") or line.endswith(" units")
+    return " clips done, " in line or line.endswith(" units")
 
 
 @pytest.fixture

@@ -236,8 +236,8 @@ def test_an_interrupted_run_leaves_no_job_server_and_says_what_is_kept(tmp_path:
     status, said = _interrupt(_command(tmp_path, *flags), tmp_path)
     assert status == 130
     assert said.endswith(
-        f"framescribe: stopped; what is committed under {tmp_path}/out is kept. The same command goes on from there, "
-        f"`publish --output {tmp_path}/out` builds tables of what is done\n"
+        f"framescribe: stopped; kept under {tmp_path}/out: at least 0 of 2 clips. The same command goes on from there, "
+        f"`publish --output {tmp_path}/out` builds tables of what is finished\n"
     )
     assert "Traceback" not in said
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info)]

@@ -20,8 +20,18 @@ from framescribe.recipes.engine_video import EngineVideo, WrongVideo
 from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, KeptCompletion, SampledClip, Stage, UnitEnd
 from transforms.answer_reuse import ClipMemory, EarlierAnswers, RememberingVideo, ReusableRun
+from transforms.counts import WorkerCounter
 from transforms.lookahead import LookAheadDoFn
-from transforms.worker import ENGINE_TOTALS, WORKER, Budget, RunningEngine, Worker, WorkerConfig, name_dtype
+from transforms.worker import (
+    ENGINE_TOTALS,
+    WORKER,
+    Budget,
+    RunningEngine,
+    Worker,
+    WorkerConfig,
+    name_dtype,
+    name_metric,
+)
 
 _log = logging.getLogger(__name__)
 # sysexits.h EX_SOFTWARE: the runner starts another process.
@@ -70,10 +80,10 @@ class AnnotateClipsFn(LookAheadDoFn):
         super().__init__(config.workers.prefetch_clips)
         self._config = config
         self._worker = worker
-        self._num_asked = Metrics.counter(_NAMESPACE, "answers_asked")
-        self._num_reused = Metrics.counter(_NAMESPACE, "answers_reused")
-        self._num_clips_known = Metrics.counter(_NAMESPACE, "clips_with_earlier_answers")
-        self._totals = {name: Metrics.counter(_ENGINE_NAMESPACE, _metric_name(name)) for name in ENGINE_TOTALS}
+        self._num_asked = WorkerCounter(worker, _NAMESPACE, "answers_asked")
+        self._num_reused = WorkerCounter(worker, _NAMESPACE, "answers_reused")
+        self._num_clips_known = WorkerCounter(worker, _NAMESPACE, "clips_with_earlier_answers")
+        self._totals = {name: Metrics.counter(_ENGINE_NAMESPACE, name_metric(name)) for name in ENGINE_TOTALS}
 
     def setup(self) -> None:
         """Finds or loads the worker's engine.
@@ -136,6 +146,7 @@ class AnnotateClipsFn(LookAheadDoFn):
         self._num_asked.inc(memory.num_asked)
         self._num_reused.inc(memory.num_reused)
         self._num_clips_known.inc(int(memory.num_reused > 0))
+        self._count_engine()
         return outcome
 
     def _wait(self, future: Future[tuple[_Outcome, ClipMemory]]) -> tuple[_Outcome, ClipMemory]:
@@ -150,8 +161,12 @@ class AnnotateClipsFn(LookAheadDoFn):
             raise
 
     def finish_bundle(self) -> Any:
-        """Yields the rest and counts what the engine did meanwhile: metrics from its own thread would be lost."""
+        """Yields the rest and counts what the engine did last."""
         yield from super().finish_bundle()
+        self._count_engine()
+
+    def _count_engine(self) -> None:
+        """Counts what the engine did since any bundle last asked: metrics from its own thread would be lost."""
         for name, total in self._running.take_totals().items():
             self._totals[name].inc(total)
 
@@ -188,10 +203,6 @@ async def annotate_clip(
     finally:
         video.close()
     return ClipAnnotation(clip.ref, sampling, result.captions, result.qa_pairs, memory.completions)
-
-
-def _metric_name(name: str) -> str:
-    return name.removesuffix("_s") + "_milliseconds" if name.endswith("_s") else name
 
 
 def _once(action: Callable[[], None]) -> Callable[[], None]:

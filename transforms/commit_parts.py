@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import commit_part
@@ -15,8 +15,9 @@ from framescribe.storage.output import OutputStore, open_output
 from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, CommittedPart, FailedClip, FailurePolicy, UnitEnd
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
+from transforms.counts import FailureTally, WorkerCounter
 from transforms.unit_outcomes import LostClipsError, PendingUnit
-from transforms.worker import WORKER, FailureTally, Worker
+from transforms.worker import WORKER, Worker
 
 _NAMESPACE = "framescribe"
 
@@ -65,10 +66,14 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         self._config = config
         self._worker = worker
         self._run_key = uuid.uuid4().hex  # travels with the step: all its copies in a process count together
-        self._num_parts = Metrics.counter(_NAMESPACE, "parts_committed")
-        self._num_discarded = Metrics.counter(_NAMESPACE, "parts_discarded")
-        self._num_annotated = Metrics.counter(_NAMESPACE, "clips_annotated")
-        self._num_failed = Metrics.counter(_NAMESPACE, "clips_failed")
+        self._num_parts = WorkerCounter(worker, _NAMESPACE, "parts_committed")
+        self._num_discarded = WorkerCounter(worker, _NAMESPACE, "parts_discarded")
+        self._num_annotated = WorkerCounter(worker, _NAMESPACE, "clips_annotated")
+        self._num_failed = WorkerCounter(worker, _NAMESPACE, "clips_failed")
+        # Of units that may still be incomplete.
+        self._num_arrived = WorkerCounter(worker, _NAMESPACE, "clips_arrived")
+        self._num_arrived_failed = WorkerCounter(worker, _NAMESPACE, "clips_arrived_failed")
+        self._commit_ms = WorkerCounter(worker, _NAMESPACE, "commit_milliseconds")
 
     def setup(self) -> None:
         """Opens the output in the worker: file systems do not travel well.
@@ -97,6 +102,9 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
             raise LostClipsError(f"one more {type(element).__name__} came after unit {unit_id!r} was complete")
         unit = self._pending.setdefault(unit_id, PendingUnit(unit_id))
         unit.add(element)
+        if not isinstance(element, UnitEnd):
+            self._num_arrived.inc()
+            self._num_arrived_failed.inc(int(isinstance(element, FailedClip)))
         if unit.is_complete:
             yield self._commit(unit)
 
@@ -113,13 +121,15 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         if run.dtype == "auto":  # what that is, only the process with the engine knows: this one
             run = replace(run, dtype=self._worker.dtype or run.dtype)
         part = build_part(unit.unit_id, unit.outcomes.values(), run, self._worker.describe())
-        is_first = commit_part(self._store, unit.unit_id, part, run.fingerprint, unit.replaces)
+        started_s = time.monotonic()
+        with self._worker.committing:
+            if commit_part(self._store, unit.unit_id, part, run.fingerprint, unit.replaces):
+                self._num_parts.inc()
+                self._num_annotated.inc(num_clips - num_failed)
+                self._num_failed.inc(num_failed)
+            else:
+                self._num_discarded.inc()
+        self._commit_ms.inc(round((time.monotonic() - started_s) * 1000))
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]
-        if is_first:
-            self._num_parts.inc()
-            self._num_annotated.inc(num_clips - num_failed)
-            self._num_failed.inc(num_failed)
-        else:
-            self._num_discarded.inc()
         return CommittedPart(unit.unit_id, num_clips - num_failed, num_failed)

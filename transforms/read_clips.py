@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from framescribe.storage.output import PLAN_FOLDER, OutputStore, open_output, pa
 from framescribe.storage.plan import read_slice
 from schemas.part_rows import read_outcomes
 from schemas.records import Clip, ClipAnnotation, FailedClip, PlanSlice, UnitEnd, WorkUnit
+from transforms.counts import WorkerCounter
 from transforms.worker import WORKER, Worker, WorkerConfig
 
 _NAMESPACE = "framescribe"
@@ -135,19 +137,31 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         super().__init__()
         self._config = config
         self._worker = worker
-        self._num_read = Metrics.counter(_NAMESPACE, "clips_read")
-        self._num_unreadable = Metrics.counter(_NAMESPACE, "clips_unreadable")
-        self._num_bytes = Metrics.counter(_NAMESPACE, "bytes_read")
+        self._num_read = WorkerCounter(worker, _NAMESPACE, "clips_read")
+        self._num_unreadable = WorkerCounter(worker, _NAMESPACE, "clips_unreadable")
+        self._num_bytes = WorkerCounter(worker, _NAMESPACE, "bytes_read")
+        self._num_windows = WorkerCounter(worker, _NAMESPACE, "windows_beyond_first")
+        self._read_ms = WorkerCounter(worker, _NAMESPACE, "read_milliseconds")
 
     def process(self, unit: WorkUnit) -> Iterator[Clip | FailedClip | UnitEnd]:
         """Reads one unit."""
         num_clips = 0
-        for read in read_unit(unit, self._config.storage_options, self._config.reading):
+        for read in self._timed(read_unit(unit, self._config.storage_options, self._config.reading)):
             for clip in self._cut(read):
                 num_clips += 1
                 self._count(clip)
                 yield clip
         yield UnitEnd(unit.unit_id, num_clips)
+
+    def _timed(self, clips: Iterator[Clip | FailedClip]) -> Iterator[Clip | FailedClip]:
+        """Yields the clips and counts the time that reading each of them took."""
+        while True:
+            started_s = time.monotonic()
+            clip = next(clips, None)
+            self._read_ms.inc(round((time.monotonic() - started_s) * 1000))
+            if clip is None:
+                return
+            yield clip
 
     def _cut(self, clip: Clip | FailedClip) -> list[Clip] | list[FailedClip]:
         if isinstance(clip, FailedClip):
@@ -159,7 +173,9 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
             duration_s = pool.probe_duration_s(clip.video)
         except UndecodableClip:
             return [clip]  # decoding it will say what is wrong with it
-        return split_clip(clip, duration_s, self._config.split_s)
+        windows = split_clip(clip, duration_s, self._config.split_s)
+        self._num_windows.inc(len(windows) - 1)
+        return windows
 
     def _count(self, clip: Clip | FailedClip) -> None:
         if isinstance(clip, FailedClip):

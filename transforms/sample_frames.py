@@ -10,12 +10,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 
 from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
 from framescribe.decoding.pool import DecoderFuture, DecoderPool
 from framescribe.decoding.sampling import ClipFrames
 from schemas.records import Clip, ClipRef, FailedClip, SampledClip, Stage, UnitEnd
+from transforms.counts import WorkerCounter
 from transforms.lookahead import LookAheadDoFn
 from transforms.worker import WORKER, Budget, Worker, WorkerConfig
 
@@ -51,10 +51,11 @@ class SampleFramesFn(LookAheadDoFn):
         self._config = config
         self._worker = worker
         self._frames_bytes = config.sampling.frames_bytes
-        self._sampled = Metrics.counter(_NAMESPACE, "clips_sampled")
-        self._failed = Metrics.counter(_NAMESPACE, "clips_failed_to_decode")
-        self._decode_ms = Metrics.counter(_NAMESPACE, "decode_milliseconds")
-        self._waited_ms = Metrics.counter(_NAMESPACE, "waited_for_frame_memory_milliseconds")
+        self._sampled = WorkerCounter(worker, _NAMESPACE, "clips_sampled")
+        self._failed = WorkerCounter(worker, _NAMESPACE, "clips_failed_to_decode")
+        self._decode_ms = WorkerCounter(worker, _NAMESPACE, "decode_milliseconds")
+        self._idle_ms = WorkerCounter(worker, _NAMESPACE, "decoders_idle_milliseconds")
+        self._waited_ms = WorkerCounter(worker, _NAMESPACE, "waited_for_frame_memory_milliseconds")
 
     def setup(self) -> None:
         """Finds or starts the worker's decoder pool."""
@@ -88,6 +89,7 @@ class SampleFramesFn(LookAheadDoFn):
         """Returns the sampled or failed clip and counts it."""
         decoded, ref = future.result(), self._refs[future]
         self._decode_ms.inc(round(future.decode_s * 1000))
+        self._idle_ms.inc(self._pool.take_idle_ms())
         if isinstance(decoded, UndecodableClip):
             self._failed.inc()
             return FailedClip(ref, Stage.DECODE, decoded.reason, decoded.message)

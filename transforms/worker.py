@@ -16,8 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -32,9 +31,9 @@ from framescribe.decoding.pool import DecoderPool
 from framescribe.errors import FrameScribeError
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.stats import EngineStats
-from schemas.records import ClipAnnotation, FailedClip, FailurePolicy
 from schemas.run_columns import WorkerRecord, find_versions
 from transforms.canary import Canary
+from transforms.counts import Counts, FailureTally
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine
@@ -92,6 +91,9 @@ class Worker:
         self._frame_budgets: dict[int, Budget] = {}
         self._clip_budgets: dict[int, Budget] = {}
         self._tallies: dict[str, FailureTally] = {}
+        self.counts = Counts()
+        # Held while a part is written and counted: who takes it knows exactly what is committed.
+        self.committing = threading.RLock()
         self._key = uuid.uuid4().hex
         self._of_this_process[self._key] = self
 
@@ -126,6 +128,15 @@ class Worker:
         """Whether the engine for a configuration is loaded already."""
         load = self._engines.get(repr(config))
         return load is not None and load.done() and not _has_failed(load)
+
+    def read_counters(self) -> dict[str, int]:
+        """Returns what this process has counted so far, by the names of Beam's counters; engines up to this moment."""
+        totals = self.counts.read()
+        for engine in self.engines:
+            for name in ENGINE_TOTALS:
+                metric = f"engine.{name_metric(name)}"
+                totals[metric] = totals.get(metric, 0) + scale_total(name, getattr(engine.stats, name))
+        return totals
 
     @property
     def engines(self) -> list[Engine]:
@@ -246,7 +257,7 @@ class RunningEngine:
         self.engine = engine
         # On a GPU even float32 may change with the batch, where TensorFloat-32 is on.
         self.canary = Canary(engine, engine.model.device.type == "cpu" and name_dtype(engine) == "float32")
-        self._reported = dict.fromkeys(ENGINE_TOTALS, 0.0)
+        self._reported = dict.fromkeys(ENGINE_TOTALS, 0)
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="recipes", daemon=True).start()
@@ -261,10 +272,19 @@ class RunningEngine:
             return {name: self._take_total(name) for name in ENGINE_TOTALS}
 
     def _take_total(self, name: str) -> int:
-        scale = 1000 if name.endswith("_s") else 1
-        new = round((getattr(self.engine.stats, name) - self._reported[name]) * scale)
-        self._reported[name] += new / scale
+        new = scale_total(name, getattr(self.engine.stats, name)) - self._reported[name]
+        self._reported[name] += new
         return new
+
+
+def name_metric(name: str) -> str:
+    """Returns what Beam's counter of a total is called: seconds are counted in milliseconds."""
+    return name.removesuffix("_s") + "_milliseconds" if name.endswith("_s") else name
+
+
+def scale_total(name: str, total: float) -> int:
+    """Returns a total as its counter has it."""
+    return round(total * (1000 if name.endswith("_s") else 1))
 
 
 class GpuTaken(FrameScribeError, RuntimeError):
@@ -346,33 +366,6 @@ class Budget:
 
     def _fits(self, amount: int) -> bool:
         return self._held == 0 or self._held + amount <= self._limit
-
-
-class FailureTally:
-    """Clips and failures of a run in this process, by reason; shared by its bundle threads."""
-
-    def __init__(self) -> None:
-        self._num_clips = 0
-        self._reasons: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def admit(self, outcomes: Iterable[ClipAnnotation | FailedClip], failures: FailurePolicy) -> None:
-        """Counts the clips of a unit that is about to be committed.
-
-        Raises:
-            TooManyFailedClipsError: with them, more failed than allowed; the unit is not counted and must not be
-                committed.
-        """
-        outcomes = list(outcomes)
-        with self._lock:
-            reasons = self._reasons + Counter(_reason(one) for one in outcomes if isinstance(one, FailedClip))
-            num_clips = self._num_clips + len(outcomes)
-            failures.check_worker(reasons.total(), num_clips, reasons)
-            self._reasons, self._num_clips = reasons, num_clips
-
-
-def _reason(failed: FailedClip) -> str:
-    return f"{failed.reason} ({failed.stage.value})"
 
 
 WORKER = Worker()

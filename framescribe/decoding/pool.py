@@ -53,6 +53,7 @@ class DecoderPool:
             raise ValueError(f"num_processes must be at least 1, got {num_processes}")
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._slots = [DecoderSlot(config, child_arguments) for _ in range(num_processes)]
+        self._idle_s, self._idle_lock = 0.0, threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, args=(slot,), name=f"decoder-{i}", daemon=True)
             for i, slot in enumerate(self._slots)
@@ -79,6 +80,13 @@ class DecoderPool:
             raise answer
         return answer
 
+    def take_idle_ms(self) -> int:
+        """Returns the milliseconds that processes waited for a video, since this was last asked; summed over them."""
+        with self._idle_lock:
+            taken_ms = int(self._idle_s * 1000)
+            self._idle_s -= taken_ms / 1000
+            return taken_ms
+
     def close(self) -> None:
         """Kills the processes and waits for the threads; requests still waiting fail with a RuntimeError."""
         for slot in self._slots:
@@ -94,9 +102,16 @@ class DecoderPool:
         return future
 
     def _work(self, slot: DecoderSlot) -> None:
-        while (task := self._tasks.get()) is not None:
+        while (task := self._next_task()) is not None:
             task(slot)
         slot.leave()
+
+    def _next_task(self) -> _Task | None:
+        started_s = time.monotonic()
+        task = self._tasks.get()
+        with self._idle_lock:
+            self._idle_s += time.monotonic() - started_s
+        return task
 
 
 def _answer_into(future: DecoderFuture[_Answer], request: Callable[[DecoderSlot], _Answer], slot: DecoderSlot) -> None:

@@ -52,6 +52,7 @@ class RunRecord:
         prompts: prompt id to text.
         versions: package to version; not part of what is compared.
         counters: what the last start that ended counted, such as the engine's seconds; not compared either.
+        summary: how the last start that ended went: seconds, clips, their failures and what limited it.
         model_name: hub id, URI or folder of the checkpoint; not compared, since it may be moved.
         reused_run: address and fingerprint of the run that the last start took answers from; empty for none, and not
             compared: rows with such answers are those that asking would have given.
@@ -62,6 +63,7 @@ class RunRecord:
     prompts: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
+    summary: Settings = field(default_factory=dict)
     model_name: str = ""
     reused_run: Mapping[str, str] = field(default_factory=dict)
 
