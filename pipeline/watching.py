@@ -114,6 +114,13 @@ class RunReader:
         """
         return self._worker is not None and self._worker.committing.acquire(timeout=_SECONDS_TO_COMMIT)
 
+    def keep_answers(self) -> tuple[int, bool]:
+        """Has the answers about unfinished units written; returns how many are, and whether that is all of them."""
+        if self._worker is None:
+            return 0, True
+        is_done = self._worker.keeper.flush(_SECONDS_TO_COMMIT)
+        return self._worker.keeper.num_answers, is_done
+
 
 class Screen(Protocol):
     """Where progress is shown."""
@@ -242,11 +249,13 @@ class Progress:
 
     def describe_interruption(self) -> str:
         """Returns the last line of a run that is interrupted now; nothing is committed by this process after it."""
-        at_least = "" if self._reader.stop_commits() else "at least "
-        state = self._reader.read()
+        is_exact = self._reader.stop_commits()
+        num_answers, are_all = self._reader.keep_answers()
+        at_least, state = "" if is_exact and are_all else "at least ", self._reader.read()
+        answers = f" and {write_count(num_answers, 'answer')} about others" if num_answers else ""
         return (
             f"stopped; kept under {self._output}: {at_least}{state.num_kept:,} of "
-            f"{write_count(state.num_planned, 'clip')}. The same command goes on from there, "
+            f"{write_count(state.num_planned, 'clip')}{answers}. The same command goes on from there, "
             f"`publish --output {self._output}` builds tables of what is finished"
         )
 

@@ -172,3 +172,34 @@ def test_a_port_that_is_none_is_refused_as_it_is_typed(typed, capsys):
     with pytest.raises(SystemExit):
         parse_command(["annotate", "--input", "a", "--output", "b", "--metrics-port", typed])
     assert f"got '{typed}', wanted a port, such as 9100" in capsys.readouterr().err
+
+
+def _count_answers(output: Path) -> int:
+    """Answers about clips of units without a part, as the next start finds them."""
+    aside = (output / "_framescribe" / "set_aside" / "_framescribe" / "parts").glob("*.parquet")
+    committed = {part.name for part in _parts(output)}
+    tables = [pq.read_table(part, columns=["completions"]) for part in aside if part.name not in committed]
+    return sum(len(row) for table in tables for row in table["completions"].to_pylist())
+
+
+def test_answers_about_unfinished_units_are_kept_at_ctrl_c_and_not_asked_again(tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = [
+        "annotate", "--input", *map(str, sorted((ROOT / "demo" / "clips").glob("*.mp4"))[:3]), "--output", str(output),
+        "--model", str(ROOT / "demo" / "checkpoint"), "--num-frames", "4", "--device", "cpu",
+    ]  # fmt: skip
+    process = _start(arguments)
+    assert process.stderr is not None
+    # Written now and then while the run goes on, and all of it at Ctrl-C.
+    _wait_until(lambda: _count_answers(output) > 0 or bool(_parts(output)), process, seconds=250)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    said = re.search(r"(\d+) of 3 clips and (\d+) answers about others\. The same command goes on", err)
+    assert said is not None, err
+    kept = _count_answers(output)
+    assert (int(said[1]), int(said[2])) == (0, kept)
+    assert main(arguments) == 0
+    reused = re.search(r"answers: (\d+) taken", capsys.readouterr().err)
+    assert reused is not None
+    assert int(reused[1]) == kept
+    assert not [*(output / "_framescribe" / "set_aside").rglob("*.parquet")]

@@ -120,6 +120,7 @@ class AnnotateClipsFn(LookAheadDoFn):
             on_error.callback(self._clips.release, 1)
             on_error.callback(release)
             memory = ClipMemory(self._find_answers(element))
+            self._worker.keeper.begin(element.ref, element.sampling, memory)
             future = self._running.run(self._annotate(element, release, memory))
             on_error.pop_all()
         future.add_done_callback(lambda _: release())

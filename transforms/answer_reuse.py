@@ -48,7 +48,8 @@ class ClipMemory:
     @property
     def completions(self) -> tuple[KeptCompletion, ...]:
         """All completions of this run, in an order that does not depend on which came first."""
-        return tuple(self._kept[digest] for digest in sorted(self._kept))
+        kept = dict(self._kept)  # at once: others ask while the clip is under way
+        return tuple(kept[digest] for digest in sorted(kept))
 
     def recall(self, digest: bytes) -> KeptCompletion | None:
         """Returns what the earlier run has for a question, to be used in place of asking."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
+import pyarrow as pa
 
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import commit_part
@@ -16,6 +17,7 @@ from schemas.part_rows import build_part
 from schemas.records import ClipAnnotation, CommittedPart, FailedClip, FailurePolicy, UnitEnd
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
 from transforms.counts import FailureTally, WorkerCounter
+from transforms.keep_answers import AnswerStore
 from transforms.unit_outcomes import LostClipsError, PendingUnit
 from transforms.worker import WORKER, Worker
 
@@ -89,6 +91,7 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
             )
         self._store: OutputStore = open_output(self._config.output, self._config.storage_options)
         self._tally: FailureTally = self._worker.get_failure_tally(self._run_key)
+        self._worker.keeper.open(AnswerStore(self._store, self._config.run.fingerprint, self._build_part))
 
     def start_bundle(self) -> None:
         """Forgets the units of a bundle that failed."""
@@ -117,19 +120,23 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
     def _commit(self, unit: PendingUnit) -> CommittedPart:
         num_clips, num_failed = len(unit.outcomes), unit.num_failed
         self._tally.admit(unit.outcomes.values(), self._config.failures)
-        run = self._config.run
-        if run.dtype == "auto":  # what that is, only the process with the engine knows: this one
-            run = replace(run, dtype=self._worker.dtype or run.dtype)
-        part = build_part(unit.unit_id, unit.outcomes.values(), run, self._worker.describe())
+        part = self._build_part(unit.unit_id, unit.outcomes.values())
         started_s = time.monotonic()
         with self._worker.committing:
-            if commit_part(self._store, unit.unit_id, part, run.fingerprint, unit.replaces):
+            if commit_part(self._store, unit.unit_id, part, self._config.run.fingerprint, unit.replaces):
                 self._num_parts.inc()
                 self._num_annotated.inc(num_clips - num_failed)
                 self._num_failed.inc(num_failed)
             else:
                 self._num_discarded.inc()
+            self._worker.keeper.end(unit.unit_id)
         self._commit_ms.inc(round((time.monotonic() - started_s) * 1000))
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]
         return CommittedPart(unit.unit_id, num_clips - num_failed, num_failed)
+
+    def _build_part(self, unit_id: str, outcomes: Iterable[ClipAnnotation | FailedClip]) -> pa.Table:
+        run = self._config.run
+        if run.dtype == "auto":  # what that is, only the process with the engine knows: this one
+            run = replace(run, dtype=self._worker.dtype or run.dtype)
+        return build_part(unit_id, outcomes, run, self._worker.describe())

@@ -37,6 +37,7 @@ from transforms.counts import Counts, FailureTally
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine
+    from transforms.keep_answers import AnswerKeeper
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -81,7 +82,7 @@ class Worker:
     def __init__(self, load: Callable[[EngineConfig], Engine] | None = None) -> None:
         """Starts with nothing; `load` makes an engine, None for `load_engine`."""
         self._load = load or load_engine
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while the main thread holds it
         # Unlike a bundle thread, the interpreter waits for this one before it ends: torch aborts a process that ends
         # under it.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-engine")
@@ -92,6 +93,7 @@ class Worker:
         self._clip_budgets: dict[int, Budget] = {}
         self._tallies: dict[str, FailureTally] = {}
         self.counts = Counts()
+        self._keeper: AnswerKeeper | None = None
         # Held while a part is written and counted: who takes it knows exactly what is committed.
         self.committing = threading.RLock()
         self._key = uuid.uuid4().hex
@@ -128,6 +130,15 @@ class Worker:
         """Whether the engine for a configuration is loaded already."""
         load = self._engines.get(repr(config))
         return load is not None and load.done() and not _has_failed(load)
+
+    @property
+    def keeper(self) -> AnswerKeeper:
+        """What keeps the answers about units under way."""
+        from transforms.keep_answers import AnswerKeeper  # here: the command line knows the settings without pyarrow
+
+        with self._lock:
+            self._keeper = self._keeper or AnswerKeeper()
+            return self._keeper
 
     def read_counters(self) -> dict[str, int]:
         """Returns what this process has counted so far, by the names of Beam's counters; engines up to this moment."""
