@@ -131,12 +131,12 @@ class Setting:
         budget = (8 << 20) if self.is_small else None
         config = EngineConfig(checkpoint.name, device=str(self.device), static_decode=static, kv_budget_bytes=budget)
         engine = Engine(config, checkpoint, model, PromptTokenizer(checkpoint))
-        runner = engine._thread._runner
-        if runner._static is not None:
-            runner._static.captures &= graphs
+        runner = engine.thread.runner
+        if runner.static is not None:
+            runner.static.captures &= graphs
             self.attention = {
                 "path": engine.attention_path,
-                "chunks": getattr(runner._static._decoder._pool.attend, "__name__", ""),
+                "chunks": getattr(runner.pool.attend, "__name__", ""),
                 "tower": getattr(runner._tower_backend, "name", None),
                 "prefill": getattr(runner._language_backend, "name", None),
             }

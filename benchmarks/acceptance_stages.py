@@ -62,7 +62,7 @@ def check_ids(setting: Setting) -> StageResult:
             with setting.start_engine(model, checkpoint, static=static, graphs=captures) as engine:
                 answers[name] = _ask_batch(setting, engine)
                 if name == "graphs":
-                    graphs = engine._thread._runner._static.num_replays  # type: ignore[union-attr]  # it is static
+                    graphs = engine.thread.runner.static.num_replays  # type: ignore[union-attr]  # it is static
             del engine
             setting.release()
         loop, clips = make_loop(model, checkpoint), setting.make_clips(_NUM_CLIPS)
@@ -96,7 +96,7 @@ def check_logprobs(setting: Setting) -> StageResult:
             with engine.open(frames, times, duration_s) as video:
                 futures = [video.force(question, ids) for question, ids in zip(QUESTIONS, forced, strict=True)]
                 ours += [future.result(_ANSWER_S) for future in futures]
-        static = engine._thread._runner._static
+        static = engine.thread.runner.static
         replays = 0 if static is None else static.num_replays
     result = _compare_scores(exact, theirs, ours, forced, cases)
     return StageResult(result.checks, {**result.measured, "replays": replays})
@@ -143,7 +143,7 @@ def check_graphs(setting: Setting) -> StageResult:
         before = torch.cuda.memory_reserved()
         for _ in range(2):
             captured = _ask_batch(setting, engine)
-        decoder = engine._thread._runner._static
+        decoder = engine.thread.runner.static
         assert decoder is not None, "asked for"
         steps = [step for step in decoder._steps.values() if step.graph is not None][:6]
         times = [_time_step(setting, decoder, step) for step in steps]
@@ -165,7 +165,7 @@ def _time_step(setting: Setting, decoder: Any, step: Any) -> dict[str, float]:
 
     def run_eagerly() -> None:
         with torch.inference_mode():
-            decoder._decoder.run(step.numbers, step.penalties, step.shape)
+            decoder.decoder.run(step.numbers, step.penalties, step.shape)
 
     return {
         "rows": step.shape.rows,
@@ -195,7 +195,7 @@ def check_memory(setting: Setting) -> StageResult:
 @contextmanager
 def _failing_now_and_then(engine: Engine) -> Iterator[None]:
     """Lets starts and steps of an engine run out of memory, as cuBLAS says it."""
-    runner, counts = engine._thread._runner, {"start": 0, "decode": 0}
+    runner, counts = engine.thread.runner, {"start": 0, "decode": 0}
 
     def fail(name: str, run: Callable[..., list[int]], *arguments: Any) -> list[int]:
         counts[name] += 1
@@ -231,16 +231,16 @@ def _check_ballast(setting: Setting, engine: Engine, calm: list[list[int]], left
 
 
 def _check_broken_capture(engine: Engine) -> list[Check]:
-    decoder = engine._thread._runner._static
+    decoder = engine.thread.runner.static
     assert decoder is not None, "asked for"
     step = next(iter(decoder._steps.values()))
-    run, graph, step.graph = decoder._decoder.run, step.graph, None
-    decoder._decoder.run = lambda *_: step.numbers.ids[0].item()  # type: ignore[method-assign]  # asks while capturing
+    run, graph, step.graph = decoder.decoder.run, step.graph, None
+    decoder.decoder.run = lambda *_: step.numbers.ids[0].item()  # type: ignore[method-assign]  # asks while capturing
     try:
         with torch.inference_mode():
             decoder._capture(step)
     finally:
-        decoder._decoder.run = run  # type: ignore[method-assign]
+        decoder.decoder.run = run  # type: ignore[method-assign]
         step.graph = graph
     spare = torch.empty(1 << 30, dtype=torch.uint8, device=decoder._device)
     reserved = torch.cuda.memory_reserved()
@@ -268,7 +268,7 @@ def measure_workload(setting: Setting) -> StageResult:
         plain = make_workload(num_captions, setting.num_frames, 384, *num_new)
         captions, plain_answers = run_engine(engine, plain)
         loop, loop_answers = run_model_card_loop(engine, plain, 1, num_questions=3)
-        decoder = engine._thread._runner._static
+        decoder = engine.thread.runner.static
     measured = {
         "full_clips_per_s": side.clips_per_s,
         "full_answers": answers,
@@ -312,7 +312,7 @@ def profile_steps(setting: Setting) -> StageResult:
 def _run_on_thread(engine: Engine, run: Callable[[], object]) -> None:
     """Runs something between two steps of the engine, and waits for it."""
     done: Future[object] = Future()
-    engine._thread._send(lambda: done.set_result(run()))
+    engine.thread.send(lambda: done.set_result(run()))
     done.result(_ANSWER_S)
 
 

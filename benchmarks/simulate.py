@@ -27,6 +27,7 @@ from benchmarks.geometry import write_configuration
 from benchmarks.roofline import H100_BYTES_PER_S, H200_BYTES_PER_S, ClipWork, count_clip_work
 from benchmarks.workload import Ask, draw_full
 from framescribe.llava_video.attention.cascade import attend_chunks
+from framescribe.llava_video.attention.cuda_graphs import CAPTURE_AFTER
 from framescribe.llava_video.attention.kv_cache import CHUNK_TOKENS, PAGE_TOKENS, PrefixPool, SuffixPages
 from framescribe.llava_video.attention.static_decode import StaticDecoder
 from framescribe.llava_video.engine.generation import GenerationConfig
@@ -63,7 +64,6 @@ GPUS = {"h100": Gpu(H100_BYTES_PER_S, 48e9), "h200": Gpu(H200_BYTES_PER_S, 108e9
 # start, bytes moved beyond those needed, the host's part of a step, a capture.
 _VISION_S, _PREFILL_S, _WAIT_S = 0.013, 0.057, 0.012
 _STEP_KERNELS, _START_KERNELS, _MOVED, _HOST_S, _CAPTURE_S = 2174, 2600, 1.6, 1.4e-3, 0.025
-_CAPTURE_AFTER = 8
 
 
 @dataclass(slots=True)
@@ -177,9 +177,9 @@ class Simulation:
         moved = self._work.step_bytes(num_clips, suffix) - self._work.weight_bytes
         bytes_s = (self._work.weight_bytes + _MOVED * moved) / self._gpu.bytes_per_s
         self._num_rows, self._num_padded = self._num_rows + len(running), self._num_padded + shape.rows
-        is_captured = self._steps[shape] > _CAPTURE_AFTER
-        self._captures += self._steps[shape] == _CAPTURE_AFTER + 1
-        self._spend("capture", _CAPTURE_S * (self._steps[shape] == _CAPTURE_AFTER + 1))
+        is_captured = self._steps[shape] > CAPTURE_AFTER
+        self._captures += self._steps[shape] == CAPTURE_AFTER + 1
+        self._spend("capture", _CAPTURE_S * (self._steps[shape] == CAPTURE_AFTER + 1))
         launched_s = _STEP_KERNELS * (self._gpu.launch_s if is_captured else self._gpu.eager_s)
         self._spend("decode", bytes_s + launched_s + _HOST_S)
         self._extend(running)

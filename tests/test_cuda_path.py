@@ -146,8 +146,8 @@ def test_questions_start_without_a_wait_before_their_first_ids(
 def _make_step(runner: ModelRunner, num_clips: int) -> Callable[[], Chosen]:
     """Returns a decoding step of questions to clips, and of one to none where there are two clips."""
     questions = _prefill(runner)[2 - num_clips :][: 2 + num_clips]
-    assert isinstance(runner._static, GraphedDecoder)
-    decoder = runner._static._decoder
+    assert isinstance(runner.static, GraphedDecoder)
+    decoder = runner.static.decoder
     shape = decoder.shape_of([row_of(question) for question in questions])
     buffer = torch.zeros(sum(map(prod, sizes_of(shape))), dtype=torch.long, device=CUDA)
     numbers, penalties = view_numbers(buffer, shape), torch.ones(shape.rows, device=CUDA)
@@ -178,11 +178,11 @@ class _Kernels(TorchDispatchMode):
 def _count_kernels(model: LlavaVideoModel, kernel: AttendChunks, paged: AttendPaged | None, num_layers: int) -> int:
     runner = _make_runner(model, kernel, paged)
     run = _make_step(runner, num_clips=1)
-    layers, devices = model.language._model.layers, model.language.layer_devices
-    model.language._model.layers, model.language.layer_devices = layers[:num_layers], devices[:num_layers]
+    layers, devices = model.language.model.layers, model.language.layer_devices
+    model.language.model.layers, model.language.layer_devices = layers[:num_layers], devices[:num_layers]
     with _Kernels() as counted:
         run()
-    model.language._model.layers, model.language.layer_devices = layers, devices
+    model.language.model.layers, model.language.layer_devices = layers, devices
     return len(counted.names)
 
 

@@ -79,7 +79,7 @@ class _Tokenizer:
         return str(len(token_ids))
 
 
-def _make_thread(random: Random, has_pool: bool) -> EngineThread:
+def _make_thread(random: Random, has_pool: bool, stats: EngineStats) -> EngineThread:
     limits = Limits(
         prefix_tokens=random.randint(20, 120),
         num_pages=random.randint(2, 20),
@@ -89,14 +89,19 @@ def _make_thread(random: Random, has_pool: bool) -> EngineThread:
     )
     pool = PrefixPool(limits.prefix_tokens // 4, 4, 1, 1, [torch.device("cpu")], torch.float32, attend_chunks)
     runner, rule = _FaultyRunner(random, pool if has_pool else None), StopRule(frozenset([0]))
-    return EngineThread(runner, Scheduler(limits), rule, _Tokenizer(), EngineStats())  # type: ignore[arg-type]
+    return EngineThread(runner, Scheduler(limits), rule, _Tokenizer(), stats)  # type: ignore[arg-type]
+
+
+def _open(thread: EngineThread, random: Random, order: int) -> VideoTask:
+    nothing = np.empty(0, dtype=np.int64)
+    video = VideoTask(order, "", "", np.zeros(1), nothing, VideoPrefix((), ()), random.randint(3, 130))
+    thread.add_video(video)
+    return video
 
 
 def _ask_and_close(thread: EngineThread, random: Random, order: int) -> list[Future]:
     """Opens a video, asks it, cancels a question or not, and closes it now or once all its questions are done."""
-    nothing = np.empty(0, dtype=np.int64)
-    video = VideoTask(order, "", "", np.zeros(1), nothing, VideoPrefix((), ()), random.randint(3, 130))
-    thread.add_video(video)
+    video = _open(thread, random, order)
     futures: list[Future] = [Future() for _ in range(random.randint(1, 4))]
     left = set(futures)
 
@@ -121,17 +126,18 @@ def _ask_and_close(thread: EngineThread, random: Random, order: int) -> list[Fut
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1 << 30), has_pool=st.booleans())
 def test_whatever_fails_every_question_ends_and_all_memory_is_free_again(seed: int, has_pool: bool) -> None:
-    random = Random(seed)
-    thread = _make_thread(random, has_pool)
+    random, stats = Random(seed), EngineStats()
+    thread = _make_thread(random, has_pool, stats)
+    scheduler, stop_s = thread.scheduler, time.monotonic() + 30
     futures = [future for order in range(12) for future in _ask_and_close(thread, random, order)]
     assert not wait(futures, 30).not_done
-    while thread._scheduler.videos and thread._thread.is_alive():
+    while scheduler.videos and time.monotonic() < stop_s:
         time.sleep(0.001)
     thread.stop()
-    scheduler, limits = thread._scheduler, thread._scheduler.limits
-    assert thread._cause is None
-    assert (scheduler.used_prefix_tokens, thread._stats.kv_prefix_bytes, scheduler.running) == (0, 0, [])
-    assert sorted(scheduler._free_pages) == list(range(limits.num_pages))
+    with pytest.raises(EngineClosed):  # nothing else ended it
+        _open(thread, random, 12)
+    assert (scheduler.used_prefix_tokens, stats.kv_prefix_bytes, scheduler.running) == (0, 0, [])
+    assert scheduler.num_free_pages == scheduler.limits.num_pages
     assert all(future.cancelled() or future.exception() is None or _is_reason(future) for future in futures)
 
 
@@ -217,11 +223,11 @@ def test_a_question_that_is_too_large_takes_nothing_from_the_others() -> None:
 def test_a_question_cancelled_after_its_closed_clip_was_sent_back_holds_no_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, faults = ModelRunner.decode, iter([True])
+    original, faults = ModelRunner.decode, iter([False, True])  # before the second step the closings were read
     closed = threading.Event()
 
     def decode(self: ModelRunner, questions: list) -> list[int]:
-        if closed.wait(0.01) and engine._thread._inbox.empty() and next(faults, False):
+        if closed.wait(0.01) and next(faults, False):
             futures[1].cancel()
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return original(self, questions)
@@ -237,7 +243,7 @@ def test_a_question_cancelled_after_its_closed_clip_was_sent_back_holds_no_memor
         closed.set()
         futures[0].result(60)
         engine.ask("Hi", SHORT).result(60)
-        assert (engine._thread._scheduler.used_prefix_tokens, engine.stats.kv_prefix_bytes) == (0, 0)
+        assert (engine.thread.scheduler.used_prefix_tokens, engine.stats.kv_prefix_bytes) == (0, 0)
         assert (engine.stats.oom_recoveries, futures[1].cancelled()) == (1, True)
 
 
@@ -258,12 +264,10 @@ def test_a_clip_that_waits_for_memory_burns_no_core_and_is_not_left_waiting_for_
 
 
 def test_questions_that_end_with_their_first_token_make_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[int] = []
-    monkeypatch.setattr(EngineThread, "_wait_for_memory", lambda self: waits.append(1))
+    monkeypatch.setattr(engine_thread, "IDLE_S", 100.0)
     with Engine.load(replace(CONFIG, max_rows=1)) as engine:
         futures = [engine.ask(question, GenerationConfig(max_new_tokens=1)) for question in QUESTIONS * 3]
         assert [len(future.result(60).token_ids) for future in futures] == [1] * len(futures)
-    assert waits == []
 
 
 def _bytes_per_prefix() -> int:

@@ -14,7 +14,7 @@ from framescribe.llava_video import Engine, GenerationConfig, Score
 from framescribe.llava_video.engine import runner as model_runner
 from framescribe.llava_video.engine.runner import ModelRunner
 from framescribe.llava_video.errors import EngineClosed, PromptTooLong
-from tests.support.engine_fixtures import CONFIG, QUESTIONS, make_frames, make_times, remember_answer
+from tests.support.engine_fixtures import CONFIG, QUESTIONS, TOKENIZER, make_frames, make_times, remember_answer
 
 ANSWERS = ("A red ball rolls to the left and stops.", "No.")
 LETTERS = ("A", "B", "C", "D")
@@ -52,7 +52,7 @@ def _embed(engine: Engine, loop: ModelCardLoop, seed: int | None, question: str)
 
 @torch.inference_mode()
 def _logprobs(engine: Engine, prompt: torch.Tensor, answer: str) -> list[float]:
-    ids = torch.tensor(engine.tokenizer._decoder.encode(answer, add_special_tokens=False).ids)
+    ids = torch.tensor(TOKENIZER.encode(answer, add_special_tokens=False).ids)
     module = engine.model.language.module
     embeddings = torch.cat([prompt, module.model.embed_tokens(ids)])
     logits = module(inputs_embeds=embeddings[None]).logits[0, len(prompt) - 1 : -1]
@@ -108,8 +108,8 @@ def test_a_score_is_one_prefill_on_the_clip_s_prefix_without_a_decoding_step_or_
     with Engine.load(CONFIG) as engine:
         with engine.open(make_frames(0), make_times(3), 1.5) as video:
             _read([video.score(question, answer) for question in QUESTIONS for answer in ANSWERS])
-            pages = engine._thread._scheduler._free_pages
-            assert len(pages) == engine._thread._scheduler.limits.num_pages
+            scheduler = engine.thread.scheduler
+            assert scheduler.num_free_pages == scheduler.limits.num_pages
         stats = engine.stats
         assert (stats.scores, stats.prefilled_prefixes) == (len(QUESTIONS) * len(ANSWERS), 1)
         assert (stats.decode_steps, stats.generated_tokens) == (0, 0)
@@ -167,7 +167,7 @@ def test_a_closed_video_and_a_closed_engine_score_nothing(monkeypatch: pytest.Mo
     video.close()
     with pytest.raises(EngineClosed, match="open it again"):
         video.score(QUESTIONS[0], ANSWERS[0])
-    monkeypatch.setattr(engine._thread._scheduler, "next_questions", list)  # so that the score waits
+    monkeypatch.setattr(engine.thread.scheduler, "next_questions", list)  # so that the score waits
     waiting = engine.score(QUESTIONS[0], ANSWERS[0])
     engine.close()
     with pytest.raises(EngineClosed):

@@ -36,7 +36,7 @@ def _ask_plainly() -> list[tuple[int, ...]]:
 
 
 def _paths(engine: Engine) -> set[FastPath]:
-    return engine._thread._runner.fast_paths
+    return engine.thread.runner.fast_paths
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_nothing_is_held_after_the_proof() -> None:
         patch.setattr(memory, "choose_kernel", lambda *_: _attend_alike)
         engine = Engine.load(STATIC)
     with engine:
-        pool = engine._thread._runner._pool
-        assert len(pool._free) == pool.num_chunks
+        pool = engine.thread.runner.pool
+        assert pool.num_free_chunks == pool.num_chunks
         assert engine.stats.questions == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
-from framescribe.llava_video.attention import cuda_graphs
 from framescribe.llava_video.attention.cascade import attend_chunks, attend_paged
 from framescribe.llava_video.attention.cuda_graphs import GraphedDecoder
 from framescribe.llava_video.attention.kv_cache import PrefixPool, SuffixPages
@@ -100,7 +99,7 @@ def test_attention_to_pages_gives_the_answers_of_the_plain_steps(
     static, plain = engines
     requests = [(0, 4, QUESTIONS[0], 20), (1, 1, QUESTIONS[1], 9), (2, 3, QUESTIONS[2], 33), (3, 2, QUESTIONS[0], 5)]
     expected = _ask(plain, requests, 4)
-    monkeypatch.setattr(static._thread._runner._pool, "attend_paged", attend_paged)
+    monkeypatch.setattr(static.thread.runner.pool, "attend_paged", attend_paged)
     assert _ask(static, requests, 4) == expected
 
 
@@ -162,11 +161,14 @@ def _make_graphs(allocator: _Allocator) -> type:
                 raise RuntimeError("operation failed due to a previous error during capture (pretended)")
             allocator.end(0, self.pool)
 
+        def replay(self) -> None:
+            pass
+
     return _Graph
 
 
 @pytest.fixture
-def allocator(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -> _Allocator:
+def allocator(monkeypatch: pytest.MonkeyPatch) -> _Allocator:
     """A machine on which steps can be captured."""
     allocator, handles = _Allocator(), iter(range(100))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", _make_graphs(allocator))
@@ -176,19 +178,38 @@ def allocator(engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", allocator.end)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", allocator.release)
-    decoder = engines[0]._thread._runner._static
-    decoder.forget_graphs()
-    monkeypatch.setattr(decoder, "captures", True)
-    monkeypatch.setattr(decoder, "_stream", None)
-    monkeypatch.setattr(decoder, "_num_failed", 0)
     return allocator
 
 
-def _capture(decoder: GraphedDecoder, rows: int) -> Any:
-    step = decoder._find_step(StepShape(rows, 4, 12, 6, 4, 4, has_text=False))
-    with torch.inference_mode():
-        decoder._capture(step)
-    return step
+class _Steps:
+    """Steps that compute nothing, one shape for each number of rows; while they are captured, they can break."""
+
+    def __init__(self, allocator: _Allocator) -> None:
+        self.allocator, self.breaks = allocator, False
+
+    def shape_of(self, rows: Sequence[StepRow]) -> StepShape:
+        return StepShape(len(rows), 4, 12, 6, 4, 4, has_text=False)
+
+    def write_numbers(self, rows: Sequence[StepRow], shape: StepShape, numbers: np.ndarray) -> None:
+        pass
+
+    def run(self, numbers: object, penalties: Tensor, shape: StepShape) -> Chosen:
+        if self.breaks and self.allocator.streams[-1] != "usual":
+            raise torch.AcceleratorError(
+                "CUDA error: operation not permitted when stream is capturing (pretended)", 900
+            )
+        return Chosen(torch.zeros(shape.rows), None)
+
+
+def _make_decoder(steps: _Steps, **limits: int) -> GraphedDecoder:
+    decoder = GraphedDecoder(steps, CPU, capture_after=0, **limits)  # type: ignore[arg-type]
+    decoder.captures = True
+    return decoder
+
+
+def _decode(decoder: GraphedDecoder, num_rows: int) -> None:
+    row = StepRow(token_id=0, position=0, row=0, pages=(), num_suffix_tokens=1, penalty=1.0, prefix=None)
+    assert len(decoder.decode([row] * num_rows).ids) == num_rows
 
 
 def test_a_step_that_cannot_be_captured_runs_all_the_same(
@@ -198,15 +219,17 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     static, plain = engines
-    decoder = static._thread._runner._static
-    original = decoder._decoder.run
+    decoder = static.thread.runner.static
+    assert decoder is not None
+    original = decoder.decoder.run
 
     def run(*arguments: Any) -> Chosen:
         if allocator.streams[-1] != "usual":
             raise torch.OutOfMemoryError("pretended")
         return original(*arguments)
 
-    monkeypatch.setattr(decoder._decoder, "run", run)
+    monkeypatch.setattr(decoder, "captures", True)
+    monkeypatch.setattr(decoder.decoder, "run", run)
     requests = [(1, 2, QUESTIONS[2], 30)]
     assert _ask(static, requests, 2) == _ask(plain, requests, 2)
     assert caplog.text.count("such steps run kernel by kernel") == 1
@@ -215,68 +238,59 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(
 
 @pytest.mark.parametrize("capture_ends", [True, False])
 def test_a_broken_capture_leaves_the_allocator_whole_and_costs_one_shape(
-    engines: tuple[Engine, Engine], allocator: _Allocator, monkeypatch: pytest.MonkeyPatch, capture_ends: bool
+    allocator: _Allocator, capture_ends: bool
 ) -> None:
-    decoder = engines[0]._thread._runner._static
-    first = _capture(decoder, 32)
-    with monkeypatch.context() as patch:
-        allocator.breaks = not capture_ends
-        patch.setattr(decoder._decoder, "run", _wait_for_the_device)
-        broken = _capture(decoder, 48)
-    allocator.breaks = False
-    third = _capture(decoder, 64)
-    assert [step.graph is None for step in (first, broken, third)] == [False, True, False]
-    assert (broken.may_be_captured, broken.chosen, decoder.captures) == (False, None, True)
+    steps = _Steps(allocator)
+    decoder = _make_decoder(steps)
+    _decode(decoder, 32)
+    steps.breaks, allocator.breaks = True, not capture_ends
+    _decode(decoder, 48)
+    steps.breaks = allocator.breaks = False
+    for num_rows in (48, 64):  # the broken one is not tried again
+        _decode(decoder, num_rows)
+    assert (decoder.num_steps, decoder.num_captures, decoder.num_replays, decoder.captures) == (4, 2, 2, True)
     assert (allocator.recording, allocator.streams[-1]) == ([], "usual")
-    # A graph that was ended gives its share of the pool back itself, once it goes.
+    # A graph that was ended gives its part of the pool back itself, once it goes.
     assert allocator.users == {0: 2 + capture_ends}
 
 
-def _wait_for_the_device(*arguments: Any) -> Chosen:
-    raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing (pretended)", 900)
-
-
-def test_captures_that_break_one_after_the_other_are_given_up(
-    engines: tuple[Engine, Engine], allocator: _Allocator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoder = engines[0]._thread._runner._static
-    monkeypatch.setattr(decoder._decoder, "run", _wait_for_the_device)
+def test_captures_that_break_one_after_the_other_are_given_up(allocator: _Allocator) -> None:
+    steps = _Steps(allocator)
+    decoder = _make_decoder(steps, most_failures=3)
+    steps.breaks = True
     allowed = []
-    for rows in range(32, 32 + cuda_graphs._MOST_FAILURES):
-        _capture(decoder, rows)
+    for num_rows in (32, 48, 64):
+        _decode(decoder, num_rows)
         allowed.append(decoder.captures)
-    assert allowed == [True] * (cuda_graphs._MOST_FAILURES - 1) + [False]
+    assert allowed == [True, True, False]
 
 
-def test_a_pool_of_graphs_is_not_used_again_once_its_last_graph_is_gone(
-    engines: tuple[Engine, Engine], allocator: _Allocator
-) -> None:
-    decoder = engines[0]._thread._runner._static
-    handles = []
-    for rows in (32, 48):
-        _capture(decoder, rows)
-        handles.append(decoder._memory)
+def test_a_pool_of_graphs_is_not_used_again_once_its_last_graph_is_gone(allocator: _Allocator) -> None:
+    decoder = _make_decoder(_Steps(allocator))
+    for num_rows in (32, 48):
+        _decode(decoder, num_rows)
     decoder.forget_graphs()
-    _capture(decoder, 32)
-    assert [*handles, decoder._memory] == [0, 0, 1]
+    _decode(decoder, 32)
+    assert allocator.users == {0: 2, 1: 1}
 
 
-def test_the_shapes_used_last_keep_their_graphs(
-    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda_graphs, "_MOST_SHAPES", 2)
-    decoder = GraphedDecoder(engines[0]._thread._runner._static._decoder, CPU)
-    first, second, third = (StepShape(rows, 4, 12, 6, 4, 4, has_text=False) for rows in (32, 48, 64))
-    steps = [decoder._find_step(shape) for shape in (first, second, first, third, first, second)]
-    assert steps[0] is steps[2] is steps[4]
-    assert steps[1] is not steps[5]
+def test_the_shapes_used_last_keep_their_graphs(allocator: _Allocator) -> None:
+    decoder = _make_decoder(_Steps(allocator), most_shapes=2)
+    captured = []
+    for num_rows in (32, 48, 32, 64, 32, 48):
+        _decode(decoder, num_rows)
+        captured.append(decoder.num_captures)
+    assert captured == [1, 2, 2, 3, 3, 4]
 
 
 def test_questions_without_a_video_do_not_widen_the_rows_of_clips(engines: tuple[Engine, Engine]) -> None:
     static, _ = engines
-    decoder = static._thread._runner._static._decoder
-    text, video = static._text_only, _task(1)
-    video.prefix = decoder._pool.open(40)
+    runner = static.thread.runner
+    assert runner.static is not None
+    assert runner.pool is not None
+    decoder = runner.static.decoder
+    text, video = static.thread.scheduler.videos[0], _task(1)
+    video.prefix = runner.pool.open(40)
     questions = [QuestionTask(task, [0], GenerationConfig(), 1.0, Future()) for task in [text] * 30 + [video]]
     for question in questions:
         question.generated.append(0)
@@ -305,7 +319,7 @@ def test_a_clip_that_finds_no_memory_gets_what_the_pool_kept_for_others(monkeypa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "CHUNK_TOKENS", 32)
         static = Engine.load(STATIC)
-    pool = static._thread._runner._pool
+    pool = static.thread.runner.pool
     monkeypatch.setattr(LanguageModel, "forward", forward)
     with static:
         assert _ask(static, requests, 2) == expected

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from framescribe.llava_video import Engine, EngineConfig, GenerationConfig
 from tests.support.golden_cases import COMMITTED
 
-CONFIG = EngineConfig(model=str(COMMITTED / "checkpoints" / "g9"), device="cpu", dtype="float32")
+_CHECKPOINT = COMMITTED / "checkpoints" / "g9"
+CONFIG = EngineConfig(model=str(_CHECKPOINT), device="cpu", dtype="float32")
+TOKENIZER = Tokenizer.from_file(str(_CHECKPOINT / "tokenizer.json"))
 SHORT = GenerationConfig(max_new_tokens=6)
 QUESTIONS = (
     "What is this?",

@@ -25,15 +25,7 @@ from framescribe.llava_video.attention.static_decode import (
 
 _log = logging.getLogger(__name__)
 
-_CAPTURE_AFTER = 8
-"""Steps of one shape before it is captured: shapes that pass by, as while clips join, are not worth a graph."""
-
-_MOST_SHAPES = 64
-"""Shapes that are remembered, with their graphs: those used last."""
-
-_MOST_FAILURES = 8
-"""Shapes in a row that could not be captured before no more are tried: then it is not the shape."""
-
+CAPTURE_AFTER = 8
 _capturing = threading.Lock()
 """PyTorch captures one graph at a time in a process."""
 
@@ -63,13 +55,31 @@ class GraphedDecoder:
     """Runs the static decoder's steps, captured where that pays.
 
     Attributes:
+        decoder: what runs the steps.
         captures: whether steps are captured at all; given up after several that could not be.
         num_steps, num_replays: steps, and those of them that replayed a graph.
         num_captures, capture_s: graphs that were made, and the seconds they took.
     """
 
-    def __init__(self, decoder: StaticDecoder, device: torch.device) -> None:
-        self._decoder, self._device = decoder, device
+    def __init__(
+        self,
+        decoder: StaticDecoder,
+        device: torch.device,
+        *,
+        capture_after: int = CAPTURE_AFTER,
+        most_shapes: int = 64,
+        most_failures: int = 8,
+    ) -> None:
+        """Captures nothing yet.
+
+        Args:
+            capture_after: steps of one shape before it is captured: shapes that pass by, as while clips join, are not
+                worth a graph.
+            most_shapes: that are remembered, with their graphs: those used last.
+            most_failures: shapes in a row that could not be captured before no more are tried: it is not the shape.
+        """
+        self.decoder, self._device = decoder, device
+        self._capture_after, self._most_shapes, self._most_failures = capture_after, most_shapes, most_failures
         self._steps: OrderedDict[StepShape, _Step] = OrderedDict()
         self.captures = device.type == "cuda"
         self._memory: tuple[int, int] | None = None
@@ -80,7 +90,7 @@ class GraphedDecoder:
 
     def hold_text(self, prefix: PrefixKV) -> None:
         """Takes the prefix of questions without a video."""
-        self._decoder.text = prefix
+        self.decoder.text = prefix
 
     def forget_graphs(self) -> None:
         """Drops all graphs: what they read is about to move."""
@@ -92,9 +102,9 @@ class GraphedDecoder:
         Args:
             rows: those of one clip side by side.
         """
-        shape = self._decoder.shape_of(rows)
+        shape = self.decoder.shape_of(rows)
         step = self._find_step(shape)
-        self._decoder.write_numbers(rows, shape, step.host.numpy())
+        self.decoder.write_numbers(rows, shape, step.host.numpy())
         step.host_penalties[: len(rows)] = torch.tensor([row.penalty for row in rows])
         step.upload()
         return self._run(step)
@@ -102,17 +112,18 @@ class GraphedDecoder:
     def _find_step(self, shape: StepShape) -> _Step:
         step = self._steps.pop(shape, None) or _Step(shape, self._device)
         self._steps[shape] = step
-        if len(self._steps) > _MOST_SHAPES:
+        if len(self._steps) > self._most_shapes:
             self._steps.popitem(last=False)
         return step
 
     def _run(self, step: _Step) -> Chosen:
         step.num_runs += 1
         self.num_steps += 1
-        if step.graph is None and step.may_be_captured and step.num_runs > _CAPTURE_AFTER and self.captures:
+        is_due = step.num_runs > self._capture_after
+        if self.captures and is_due and step.graph is None and step.may_be_captured:
             self._capture(step)
         if step.graph is None or step.chosen is None:
-            return self._decoder.run(step.numbers, step.penalties, step.shape)
+            return self.decoder.run(step.numbers, step.penalties, step.shape)
         self.num_replays += 1
         step.graph.replay()
         return step.chosen
@@ -126,7 +137,7 @@ class GraphedDecoder:
         graph, started = torch.cuda.CUDAGraph(), time.perf_counter()
         try:
             step.chosen = _record(
-                graph, self._memory, self._stream, lambda: self._decoder.run(step.numbers, step.penalties, step.shape)
+                graph, self._memory, self._stream, lambda: self.decoder.run(step.numbers, step.penalties, step.shape)
             )
             step.graph, self._num_failed = graph, 0
             self.num_captures += 1
@@ -134,7 +145,7 @@ class GraphedDecoder:
         except RuntimeError as error:
             step.chosen, step.may_be_captured = None, False
             self._num_failed += 1
-            self.captures = self._num_failed < _MOST_FAILURES
+            self.captures = self._num_failed < self._most_failures
             _log.warning("no CUDA graph for %s, such steps run kernel by kernel: %s", step.shape, error)
 
 

@@ -108,6 +108,11 @@ class PrefixPool:
         self.values = [torch.zeros(shape, device=device, dtype=self._dtype) for device in self._layer_devices]
         self.num_chunks, self._free = num_chunks, list(range(num_chunks))
 
+    @property
+    def num_free_chunks(self) -> int:
+        """Chunks that no prefix holds."""
+        return len(self._free)
+
     def open(self, num_tokens: int) -> PooledPrefix:
         """Takes the chunks for a prefix.
 

@@ -50,6 +50,7 @@ class Engine:
         device_name: which device computes, for example `NVIDIA H100 80GB HBM3` or `cpu (AVX2)`.
         attention_path: which code attends, which fast paths are in use, and which did not prove themselves.
         stats: running totals; read from any thread.
+        thread: what runs the model, with its runner and scheduler: to be measured, not to be changed.
         generation_defaults: what the checkpoint says about generation.
     """
 
@@ -79,7 +80,7 @@ class Engine:
         scheduler = Scheduler(memory.limits)
         scheduler.add_video(self._text_only)
         rule = StopRule(self.generation_defaults.eos_token_ids)
-        self._thread = EngineThread(runner, scheduler, rule, self.tokenizer, self.stats)
+        self.thread = EngineThread(runner, scheduler, rule, self.tokenizer, self.stats)
         self._closed = threading.Event()
 
     @classmethod
@@ -141,7 +142,7 @@ class Engine:
             num_tokens=num_tokens,
             on_encoded=on_encoded,
         )
-        self._thread.add_video(task)
+        self.thread.add_video(task)
         return Video(self, task)
 
     def ask(self, question: str, generation: GenerationConfig | None = None) -> Future[Completion]:
@@ -159,7 +160,7 @@ class Engine:
     def close(self) -> None:
         """Stops the thread; unanswered questions raise `EngineClosed`. The memory goes with the last reference."""
         self._closed.set()
-        self._thread.stop()
+        self.thread.stop()
 
     def __enter__(self) -> Engine:
         return self
@@ -208,7 +209,7 @@ class Engine:
     def _send(self, question: QuestionTask) -> None:
         if self._closed.is_set():
             raise EngineClosed("the engine is closed; load another to ask")
-        self._thread.add_question(question)
+        self.thread.add_question(question)
 
     def _check_length(self, num_prefix: int, num_question: int, num_new: int) -> None:
         limit = self.model.config.max_length
@@ -289,7 +290,7 @@ class Video:
 
     def close(self) -> None:
         """Frees the clip's keys and values once its running questions are answered; waiting ones are cancelled."""
-        self._engine._thread.close_video(self._task)
+        self._engine.thread.close_video(self._task)
 
     def _read_question(self, question: str) -> list[int]:
         if self._task.is_closed:

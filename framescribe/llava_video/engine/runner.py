@@ -42,7 +42,7 @@ from framescribe.llava_video.model.language_model import Attend
 from framescribe.llava_video.model.model import LlavaVideoModel
 
 # Kernels are chosen, and some planned, for each length anew; on a GPU prefixes come in few lengths.
-_PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}
+PREFILL_MULTIPLES = {"cuda": 256, "cpu": 1}
 
 # Attention to a prefix leaves one output for each of its chunks: 100 KB for each query of the 7B, 200 in float32.
 _MOST_QUERIES = 4096
@@ -88,20 +88,20 @@ class ModelRunner:
         is_compiled: bool = False,
     ) -> None:
         """Takes the parts; with a `pool`, clips' prefixes lie there and decoding steps have fixed shapes."""
-        self.model, self._pages, self._pool = model, pages, pool
+        self.model, self._pages, self.pool = model, pages, pool
         self._language = model.language
         self._vision_batch_frames = vision_batch_frames
         self._implementation = attn_implementation
-        self._prefill_multiple = _PREFILL_MULTIPLES[model.device.type]
+        self._prefill_multiple = PREFILL_MULTIPLES[model.device.type]
         tower, language = model.config.tower, model.config.language
         self._tower_backend, self._language_backend = (
             choose_backend(model.device, self._language.dtype, head_dim, is_causal)
             for head_dim, is_causal in ((tower.head_dim, False), (language.head_dim, True))
         )
         self._seen = SeenIds(max_rows, self._language.num_ids, self._language.layer_devices[-1])
-        self._static: GraphedDecoder | None = None
+        self.static: GraphedDecoder | None = None
         if pool is not None:
-            self._static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
+            self.static = GraphedDecoder(StaticDecoder(self._language, pool, pages, self._seen), model.device)
         self._kernel = attend_chunks if pool is None else pool.attend
         self._paged = None if pool is None else pool.attend_paged
         self.unproven: list[FastPath] = []
@@ -110,7 +110,7 @@ class ModelRunner:
             FastPath.PAGES: self._paged is not None,
             FastPath.LAYERS: is_compiled,
             FastPath.TOWER: is_compiled,
-            FastPath.GRAPHS: self._static is not None and self._static.captures,
+            FastPath.GRAPHS: self.static is not None and self.static.captures,
         }
         self.fast_paths = {path for path in FastPath if is_there[path]}
 
@@ -125,22 +125,22 @@ class ModelRunner:
         elif path is FastPath.LAYERS:
             self._language.elementwise.use_plain()
         elif path is FastPath.ATTENTION:
-            assert self._pool is not None, "only a pool has fused attention"
-            self._pool.attend = self._kernel if on else attend_chunks
+            assert self.pool is not None, "only a pool has fused attention"
+            self.pool.attend = self._kernel if on else attend_chunks
         elif path is FastPath.PAGES:
-            assert self._pool is not None, "only a pool has pages"
-            self._pool.attend_paged = self._paged if on else None
+            assert self.pool is not None, "only a pool has pages"
+            self.pool.attend_paged = self._paged if on else None
         else:
-            assert self._static is not None, "only fixed steps have graphs"
-            self._static.captures = on
-        if self._static is not None:
-            self._static.forget_graphs()  # they replay the other path
+            assert self.static is not None, "only fixed steps have graphs"
+            self.static.captures = on
+        if self.static is not None:
+            self.static.forget_graphs()  # they replay the other path
         (self.fast_paths.add if on else self.fast_paths.discard)(path)
 
     @property
     def num_replays(self) -> int:
         """Decoding steps that replayed a graph."""
-        return 0 if self._static is None else self._static.num_replays
+        return 0 if self.static is None else self.static.num_replays
 
     @property
     def attention_path(self) -> str:
@@ -151,7 +151,7 @@ class ModelRunner:
             (
                 self._implementation or "sdpa",
                 *(f"{name}: {backend.name.lower()}" for name, backend in pinned.items() if backend is not None),
-                f"decoding: {'paged' if self._pool is None else self._pool.attend.__name__}",
+                f"decoding: {'paged' if self.pool is None else self.pool.attend.__name__}",
                 *fast,
                 *(f"not {path.value}, which disagreed or failed" for path in self.unproven),
             )
@@ -182,7 +182,7 @@ class ModelRunner:
         """Runs a clip's prefix through the language model and returns its keys and values."""
         embeddings = self.embed_prefix(video, video_tokens)
         assert len(embeddings) == video.num_tokens, f"{len(embeddings)} prefix tokens, wanted {video.num_tokens}"
-        prefix: Prefix = PrefixKV() if self._pool is None else self._pool.open(len(embeddings))
+        prefix: Prefix = PrefixKV() if self.pool is None else self.pool.open(len(embeddings))
         try:
             self._fill(prefix, embeddings)
         except RuntimeError:
@@ -196,8 +196,8 @@ class ModelRunner:
         """Prefills the system text that questions without a video share; it is short and stays outside the pool."""
         text.prefix = prefix = PrefixKV()
         self._fill(prefix, self.embed_prefix(text, None))
-        if self._static is not None:
-            self._static.hold_text(prefix)
+        if self.static is not None:
+            self.static.hold_text(prefix)
 
     def release_cached(self) -> None:
         """Gives memory back that PyTorch holds for later: what cuBLAS, cuDNN and CUDA take comes from beside it."""
@@ -206,11 +206,11 @@ class ModelRunner:
 
     def shrink_prefixes(self, num_tokens: int) -> int | None:
         """Gives back what prefixes beyond so many tokens would take; returns how many fit then, None if it had none."""
-        if self._pool is None or self._static is None:
+        if self.pool is None or self.static is None:
             return None
-        self._static.forget_graphs()  # they replay with addresses in the pool
-        has_shrunk = self._pool.shrink(-(-num_tokens // self._pool.chunk_tokens))
-        return self._pool.num_chunks * self._pool.chunk_tokens if has_shrunk else None
+        self.static.forget_graphs()  # they replay with addresses in the pool
+        has_shrunk = self.pool.shrink(-(-num_tokens // self.pool.chunk_tokens))
+        return self.pool.num_chunks * self.pool.chunk_tokens if has_shrunk else None
 
     def _fill(self, prefix: Prefix, embeddings: Tensor) -> None:
         """Writes the keys and values of embeddings [L, D] into a prefix."""
@@ -310,9 +310,9 @@ class ModelRunner:
     @torch.inference_mode()
     def decode(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Feeds each row its last id and returns the next one of each; `questions` are sorted by video."""
-        if self._static is None:
+        if self.static is None:
             return self._decode_by_clip(questions)
-        return _take_answers(self._static.decode([row_of(question) for question in questions]), questions)
+        return _take_answers(self.static.decode([row_of(question) for question in questions]), questions)
 
     def _decode_by_clip(self, questions: Sequence[QuestionTask]) -> list[int]:
         """Runs a step of whatever shape, one product for each clip's prefix."""

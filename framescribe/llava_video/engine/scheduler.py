@@ -74,6 +74,11 @@ class Scheduler:
         return self._used_prefix_tokens
 
     @property
+    def num_free_pages(self) -> int:
+        """Pages that no question holds."""
+        return len(self._free_pages)
+
+    @property
     def has_work(self) -> bool:
         """Whether any question waits or runs."""
         return bool(self.running) or any(video.waiting for video in self.videos)

@@ -22,7 +22,7 @@ from framescribe.llava_video.engine.tasks import QuestionTask, StopRule, VideoTa
 from framescribe.llava_video.errors import ClipTooLarge, EngineBroken, EngineClosed
 from framescribe.llava_video.model.prompts import PromptTokenizer
 
-_IDLE_S = 0.05
+IDLE_S = 0.05
 
 MOST_IDLE = 12_000
 """Ten minutes. Counted, not timed: in a process that was stopped, those who will close their clips were stopped too."""
@@ -32,12 +32,16 @@ _SWITCH_S = 5e-4
 
 
 class EngineThread:
-    """Runs the engine's loop; every public method may be called from any thread."""
+    """Runs the engine's loop; every public method may be called from any thread.
+
+    Attributes:
+        runner, scheduler: what computes, and what decides what is next; only the thread itself may use them.
+    """
 
     def __init__(
         self, runner: ModelRunner, scheduler: Scheduler, rule: StopRule, tokenizer: PromptTokenizer, stats: EngineStats
     ) -> None:
-        self._runner, self._scheduler, self._rule = runner, scheduler, rule
+        self.runner, self.scheduler, self._rule = runner, scheduler, rule
         self._tokenizer, self._stats = tokenizer, stats
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -52,7 +56,7 @@ class EngineThread:
 
     def add_video(self, video: VideoTask) -> None:
         """Queues a video."""
-        self._send(lambda: self._scheduler.add_video(video))
+        self.send(lambda: self.scheduler.add_video(video))
 
     def add_question(self, question: QuestionTask) -> None:
         """Queues a question; its future gets the answer or the reason why there is none.
@@ -61,7 +65,7 @@ class EngineThread:
             EngineBroken: the device failed earlier.
             EngineClosed: the engine was closed.
         """
-        self._send(lambda: self._admit(question))
+        self.send(lambda: self._admit(question))
 
     def close_video(self, video: VideoTask) -> None:
         """Frees a video when its running questions are done."""
@@ -76,7 +80,12 @@ class EngineThread:
         self._inbox.put(lambda: None)
         self._thread.join()
 
-    def _send(self, command: Callable[[], None]) -> None:
+    def send(self, command: Callable[[], None]) -> None:
+        """Runs a command on this thread, between two steps.
+
+        Raises:
+            as `add_question`.
+        """
         with self._lock:
             if self._has_ended:
                 raise describe_end(self._cause)
@@ -84,12 +93,12 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            self._runner.bind_thread()
+            self.runner.bind_thread()
             while not self._stopping.is_set():
                 self._read_inbox()
                 if self._step():
                     self._num_idle = 0
-                elif self._scheduler.has_work:
+                elif self.scheduler.has_work:
                     self._wait_for_memory()
         finally:
             # Whatever ends the loop is no single clip's fault: a lost device, or a bug. Nobody may wait for ever.
@@ -101,13 +110,13 @@ class EngineThread:
             self._has_ended = True
         while not self._inbox.empty():
             self._inbox.get()()
-        waiting = [question for video in self._scheduler.videos for question in video.waiting]
-        give_error([*self._scheduler.running, *waiting], describe_end(self._cause))
-        for video in self._scheduler.videos:
+        waiting = [question for video in self.scheduler.videos for question in video.waiting]
+        give_error([*self.scheduler.running, *waiting], describe_end(self._cause))
+        for video in self.scheduler.videos:
             video.release_frames()
 
     def _read_inbox(self) -> None:
-        if not self._scheduler.has_work:
+        if not self.scheduler.has_work:
             with self._stats.timed("waiting_s"):
                 self._inbox.get()()
         while not self._inbox.empty():
@@ -117,16 +126,16 @@ class EngineThread:
         """Prefills, starts and decodes what can be; returns whether anything could."""
         with self._stats.kept_waiting():
             self._drop_cancelled()
-            videos = self._scheduler.next_videos()
+            videos = self.scheduler.next_videos()
         if videos:
             self._prefill(videos)
-        elif self._scheduler.has_unprefilled:
+        elif self.scheduler.has_unprefilled:
             self._stats.memory_waits += 1
-        questions = self._scheduler.next_questions()
+        questions = self.scheduler.next_questions()
         if questions:
             self._start(questions)
-        has_moved = bool(videos or questions or self._scheduler.running)
-        if self._scheduler.running:
+        has_moved = bool(videos or questions or self.scheduler.running)
+        if self.scheduler.running:
             self._decode()
         return has_moved
 
@@ -134,28 +143,28 @@ class EngineThread:
         """Waits for a clip to be closed; when none is for minutes, fails one that waits, or all might wait for ever."""
         self._num_idle += 1
         with self._stats.timed("waiting_s"), suppress(queue.Empty):
-            self._inbox.get(timeout=_IDLE_S)()
-        stuck = next((video for video in self._scheduler.videos if video.prefix is None and video.waiting), None)
+            self._inbox.get(timeout=IDLE_S)()
+        stuck = next((video for video in self.scheduler.videos if video.prefix is None and video.waiting), None)
         if stuck is not None and self._num_idle > MOST_IDLE:
             failed, stuck.waiting, self._num_idle = stuck.waiting, [], 0
-            give_error(failed, ClipTooLarge(describe_wait(self._scheduler, _IDLE_S * MOST_IDLE)))
+            give_error(failed, ClipTooLarge(describe_wait(self.scheduler, IDLE_S * MOST_IDLE)))
 
     def _prefill(self, videos: list[VideoTask]) -> None:
         seen = [video for video in videos if video.frames is not None]
         try:
             with self._stats.timed("encode_s"):
-                encoded = self._runner.encode_videos(seen) if seen else []
+                encoded = self.runner.encode_videos(seen) if seen else []
             tokens = dict(zip(map(id, seen), encoded, strict=True))
             for video in videos:
                 with self._stats.timed("prefill_s"):
-                    video.prefix = self._runner.prefill(video, tokens.get(id(video)))
+                    video.prefix = self.runner.prefill(video, tokens.get(id(video)))
                 self._count_prefill(video)
             return
         except RuntimeError as error:
             fault = self._read_fault(error)
         # Not in the handler: there the error still holds all tensors of the step.
         self._undo_fault()
-        give_error(recover_prefill(self._scheduler, videos, self._runner.shrink_prefixes), fault)
+        give_error(recover_prefill(self.scheduler, videos, self.runner.shrink_prefixes), fault)
 
     def _count_prefill(self, video: VideoTask) -> None:
         assert video.prefix is not None, "just prefilled"
@@ -168,7 +177,7 @@ class EngineThread:
         video.release_frames()
 
     def _start(self, questions: list[QuestionTask]) -> None:
-        chosen = self._run_rows(self._runner.start, "question_s", questions)
+        chosen = self._run_rows(self.runner.start, "question_s", questions)
         if chosen is None:
             return
         self._stats.questions += len(questions)
@@ -180,12 +189,12 @@ class EngineThread:
         self._extend([question for question in questions if not question.wanted], chosen)
 
     def _decode(self) -> None:
-        rows = list(self._scheduler.running)
-        chosen = self._run_rows(self._runner.decode, "decode_s", rows)
+        rows = list(self.scheduler.running)
+        chosen = self._run_rows(self.runner.decode, "decode_s", rows)
         if chosen is None:
             return
         self._stats.decode_steps += 1
-        self._scheduler.count_step()
+        self.scheduler.count_step()
         self._extend(rows, chosen)
 
     def _run_rows(
@@ -198,7 +207,7 @@ class EngineThread:
         except RuntimeError as error:
             fault = self._read_fault(error)
         self._undo_fault()
-        failed = evict_half(self._scheduler)
+        failed = evict_half(self.scheduler)
         for question in failed:
             self._finish(question)
         give_error(failed, fault)
@@ -212,7 +221,7 @@ class EngineThread:
 
     def _undo_fault(self) -> None:
         self._stats.oom_recoveries += 1
-        self._runner.release_cached()
+        self.runner.release_cached()
 
     def _extend(self, questions: list[QuestionTask], chosen: list[int]) -> None:
         self._stats.generated_tokens += len(chosen)
@@ -239,20 +248,20 @@ class EngineThread:
         """Queues a question, or refuses it at once when it can never run."""
         if question.video.is_closed:
             give_error([question], EngineClosed("the video was closed before the question was answered"))
-        elif self._scheduler.can_run(question):
-            self._scheduler.add_question(question)
+        elif self.scheduler.can_run(question):
+            self.scheduler.add_question(question)
         else:
-            give_error([question], ClipTooLarge(describe_size(question, self._scheduler)))
+            give_error([question], ClipTooLarge(describe_size(question, self.scheduler)))
 
     def _finish(self, question: QuestionTask) -> None:
         prefix = question.video.prefix
-        self._scheduler.finish(question)
+        self.scheduler.finish(question)
         if prefix is not None and question.video.prefix is None:
             self._stats.hold_prefix(-prefix.size_bytes)
 
     def _close_video(self, video: VideoTask) -> None:
         prefix = video.prefix
-        for question in self._scheduler.close_video(video):
+        for question in self.scheduler.close_video(video):
             question.future.cancel()
             end_cancelled(question)
         if prefix is not None and video.prefix is None:
@@ -260,10 +269,10 @@ class EngineThread:
         video.release_frames()
 
     def _drop_cancelled(self) -> None:
-        for question in [q for q in self._scheduler.running if q.future.cancelled()]:
+        for question in [q for q in self.scheduler.running if q.future.cancelled()]:
             self._finish(question)
             end_cancelled(question)
-        for video in list(self._scheduler.videos):
+        for video in list(self.scheduler.videos):
             for question in [q for q in video.waiting if q.future.cancelled()]:
                 video.waiting.remove(question)
                 end_cancelled(question)

@@ -27,7 +27,7 @@ class LanguageModel:
 
     def __init__(self, module: nn.Module, config: LanguageConfig, layer_devices: Sequence[torch.device]) -> None:
         self.module = module
-        self._model, self._lm_head = module.model, module.lm_head
+        self.model, self._lm_head = module.model, module.lm_head
         self._config = config
         self.elementwise = Elementwise()
         self.layer_devices = list(layer_devices)
@@ -37,17 +37,17 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where embeddings are looked up and inputs are wanted."""
-        return self._model.embed_tokens.weight.device
+        return self.model.embed_tokens.weight.device
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Looks up embeddings, [N] to [N, D]."""
-        return self._model.embed_tokens(token_ids)
+        return self.model.embed_tokens(token_ids)
 
     def forward(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Runs all layers and the final norm over embeddings [N, D] at `positions` [N]."""
         cos, sin = self._rotary(positions)
         update: Tensor | None = None  # what the layer before adds to the hidden states
-        for index, (layer, device) in enumerate(zip(self._model.layers, self.layer_devices, strict=True)):
+        for index, (layer, device) in enumerate(zip(self.model.layers, self.layer_devices, strict=True)):
             if hidden.device != device:
                 hidden, cos, sin = hidden.to(device), cos.to(device), sin.to(device)
                 update = update if update is None else update.to(device)
@@ -58,7 +58,7 @@ class LanguageModel:
             update = layer.self_attn.o_proj(attended.flatten(1).to(self.dtype))
             hidden, normed = self._add(hidden, update, layer.post_attention_layernorm)
             update = layer.mlp.down_proj(self.elementwise.gate(layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)))
-        return self._add(hidden, update, self._model.norm)[1]
+        return self._add(hidden, update, self.model.norm)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns float32 logits [R, V] of final hidden states [R, D]; V is the tokenizer's length."""
