@@ -100,13 +100,14 @@ def attend_with_lse(
 
 
 def _attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, last_visible: Tensor | None) -> tuple[Tensor, Tensor]:
-    scores = (queries.float() @ keys.float().transpose(-1, -2)) * queries.shape[-1] ** -0.5  # [..., M, L]
+    scores = (queries.float() @ keys.float().transpose(-1, -2)).mul_(queries.shape[-1] ** -0.5)  # [..., M, L]
     if last_visible is not None:
         positions = torch.arange(keys.shape[-2], device=keys.device)
         scores.masked_fill_(positions > last_visible[..., None], float("-inf"))
-    lse = scores.logsumexp(dim=-1)
-    weights = scores.sub_(lse[..., None]).exp_().to(values.dtype)
-    return weights @ values, lse
+    weights = scores.softmax(dim=-1)
+    # The largest weight is exp(largest score - lse): read back, it saves a second pass of exponentials.
+    lse = scores.amax(dim=-1) - weights.amax(dim=-1).log()
+    return weights.to(values.dtype) @ values, lse
 
 
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
