@@ -132,7 +132,7 @@ class Setting:
         config = EngineConfig(checkpoint.name, device=str(self.device), static_decode=static, kv_budget_bytes=budget)
         engine = Engine(config, checkpoint, model, PromptTokenizer(checkpoint))
         runner = engine.thread.runner
-        if runner.static is not None:
+        if runner.static is not None and runner.pool is not None:
             runner.static.captures &= graphs
             self.attention = {
                 "path": engine.attention_path,
