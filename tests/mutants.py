@@ -167,12 +167,12 @@ def _find_mutants(module: str) -> Iterator[tuple[Mutant, Position, Position]]:
 
     _add_own_operators()
     ignored = list(_ignored_spans((ROOT / module).read_text(encoding="utf-8")))
-    tree = get_ast_from_path(ROOT / module)
+    nodes = list(ast_nodes(get_ast_from_path(ROOT / module)))
     for name in plugins.operator_names():
         operator = plugins.get_operator(name)
         if name.endswith(_LEFT_OUT) or operator.arguments():
             continue
-        places = (place for node in ast_nodes(tree) for place in operator().mutation_positions(node))
+        places = (place for node in nodes for place in operator().mutation_positions(node))
         for occurrence, (start, stop) in enumerate(places):
             if not any(first <= start < last for first, last in ignored):
                 yield Mutant(module, name, occurrence, start[0]), start, stop
