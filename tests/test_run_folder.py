@@ -384,3 +384,11 @@ def test_a_file_whose_name_is_no_text_is_planned_and_its_unit_carried(output):
     work = add_to_plan(open_output(output), [unit], {"one"})
     assert work.units == (unit,)
     assert [one.unit_id for one in read_plan(open_output(output))] == ["one"]
+
+
+def test_a_part_that_was_removed_while_another_was_written_is_written(output, monkeypatch):
+    store, create, refusals = open_output(output), OutputStore.create, [False]
+    record_start(store, RUN_RECORD, None)
+    monkeypatch.setattr(OutputStore, "create", lambda *asked: refusals.pop() if refusals else create(*asked))
+    assert commit_part(store, "one", build_part("one", [make_annotation("a", "one")], RUN), RUN.fingerprint)
+    assert list_done_units(store) == ["one"]
