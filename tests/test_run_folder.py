@@ -290,9 +290,9 @@ def test_what_was_set_aside_is_taken_over_by_the_next_start_and_removed_by_an_ov
     commit(output, "one", [make_annotation("a", "one")])
     set_part_aside(store, "one")
     assert (list_done_units(store), list_set_aside(store)) == ([], ["one"])
-    assert plan_start(store, RUN_RECORD, make_units("one")).reusable is not None
+    assert len(plan_start(store, RUN_RECORD, make_units("one")).reusable) == 1
     store.put("_framescribe/parts/notes.txt", b"mine")
-    assert overwrite_run(store, RUN_RECORD, make_units("one")).reusable is None
+    assert overwrite_run(store, RUN_RECORD, make_units("one")).reusable == ()
     assert (list_set_aside(store), store.list_files("_framescribe/parts")) == ([], ["notes.txt"])
 
 
