@@ -323,7 +323,7 @@ def test_an_annotation_keeps_every_completion_for_later_runs(worker: CountingLoa
 def test_a_clip_that_cannot_be_begun_leaves_its_room_to_others(worker: CountingLoads, recipe: Recipe) -> None:
     output, clip = memory_output(), _clip(0)
     commit(output, clip.ref.unit_id, [make_annotation(clip.ref.clip_id, clip.ref.unit_id)])
-    step = _start_step(worker, recipe, StubEngine("any"), earlier=ReusableRun(output, "other settings"))
+    step = _start_step(worker, recipe, StubEngine("any"), earlier=(ReusableRun(output, "other settings"),))
     _hold_budget(worker, [clip])
     with pytest.raises(DamagedRunError):
         list(step.process(clip))

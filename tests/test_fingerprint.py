@@ -272,7 +272,7 @@ def test_every_step_gets_the_settings_that_were_given():
         failures=FailurePolicy(0.5),
         retry_failed=True,
         workers=WorkerConfig(prefetch_clips=2),
-        earlier=ReusableRun("earlier", "f00d"),
+        earlier=(ReusableRun("earlier", "f00d"),),
         storage_options={"memory": {}},
     )
     read_plan, read, sample = given.read_units(RUN), given.read_clips(RUN), given.sample_frames()
