@@ -79,8 +79,13 @@ class VideoModel:
 
         Raises:
             FileNotFoundError, UndecodableClip: as `describe`.
+            ValueError: the question is empty.
             PromptTooLong: question and frames do not fit the model's context.
         """
+        if not question.strip():
+            raise ValueError(
+                f"the question is empty, got {question!r}: wanted a text, or `describe` without a question"
+            )
         with self._open(video)[0] as opened:
             return opened.ask(question, GenerationConfig(max_new_tokens=max_new_tokens)).result().text
 

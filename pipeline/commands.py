@@ -69,6 +69,9 @@ def run_ask(command: Command) -> None:
     from framescribe.video_model import MODEL_CARD_PROMPT, load
 
     flags = command.flags
+    question = MODEL_CARD_PROMPT if flags.question is None else flags.question
+    if not question.strip():
+        raise CannotStart(f"the question is empty, got {question!r}: leave it out to have the video described")
     check_driver(flags.device)
     try:  # before the model is loaded, which takes long
         sample_frames(flags.video, SamplingConfig(max_frames=1))
@@ -76,7 +79,6 @@ def run_ask(command: Command) -> None:
         raise CannotStart(f"{flags.video!r} cannot be decoded: {error}. Wanted a video file") from None
     config = EngineConfig(flags.model, device=flags.device, dtype=flags.dtype)
     with load(flags.model, num_frames=flags.num_frames, engine=config) as model:
-        question = flags.question or MODEL_CARD_PROMPT
         print(model.ask(flags.video, question, max_new_tokens=flags.max_new_tokens))
 
 

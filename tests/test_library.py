@@ -60,6 +60,23 @@ def test_a_file_that_is_not_there_is_named(model):
         model.describe("missing.mp4")
 
 
+def test_a_folder_is_called_one(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="a folder at .*: wanted the path of a local file"):
+        model.describe(tmp_path)
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused(model, question):
+    with pytest.raises(ValueError, match="the question is empty"):
+        model.ask(CLIP, question)
+
+
+def test_an_empty_question_on_the_command_line_is_refused_before_the_model_is_loaded():
+    command = [sys.executable, str(ROOT / "run_pipeline.py"), "ask", str(CLIP), "", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "the question is empty" in done.stderr) == (1, True)
+
+
 def test_a_file_that_is_no_video_says_why(model):
     with pytest.raises(UndecodableClip) as caught:
         model.describe(b"not a video")

@@ -41,7 +41,8 @@ def sample_frames(
             return sample_frames(file.name, config, window)
     path = Path(video).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no video at {os.fspath(video)!r}: wanted the path of a local file, or its bytes")
+        found = "a folder" if path.is_dir() else "no video"
+        raise FileNotFoundError(f"{found} at {os.fspath(video)!r}: wanted the path of a local file, or its bytes")
     # One thread, as in decoder processes: the resize's many small products only get slower with more, and 8K frames
     # take four times the CPU time.
     with threadpool_limits(1, user_api="blas"):
