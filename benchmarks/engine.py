@@ -25,7 +25,6 @@ from benchmarks.agreement import compare_answers
 from benchmarks.geometry import DEMO_TOKENIZER, SIZES, make_weights, write_configuration
 from benchmarks.machine import describe_machine
 from benchmarks.model_card_loop import ModelCardLoop
-from benchmarks.roofline import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
 from benchmarks.workload import Ask, MadeClip, Workload, draw_full, make_workload
 from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.engine import Engine
@@ -35,6 +34,7 @@ from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import read_model_config
 from framescribe.llava_video.model.model import load_model
 from framescribe.llava_video.model.prompts import PromptTokenizer
+from framescribe.llava_video.model.roofline import H200_BYTES_PER_S, H200_FLOPS, count_clip_work
 
 Answers = list[list[int]]
 

@@ -4,8 +4,8 @@
     python -m benchmarks.simulate --clips 300 --gpu h100 --ahead 16 --waves
 
 The scheduler, the prefix pool and the rounding of steps are the engine's own; answers have drawn lengths, and time is
-counted, not measured. Work comes from `benchmarks/roofline.py`; what a GPU makes of it, from the constants below, which
-nobody has compared with a GPU yet. Prints one JSON object for each GPU and number of clips.
+counted, not measured. Work, and what a GPU makes of it, come from `framescribe/llava_video/model/roofline.py`, whose
+constants nobody has compared with a GPU yet. Prints one JSON object for each GPU and number of clips.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from benchmarks.geometry import write_configuration
-from benchmarks.roofline import H100_BYTES_PER_S, H200_BYTES_PER_S, ClipWork, count_clip_work
 from benchmarks.workload import Ask, draw_full
 from framescribe.llava_video.attention.cascade import attend_chunks
 from framescribe.llava_video.attention.cuda_graphs import CAPTURE_AFTER
@@ -37,33 +36,32 @@ from framescribe.llava_video.engine.tasks import QuestionTask, VideoTask
 from framescribe.llava_video.model.checkpoint import Checkpoint
 from framescribe.llava_video.model.config import read_model_config
 from framescribe.llava_video.model.prompts import VideoPrefix
+from framescribe.llava_video.model.roofline import (
+    CAPTURE_S,
+    H100_BYTES_PER_S,
+    H200_BYTES_PER_S,
+    HOST_S,
+    LEAST_START_TOKENS,
+    MAX_ROWS,
+    MODELLED_FRAMES,
+    MODELLED_PREFIX_TOKENS,
+    MOVED,
+    PREFILL_S,
+    PREFIX_FRACTION,
+    START_KERNELS,
+    STEP_KERNELS,
+    VISION_S,
+    WAIT_S,
+    ClipWork,
+    Gpu,
+    count_clip_work,
+)
 
-NUM_FRAMES, NUM_PREFIX_TOKENS, NUM_TEXT_TOKENS = 64, 13_654, 14
+NUM_FRAMES, NUM_PREFIX_TOKENS, NUM_TEXT_TOKENS = MODELLED_FRAMES, MODELLED_PREFIX_TOKENS, 14
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A modelled GPU; rates are those that products of these shapes reach, not peaks.
-
-    Attributes:
-        kv_bytes: memory for keys and values.
-        launch_s: one kernel of a replayed step, start to start; eager_s: of one that is launched by itself.
-    """
-
-    bytes_per_s: float
-    kv_bytes: float
-    language_flops: float = 670e12
-    vision_flops: float = 520e12
-    launch_s: float = 1.5e-6
-    eager_s: float = 6e-6
-
-
 GPUS = {"h100": Gpu(H100_BYTES_PER_S, 48e9), "h200": Gpu(H200_BYTES_PER_S, 108e9)}
-# Of the engine as it is: elementwise kernels of vision and prefill, the wait between them, kernels of a step and of a
-# start, bytes moved beyond those needed, the host's part of a step, a capture.
-_VISION_S, _PREFILL_S, _WAIT_S = 0.013, 0.057, 0.012
-_STEP_KERNELS, _START_KERNELS, _MOVED, _HOST_S, _CAPTURE_S = 2174, 2600, 1.6, 1.4e-3, 0.025
 
 
 @dataclass(slots=True)
@@ -152,8 +150,8 @@ class Simulation:
     def _prefill(self) -> None:
         for video in self._scheduler.next_videos():
             video.prefix = self._pool.open(video.num_tokens)
-            self._spend("vision", self._work.vision_flops / self._gpu.vision_flops + _VISION_S + _WAIT_S)
-            self._spend("prefill", self._work.prefill_flops / self._gpu.language_flops + _PREFILL_S)
+            self._spend("vision", self._work.vision_flops / self._gpu.vision_flops + VISION_S + WAIT_S)
+            self._spend("prefill", self._work.prefill_flops / self._gpu.language_flops + PREFILL_S)
 
     def _start(self) -> None:
         questions = self._scheduler.next_questions()
@@ -162,7 +160,7 @@ class Simulation:
         self._num_starts += 1
         num_tokens = sum(len(question.token_ids) for question in questions)
         computed_s = num_tokens * self._work.question_token_flops / self._gpu.language_flops
-        self._spend("start", max(computed_s, _START_KERNELS * self._gpu.eager_s))
+        self._spend("start", max(computed_s, START_KERNELS * self._gpu.eager_s))
         self._waits += [self._now_s - self._asked_s.pop(id(question)) for question in questions]
         self._extend(questions)
 
@@ -175,13 +173,13 @@ class Simulation:
         num_clips = len({id(question.video) for question in running if question.video is not self._text})
         suffix = sum(question.num_suffix_tokens for question in running)
         moved = self._work.step_bytes(num_clips, suffix) - self._work.weight_bytes
-        bytes_s = (self._work.weight_bytes + _MOVED * moved) / self._gpu.bytes_per_s
+        bytes_s = (self._work.weight_bytes + MOVED * moved) / self._gpu.bytes_per_s
         self._num_rows, self._num_padded = self._num_rows + len(running), self._num_padded + shape.rows
         is_captured = self._steps[shape] > CAPTURE_AFTER
         self._captures += self._steps[shape] == CAPTURE_AFTER + 1
-        self._spend("capture", _CAPTURE_S * (self._steps[shape] == CAPTURE_AFTER + 1))
-        launched_s = _STEP_KERNELS * (self._gpu.launch_s if is_captured else self._gpu.eager_s)
-        self._spend("decode", bytes_s + launched_s + _HOST_S)
+        self._spend("capture", CAPTURE_S * (self._steps[shape] == CAPTURE_AFTER + 1))
+        launched_s = STEP_KERNELS * (self._gpu.launch_s if is_captured else self._gpu.eager_s)
+        self._spend("decode", bytes_s + launched_s + HOST_S)
         self._extend(running)
 
     def _extend(self, questions: Sequence[QuestionTask]) -> None:
@@ -246,8 +244,8 @@ def count_work() -> ClipWork:
 
 def _limits(gpu: Gpu, work: ClipWork, max_rows: int, least_start_tokens: int) -> Limits:
     return Limits(
-        prefix_tokens=int(0.75 * gpu.kv_bytes / work.token_bytes),
-        num_pages=int(0.25 * gpu.kv_bytes / work.token_bytes) // PAGE_TOKENS,
+        prefix_tokens=int(PREFIX_FRACTION * gpu.kv_bytes / work.token_bytes),
+        num_pages=int((1 - PREFIX_FRACTION) * gpu.kv_bytes / work.token_bytes) // PAGE_TOKENS,
         max_rows=max_rows,
         prefill_tokens=65536,
         least_start_tokens=least_start_tokens,
@@ -260,8 +258,8 @@ def simulate(
     num_clips: int,
     num_ahead: int = 48,
     in_waves: bool = False,
-    max_rows: int = 256,
-    least_start_tokens: int = 1024,
+    max_rows: int = MAX_ROWS,
+    least_start_tokens: int = LEAST_START_TOKENS,
 ) -> Simulated:
     """Simulates one run.
 
@@ -280,8 +278,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs="+", default=[300, 3000])
     parser.add_argument("--gpu", choices=GPUS, nargs="+", default=list(GPUS))
     parser.add_argument("--ahead", type=int, default=48, help="clips that are open at once; default: 48")
-    parser.add_argument("--max-rows", type=int, default=256, help="questions answered at once; default: 256")
-    parser.add_argument("--least-start-tokens", type=int, default=1024, help="that a start waits for; default: 1024")
+    parser.add_argument("--max-rows", type=int, default=MAX_ROWS, help="questions answered at once; default: 256")
+    parser.add_argument(
+        "--least-start-tokens", type=int, default=LEAST_START_TOKENS, help="that a start waits for; default: 1024"
+    )
     parser.add_argument("--waves", action="store_true", help="follow-ups wait for the slowest question of their clip")
     flags = parser.parse_args()
     for gpu in flags.gpu:

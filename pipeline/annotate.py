@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from framescribe.publish.report import PublishReport
 from framescribe.storage.journal import list_done_units, record_end, remove_set_aside
 from framescribe.storage.output import PARTS_FOLDER, OutputStore
 from pipeline.checks import CHECKS
+from pipeline.cost import describe_comparison
 from pipeline.metrics_server import MetricsServer, serve_metrics
+from pipeline.prediction import predict_start, record_outcome, settle
 from pipeline.progress import describe_counters, describe_reuse, describe_start, describe_waits, read_counters
 from pipeline.run_state import RunSummary
 from pipeline.runners import RunnerFailed, describe_description, is_in_process, make_options, run_to_end
@@ -39,11 +42,15 @@ def annotate(request: AnnotateRequest) -> Published | None:
         _say(*describe_start(plan), *_find_warnings(plan))
         summary = RunSummary(0.0, 0, plan.num_clips_done, 0, None)
         if plan.todo:
+            prediction, started_s = predict_start(plan), time.monotonic()
             run = _run_units(plan, started, metrics)
             if run is None:
                 return None
             counters, summary = run
-            record_end(plan.store, replace(plan.record, counters=counters, summary=summary.to_json()))
+            outcome = settle(plan, prediction, counters, time.monotonic() - started_s)
+            taken = record_outcome(plan.record, outcome)
+            record_end(plan.store, replace(plan.record, counters=counters, summary=summary.to_json(), **taken))
+            _say(describe_comparison(outcome.compared) if outcome else None)
             _say(describe_reuse(counters) if plan.reusable else None)
             if request.is_verbose:
                 _say(describe_counters(counters), describe_waits(counters))

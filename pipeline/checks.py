@@ -195,6 +195,24 @@ def _is_there(plan: StartPlan, source: str) -> bool:
     return True
 
 
+def check_limit_takes_more(plan: StartPlan) -> None:
+    """Raises `OtherRunError` where clips that are done would leave the tables because the start is limited to others.
+
+    A larger number takes all that a smaller one took, in order or of the same sample.
+    """
+    limited = plan.limited
+    if limited is None:
+        return
+    earlier = {unit.limited for unit in plan.replaced}
+    if not all(one is not None and limited.takes_all_of(one) for one in earlier):
+        there = "; ".join(sorted("all clips" if one is None else one.describe() for one in earlier))
+        raise OtherRunError(
+            f"{plan.store.address('')} holds clips of an earlier start ({there}) that would leave the tables: this "
+            f"start takes only {limited.describe()}. Leave out --limit and --sample to go on to all clips, give a "
+            "larger number of the same kind, or choose another --output"
+        )
+
+
 def check_no_second_ids(plan: StartPlan) -> None:
     """Finds files that an earlier start planned under other ids, as `--input a` does after `--input a/b`.
 
@@ -333,6 +351,7 @@ CHECKS: tuple[Callable[[StartPlan], None], ...] = (
     check_prompts_fit,
     check_same_settings,
     check_same_versions,
+    check_limit_takes_more,
     check_nothing_left_out,
     check_no_second_ids,
     check_inputs_unchanged,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -21,10 +22,12 @@ from framescribe.storage.addresses import origins_of, select_options
 from framescribe.storage.config import ReadConfig
 from pipeline.annotate import annotate
 from pipeline.config import CannotStart, RunConfig, UnitConfig
-from pipeline.options import Command
+from pipeline.machines import read_machines
+from pipeline.options import DEFAULT_MODEL, Command
 from pipeline.progress import describe_start, describe_units, describe_windows, write_count, write_size
 from pipeline.runners import is_in_process
 from pipeline.start import AnnotateRequest, inspect
+from pipeline.subset import Subset
 from schemas.records import FailurePolicy, describe_reasons
 from transforms.worker import WorkerConfig
 
@@ -43,23 +46,30 @@ def run_annotate(command: Command) -> None:
 
 
 def run_plan(command: Command) -> None:
-    """Prints the units that a run would work through and, with `--output`, what of them is done there.
+    """Prints the units that a run would work through and what it would take; with `--output`, what is done there.
 
-    The model is not looked at, so whether the output holds a run of the same settings is left to `annotate`.
+    Of the model only the configuration is read, and only where it is named, so whether the output holds a run of the
+    same settings is left to `annotate`.
     """
+    from pipeline.plan_report import make_report, render, to_json
+
+    flags = command.flags
     plan = inspect(_request(command))
-    is_output_given = command.flags.output is not None
+    is_output_given = flags.output is not None
+    machines = read_machines(flags.machines)
+    report = make_report(plan, machines, flags.calibrate_from, flags.model is not None, is_output_given)
+    if flags.json:
+        print(json.dumps(to_json(report), indent=2))
+        return
     for unit in plan.units:
         fate = ("\tdone" if unit.unit_id in plan.done else "\tto do") if is_output_given else ""
-        print(f"{unit.unit_id}\t{write_count(unit.stop - unit.start, 'clip')}\t{write_size(unit.size_bytes)}{fate}")
+        print(f"{unit.unit_id}\t{write_count(unit.num_clips, 'clip')}\t{write_size(unit.size_bytes)}{fate}")
     lines = [*describe_start(plan)] if is_output_given else [describe_units(plan)]
-    size_bytes = sum(unit.size_bytes for unit in plan.units)
-    lines += [f"{write_size(size_bytes)} of video"] if size_bytes else []  # manifests tell no sizes
     split_s = plan.request.config.split_s
     if split_s is not None:
         finished = (plan.num_windows_done, len(plan.finished)) if is_output_given else (0, 0)
         lines.append(describe_windows(split_s, *finished))
-    for line in lines:
+    for line in (*lines, "", *render(report)):
         print(line, file=sys.stderr)
 
 
@@ -194,14 +204,22 @@ def _request(command: Command) -> AnnotateRequest:
         changed_inputs=flags.changed_inputs,
         metrics_at=flags.metrics_port,
         is_verbose=flags.verbose,
+        subset=_subset(flags),
+        machines=flags.machines,
     )
+
+
+def _subset(flags: Namespace) -> Subset | None:
+    if flags.sample is not None:
+        return Subset(flags.sample, flags.seed)
+    return None if flags.limit is None else Subset(flags.limit)
 
 
 def _engine_config(flags: Namespace) -> EngineConfig:
     overrides = {} if flags.pool_mode is None else {"mm_spatial_pool_mode": flags.pool_mode}
     budget = None if flags.kv_cache_gib is None else int(flags.kv_cache_gib * 2**30)
     return EngineConfig(
-        model=flags.model,
+        model=flags.model or DEFAULT_MODEL,
         revision=flags.revision,
         device=flags.device,
         dtype=flags.dtype,
@@ -210,7 +228,7 @@ def _engine_config(flags: Namespace) -> EngineConfig:
         config_overrides=overrides,
         prompt_layout=flags.prompt_layout,
         kv_budget_bytes=budget,
-        storage_options=select_options(flags.model, flags.storage_options),
+        storage_options=select_options(flags.model or DEFAULT_MODEL, flags.storage_options),
     )
 
 
@@ -245,5 +263,7 @@ def _report(published: PublishReport, output: str, has_rows: bool) -> None:
         print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} consistent) in {output}")
     if published.failure_reasons:
         print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
+    for limited in published.limited:
+        print(f"limited: only {limited.describe()}; the same command without --limit and --sample goes on to all")
     if not published.is_complete:
         print(f"{published.num_units_done} of {published.num_units_planned} units are done: no _SUCCESS yet")

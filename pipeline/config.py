@@ -167,7 +167,7 @@ def record_run(config: RunConfig, checkpoint: Checkpoint, model: ModelConfig, dt
             "attn_implementation": config.engine.attn_implementation,
             "prompt_layout": config.engine.prompt_layout,
         },
-        "sampling": _describe_sampling(config.sampling),
+        "sampling": describe_sampling(config.sampling),
         "split_s": config.split_s,
         "recipe": recipe,
     }
@@ -197,7 +197,8 @@ _SHOWN_AS_USED = frozenset({"mm_spatial_pool_mode", "mm_newline_position"})
 _NOT_IN_ROWS = frozenset({"deadline_s", "memory_limit_bytes"})
 
 
-def _describe_sampling(sampling: SamplingConfig) -> dict[str, Any]:
+def describe_sampling(sampling: SamplingConfig) -> dict[str, Any]:  # Any: JSON values
+    """Returns the settings of sampling that change rows, as run.json has them."""
     described = {name: value for name, value in asdict(sampling).items() if name not in _NOT_IN_ROWS}
     return {**described, "decoder": sampling.chosen_decoder}
 

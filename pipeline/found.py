@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import pyarrow.compute as pc
 
 from framescribe.publish.tables import is_table_file
 from framescribe.storage.journal import DamagedRunError, RunRecord, list_done_units, list_set_aside, read_run
 from framescribe.storage.output import RUN_FILE, OutputStore
+from framescribe.storage.parts import read_parts
 from framescribe.storage.plan import PlannedUnit, read_plan
 from pipeline.units import PlannedInputs
+from schemas.part_rows import FAILED
 from schemas.tables import TABLES
 from transforms.answer_index import AnsweredClips, list_answered, write_answer_index
 from transforms.answer_reuse import ReusableRun
@@ -56,6 +60,14 @@ class FoundOutput:
         """Yields the names of files that publishing would replace or remove."""
         for table in TABLES:
             yield from (f"{table}/{name}" for name in self.store.list_files(table) if is_table_file(table, name))
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedInputs:
+    """Finished units of which a file has changed since, under the same name and size, and those files."""
+
+    unit_ids: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +118,13 @@ def find_own_answers(
         return find_answers(store, run, unit_ids, inputs)
     except DamagedRunError:
         return FoundAnswers(run, num_clips=0)
+
+
+def count_failed_clips(store: OutputStore, unit_ids: Sequence[str], fingerprint: str) -> dict[str, int]:
+    """Returns unit id to failed clips, of the finished units whose part holds any."""
+    statuses = (part["status"] for part in read_parts(store, unit_ids, fingerprint, ["status"]))
+    counts = {
+        unit_id: pc.sum(pc.equal(status, FAILED), min_count=0).as_py()
+        for unit_id, status in zip(unit_ids, statuses, strict=True)
+    }
+    return {unit_id: number for unit_id, number in counts.items() if number}

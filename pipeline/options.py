@@ -32,6 +32,7 @@ from pipeline.flag_values import (
     parse_storage_options,
     parse_window_columns,
 )
+from pipeline.plan_flags import PLAN_TEXTS, add_machines_flag, add_plan_flags, add_subset_flags, relax_for_plan
 from pipeline.runners import DEFAULT_RUNNER
 from pipeline.unknown_flags import check_known_to_runner, refuse_unknown_command, refuse_unknown_flags, refuse_words
 from pipeline.watch_flags import add_watch_flags
@@ -103,19 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_input_flags(annotate)
     _add_flags_of_work(annotate)
-    plan = commands.add_parser(
-        "plan",
-        help="list the clips and the units they would be read in; writes nothing",
-        usage="%(prog)s --input URI [URI ...] [flags]",
-        epilog="With --output it says which units are done there, with --split-seconds into how many windows they were "
-        "cut. Other flags of annotate are taken and change nothing, so that its command line can be tried.",
-        allow_abbrev=False,
-    )
+    add_machines_flag(annotate.add_argument_group("price"))
+    plan = commands.add_parser("plan", allow_abbrev=False, **PLAN_TEXTS)
     _add_input_flags(plan)
+    add_plan_flags(plan)
     used = [*plan._actions]
     _add_flags_of_work(plan)
-    for action in (one for one in plan._actions if one not in used):
-        action.help, action.required = argparse.SUPPRESS, False
+    relax_for_plan(plan, used)
     publish = commands.add_parser(
         "publish", help="build the tables of a run, finished or not, from its parts", allow_abbrev=False
     )
@@ -181,6 +176,7 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
         "none takes every video whole",
     )
     add_setting(group, "--clips-per-unit", UnitConfig, "max_clips", "clips per work unit", parse_positive_int)
+    add_subset_flags(group)
     _add_store_flags(group)
 
 

@@ -37,7 +37,11 @@ def describe_start(plan: StartPlan) -> Iterator[str]:
 
 def describe_units(plan: StartPlan) -> str:
     """Returns how many clips there are in how many units."""
-    return f"{write_count(plan.num_clips, 'clip')} in {write_count(len(plan.units), 'unit')}"
+    counted = f"{write_count(plan.num_clips, 'clip')} in {write_count(len(plan.units), 'unit')}"
+    if plan.limited is not None:
+        return f"{counted}: {plan.limited.describe()}"
+    subset = plan.request.subset
+    return counted if subset is None else f"{counted}: all there are, {subset.num_clips:,} were asked for"
 
 
 def describe_windows(split_s: float, num_windows: int, num_units: int) -> str:

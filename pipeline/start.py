@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-
-import pyarrow.compute as pc
+from pathlib import Path
 
 from framescribe.llava_video.model.checkpoint import CONFIGURATION, Checkpoint, find_checkpoint
 from framescribe.llava_video.model.config import ModelConfig, read_model_config
@@ -35,11 +33,11 @@ from framescribe.storage.plan import PlannedUnit, PlannedWork, Source, add_to_pl
 from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
 from framescribe.storage.retries import RetryPolicy, retry_passing_errors
 from pipeline.config import RunConfig, choose_dtype_name, record_run, run_columns
-from pipeline.found import FoundAnswers, FoundOutput, find_answers, find_own_answers
+from pipeline.found import ChangedInputs, FoundAnswers, FoundOutput, count_failed_clips, find_answers, find_own_answers
 from pipeline.runners import is_in_process
-from pipeline.units import PlannedInputs, plan_inputs
-from schemas.part_rows import FAILED
-from schemas.records import WorkUnit
+from pipeline.subset import Subset, pick_clips
+from pipeline.units import ListedShard, PlannedInputs, list_shards
+from schemas.records import LimitedTo, WorkUnit
 from schemas.run_columns import RunColumns
 from transforms.answer_index import remove_answer_indexes
 from transforms.answer_reuse import ReusableRun
@@ -55,6 +53,7 @@ class AnnotateRequest:
         changed_inputs: what becomes of finished units whose inputs changed: `keep`, `redo`, or None for an error.
         metrics_at: host and port that serve the numbers to Prometheus while the run lasts.
         is_verbose: says also where the engine's time went, and how many rows there are.
+        subset: what the start is limited to; None takes all. `machines`: a table of them; None is the shipped one.
     """
 
     config: RunConfig
@@ -66,14 +65,8 @@ class AnnotateRequest:
     changed_inputs: str | None = None
     metrics_at: tuple[str, int] | None = None
     is_verbose: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedInputs:
-    """Finished units of which a file has changed since, under the same name and size, and those files."""
-
-    unit_ids: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
+    subset: Subset | None = None
+    machines: Path | None = None
 
 
 class StartPlan:
@@ -148,6 +141,9 @@ class StartPlan:
     def record(self) -> RunRecord:
         """What run.json shall say."""
         record = record_run(self.config, self.checkpoint, self.model, self.dtype)
+        seen = None if self.request.overwrite else self.found.record
+        measured = seen.measured if seen is not None and seen.fingerprint == record.fingerprint else {}
+        record = replace(record, limited=asdict(self.limited) if self.limited else {}, measured=measured)
         if self.earlier is None or self.earlier.record is None:
             return record
         reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}
@@ -159,20 +155,42 @@ class StartPlan:
         return run_columns(self.config, self.checkpoint, self.model, self.dtype, self.record)
 
     @cached_property
+    def shards(self) -> tuple[ListedShard, ...]:
+        """The inputs, listed."""
+        return tuple(list_shards(self.reader, self.request.inputs, self.request.config.units))
+
+    @cached_property
     def inputs(self) -> PlannedInputs:
-        """All clips of the inputs, cut into units."""
-        config = self.request.config
-        return plan_inputs(self.request.inputs, config.units, config.storage_options, config.reading)
+        """The clips to take, all of the inputs unless the start is limited, cut into units in the planner's order."""
+        config, subset = self.request.config, self.request.subset
+        if subset is None:
+            return PlannedInputs.of(self.shards, self.all_units)
+        units = pick_clips(self.reader, self.shards, subset, config.units, config.sampling, config.split_s)
+        return PlannedInputs.of(self.shards, units)
 
     @property
     def units(self) -> tuple[WorkUnit, ...]:
-        """The units of all clips, in the planner's order."""
+        """The units to take."""
         return self.inputs.units
+
+    @property
+    def all_units(self) -> tuple[WorkUnit, ...]:
+        """All clips of the inputs, cut into units."""
+        return tuple(unit for listed in self.shards for unit in listed.units)
+
+    @cached_property
+    def limited(self) -> LimitedTo | None:
+        """What part of the inputs this start takes; None where that is all of them."""
+        subset = self.request.subset
+        if subset is None or self.units == self.all_units:
+            return None
+        listed = sum(unit.num_clips for unit in self.all_units)
+        return LimitedTo(subset.num_clips, listed, subset.seed, self.request.config.split_s)
 
     @property
     def num_clips(self) -> int:
         """Clips of all units; windows of long videos are not known before they are decoded."""
-        return sum(unit.stop - unit.start for unit in self.units)
+        return sum(unit.num_clips for unit in self.units)
 
     @cached_property
     def earlier(self) -> FoundOutput | None:
@@ -263,6 +281,11 @@ class StartPlan:
         planned = {unit.unit_id for unit in self.kept_plan} - {unit.unit_id for unit in self.replaced}
         return self.done - planned - {unit.unit_id for unit in self.units}
 
+    @property
+    def num_answered_before(self) -> int:
+        """Clips of the units to do whose answers are taken from parts of this output, as far as their ids tell."""
+        return sum(found.num_clips for found in self.reusable if found.run.is_own)
+
     @cached_property
     def failed_clips(self) -> dict[str, int]:
         """Unit id to failed clips, of the finished units that hold any; empty unless they are to be tried again."""
@@ -290,7 +313,7 @@ class StartPlan:
     @property
     def num_clips_done(self) -> int:
         """Clips of those units."""
-        return self.num_clips - sum(unit.stop - unit.start for unit in self.todo)
+        return self.num_clips - sum(unit.num_clips for unit in self.todo)
 
 
 def inspect(request: AnnotateRequest) -> StartPlan:
@@ -323,7 +346,7 @@ def commit(plan: StartPlan) -> StartedRun:
             store.remove(SUCCESS_FILE)  # before work begins: it spoke of fewer units, or of other rows
         for unit_id in sorted(plan.redone):
             set_part_aside(store, unit_id)
-        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo})
+        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo}, plan.limited)
     earlier = tuple(found.write_index(store, plan.place, plan.inputs) for found in plan.reusable) if plan.todo else ()
     return StartedRun(work, earlier)
 
@@ -357,16 +380,6 @@ def _remove_run(found: FoundOutput) -> None:
         for file_name in store.list_files(folder):
             if file_name.endswith(".parquet"):
                 store.remove(f"{folder}/{file_name}")
-
-
-def count_failed_clips(store: OutputStore, unit_ids: Sequence[str], fingerprint: str) -> dict[str, int]:
-    """Returns unit id to failed clips, of the finished units whose part holds any."""
-    statuses = (part["status"] for part in read_parts(store, unit_ids, fingerprint, ["status"]))
-    counts = {
-        unit_id: pc.sum(pc.equal(status, FAILED), min_count=0).as_py()
-        for unit_id, status in zip(unit_ids, statuses, strict=True)
-    }
-    return {unit_id: number for unit_id, number in counts.items() if number}
 
 
 def _differ(then: Source, now: Source) -> bool:

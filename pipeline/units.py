@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,22 @@ class _ShardPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedShard:
+    """A shard with the units that all its clips are cut into, and 64 bits of each clip's and video's id.
+
+    Attributes:
+        id_hashes, video_hashes: `hash_id` and `hash_video_id` of each clip, uint64 [num_clips], in the shard's order.
+    """
+
+    shard: NamedShard
+    units: tuple[WorkUnit, ...]
+    id_hashes: np.ndarray
+    video_hashes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedInputs:
-    """All clips of the inputs, cut into units, and what tells which of them an earlier run had.
+    """The clips that a start takes, cut into units, and what tells which of them an earlier run had.
 
     Attributes:
         video_hashes: `hash_video_id` of each clip, uint64, in the order of the units.
@@ -51,6 +66,13 @@ class PlannedInputs:
 
     units: tuple[WorkUnit, ...]
     video_hashes: np.ndarray
+
+    @classmethod
+    def of(cls, shards: Sequence[ListedShard], units: Sequence[WorkUnit]) -> PlannedInputs:
+        """Returns units of these shards with the hashes of all clips between their bounds."""
+        hashes = {listed.shard.shard_id: listed.video_hashes for listed in shards}
+        slices = [hashes[unit.shard_id][unit.start : unit.stop] for unit in units]
+        return cls(tuple(units), np.concatenate(slices or [np.empty(0, np.uint64)]))
 
 
 def plan_units(
@@ -79,11 +101,42 @@ def plan_inputs(
         InputError: shards or manifest lines that cannot be read, and duplicate clip ids, all named.
         StoreUnavailable, StoreRefused: a store does not answer, or not to us.
     """
-    store = Store(storage_options or {}, read or ReadConfig())
-    shards, plans = _plan_files(store, find_inputs(store, inputs), config or UnitConfig())
+    shards = list_shards(Store(storage_options or {}, read or ReadConfig()), inputs, config or UnitConfig())
+    return PlannedInputs.of(shards, [unit for listed in shards for unit in listed.units])
+
+
+def list_shards(store: Store, inputs: Sequence[str], config: UnitConfig) -> list[ListedShard]:
+    """Lists the clips of all inputs, shard by shard in the order of their ids; raises as `plan_units` does."""
+    shards, plans = _plan_files(store, find_inputs(store, inputs), config)
     _check_unique(store, shards, plans)
-    video_hashes = np.concatenate([plan.video_hashes for plan in plans])
-    return PlannedInputs(tuple(unit for plan in plans for unit in plan.units), video_hashes)
+    return [
+        ListedShard(shard, plan.units, plan.id_hashes, plan.video_hashes)
+        for shard, plan in zip(shards, plans, strict=True)
+    ]
+
+
+def cut_picked(
+    store: Store, shard: NamedShard, picks: Mapping[int, tuple[int, ...] | None], config: UnitConfig
+) -> tuple[WorkUnit, ...]:
+    """Cuts some clips of a shard into units that hold as few others as can be.
+
+    Args:
+        picks: position of a clip in the shard to the numbers of its windows that are taken, None for all.
+    """
+    atoms = groupby(enumerate(_index(store, shard)), key=lambda numbered: _atom_of(shard, *numbered))
+    groups = (list(group) for _, group in atoms)
+    kept = (one for group in groups if any(number in picks for number, _ in group) for one in group)
+    return tuple(
+        _make_unit(shard, clips, start, [picks.get(start + place, ()) for place in range(len(clips))])
+        for start, clips in _gather_units(shard, kept, config)
+    )
+
+
+def _atom_of(shard: NamedShard, number: int, clip: IndexedClip) -> object:
+    """Returns what is the same for clips that cannot be read without each other."""
+    if _is_one_stream(shard):
+        return None
+    return (clip.byte_start, clip.byte_stop) if shard.kind is InputKind.TAR else number
 
 
 def _plan_files(
@@ -160,8 +213,8 @@ def _map_in_threads(
 def _plan_shard(store: Store, shard: NamedShard, config: UnitConfig) -> _ShardPlan:
     units: list[WorkUnit] = []
     id_hashes, video_hashes = array("Q"), array("Q")
-    for clips in _gather_units(shard, _index(store, shard), config):
-        units.append(_make_unit(shard, clips, start=len(id_hashes)))
+    for start, clips in _gather_units(shard, enumerate(_index(store, shard)), config):
+        units.append(_make_unit(shard, clips, start))
         hashes = [hash_id(clip.clip_id) for clip in clips]
         id_hashes.extend(hashes)
         video_hashes.extend(map(_hash_video, clips, hashes))
@@ -182,17 +235,21 @@ def _index(store: Store, shard: NamedShard) -> Iterator[IndexedClip]:
     return (index_tar if shard.kind is InputKind.TAR else index_manifest)(store, location, shard.shard_id)
 
 
-def _gather_units(shard: NamedShard, clips: Iterable[IndexedClip], config: UnitConfig) -> Iterator[list[IndexedClip]]:
-    """Yields the clips of each unit; only those of one unit are in memory."""
+def _gather_units(
+    shard: NamedShard, clips: Iterable[tuple[int, IndexedClip]], config: UnitConfig
+) -> Iterator[tuple[int, list[IndexedClip]]]:
+    """Yields the position of each unit's first clip in the shard, and its clips; only those of one are in memory."""
     start, size = 0, 0
     unit: list[IndexedClip] = []
-    for clip in clips:
-        if unit and _ends_before(clip, shard, unit, start, size, config):
-            yield unit
-            start, size, unit = start + len(unit), 0, []
+    for number, clip in clips:
+        is_apart = number != start + len(unit)
+        if unit and (is_apart or _ends_before(clip, shard, unit, start, size, config)):
+            yield start, unit
+            size, unit = 0, []
+        start = start if unit else number
         unit.append(clip)
         size += clip.size_bytes
-    yield unit
+    yield start, unit
 
 
 def _ends_before(
@@ -221,11 +278,14 @@ def _is_one_stream(shard: NamedShard) -> bool:
     return shard.kind is InputKind.TAR and compression_of(shard.uri) is not None
 
 
-def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int) -> WorkUnit:
+def _make_unit(
+    shard: NamedShard, clips: Sequence[IndexedClip], start: int, picks: Sequence[tuple[int, ...] | None] = ()
+) -> WorkUnit:
     stop = start + len(clips)
+    picks = tuple(picks) if any(windows is not None for windows in picks) else ()
     has_bytes = shard.kind in (InputKind.TAR, InputKind.MANIFEST) and not _is_one_stream(shard)
     return WorkUnit(
-        unit_id=make_unit_id(shard.shard_id, start, stop, (clip.content for clip in clips)),
+        unit_id=make_unit_id(shard.shard_id, start, stop, (clip.content for clip in clips), picks),
         kind=shard.kind,
         shard=shard.uri,
         shard_id=shard.shard_id,
@@ -238,6 +298,7 @@ def _make_unit(shard: NamedShard, clips: Sequence[IndexedClip], start: int) -> W
         clip_ids=shard.clip_ids[start:stop],
         metadata=shard.metadata[start:stop],
         versions=_versions_of(shard, start, stop),
+        picks=picks,
     )
 
 

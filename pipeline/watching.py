@@ -61,7 +61,7 @@ class RunReader:
         worker: Worker | None = WORKER,
     ) -> None:
         self._store, self._num_before, self._worker = store, num_before, worker
-        self._num_clips = {unit.unit_id: unit.stop - unit.start for unit in units}
+        self._num_clips = {unit.unit_id: unit.num_clips for unit in units}
         self._committed_before = {*committed_before}
         self._counted_before = worker.read_counters() if worker is not None else {}
         self._job_counters: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class WorkUnit:
         versions: what changes with the contents of each of `files`, for `TAR` and `PARQUET` of the shard alone: ETag,
             generation or modification time; empty texts where the store tells none. They may change without the
             contents, so they are no part of `unit_id`. Lines of a `MANIFEST` are.
+        picks: for each clip of the slice, the numbers of its windows (from 0; a clip that is not split has one) that a
+            limited run takes: None for all, none for a clip that is only passed. Empty where every clip is taken.
     """
 
     unit_id: str
@@ -62,6 +64,42 @@ class WorkUnit:
     clip_ids: tuple[str, ...] = ()
     metadata: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
+    picks: tuple[tuple[int, ...] | None, ...] = ()
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that are taken, and picked windows of clips; how many windows all of a clip are is not known here."""
+        if not self.picks:
+            return self.stop - self.start
+        return sum(1 if windows is None else len(windows) for windows in self.picks)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedTo:
+    """The part of its inputs that a start takes, for a first look.
+
+    Attributes:
+        num_clips: clips, or windows of `split_s` seconds; `num_listed` counts all clips of the inputs, before the cut.
+        seed: of the sample; None where the first ones are taken.
+    """
+
+    num_clips: int
+    num_listed: int
+    seed: int | None = None
+    split_s: float | None = None
+
+    def describe(self) -> str:
+        """Returns it in words: `a sample of 20 of 1,000 clips (seed 0)`."""
+        listed = f"{self.num_listed:,} clips"
+        if self.split_s is not None:
+            listed = f"the windows of {self.split_s:g} s of {listed}"
+        if self.seed is None:
+            return f"the first {self.num_clips:,} of {listed}"
+        return f"a sample of {self.num_clips:,} of {listed} (seed {self.seed})"
+
+    def takes_all_of(self, other: LimitedTo) -> bool:
+        """Whether it takes what another one took of the same inputs: of one kind a larger number does."""
+        return other == replace(self, num_clips=other.num_clips) and other.num_clips <= self.num_clips
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from framescribe.storage.config import ReadConfig
 from pipeline.config import UnitConfig
 from pipeline.options import describe_flags, parse_command
 from run_pipeline import main
-from tests.support.run_fixtures import ROOT, annotate_arguments, make_shard, start_run
+from tests.support.run_fixtures import CHECKPOINT, ROOT, annotate_arguments, make_shard, start_run
 from tests.support.shards_fixtures import write
 from transforms.worker import WorkerConfig
 
@@ -150,21 +150,21 @@ def test_a_plan_takes_the_command_line_of_the_run_that_it_is_for(tmp_path, capsy
         "--output",
         "out",
         "--model",
-        "7b",
+        CHECKPOINT,
         "--num-frames",
         "8",
         "--retry-failed",
     ]
     assert main(["plan", *flags, "--direct_num_workers=2"]) == 0
-    assert capsys.readouterr().err == "1 clip in 1 unit\n1 byte of video\n"
+    assert capsys.readouterr().err.startswith("1 clip in 1 unit\n\nclips      1\n")
 
 
 def test_the_help_of_plan_shows_the_flags_that_matter_to_it(capsys):
     with pytest.raises(SystemExit):
         parse_command(["plan", "--help"])
     shown = capsys.readouterr().out
-    assert "--clips-per-unit" in shown
-    assert "--model" not in shown
+    assert {"--clips-per-unit", "--machines", "--model", "--recipe", "--num-frames"} <= {*shown.split()}
+    assert "--kv-cache-gib" not in shown
 
 
 def test_a_plan_refuses_a_flag_that_annotate_has_not(capsys):
@@ -178,7 +178,8 @@ def test_a_plan_says_numbers_and_sizes_in_words_that_fit(tmp_path, capsys):
     assert main(["plan", "--input", str(tmp_path / "one")]) == 0
     out, err = capsys.readouterr()
     assert out.endswith("\t1 clip\t2.9 MiB\n")
-    assert err == "1 clip in 1 unit\n2.9 MiB of video\n"
+    assert err.startswith("1 clip in 1 unit\n")
+    assert "video      0.00 h, 2.9 MiB; by the headers of all clips\n" in err
 
 
 @pytest.mark.parametrize(
@@ -277,4 +278,5 @@ def test_a_plan_of_which_only_the_head_is_read_ends_quietly(tmp_path):
 def test_nothing_is_said_of_libraries_that_are_not_needed(tmp_path):
     flag = "--runner=FlinkRunner --flink_master=localhost:1"  # makes Beam import all of its options
     done = _run_shell(f"framescribe plan --input {write(tmp_path / 'a.mp4', b'0')} {flag}")
-    assert (done.returncode, done.stderr) == (0, "1 clip in 1 unit\n1 byte of video\n")
+    assert (done.returncode, done.stderr.splitlines()[:3]) == (0, ["1 clip in 1 unit", "", "clips      1"])
+    assert "WARNING" not in done.stderr

@@ -78,7 +78,7 @@ def test_each_thing_is_looked_up_once(tmp_path, monkeypatch, flags):
     assert annotate(tmp_path) == 0
     looked_up: Counter[str] = Counter()
     looking = {
-        pipeline.start: ("find_checkpoint", "read_model_config", "plan_inputs"),
+        pipeline.start: ("find_checkpoint", "read_model_config", "list_shards"),
         pipeline.found: ("read_run", "list_done_units", "read_plan"),
     }
     names = [(module, name) for module, of_module in looking.items() for name in of_module]
@@ -103,7 +103,8 @@ def test_a_plan_of_a_begun_run_says_what_is_done_and_writes_nothing(tmp_path, ca
     out, err = capsys.readouterr()
     assert [line.split("\t")[-1] for line in out.splitlines()] == ["done", "to do"]
     assert err.splitlines()[0] == "5 clips in 2 units, 1 done before"
-    assert err.splitlines()[-1] == ("windows of 30 s: 3 in 1 finished unit; the others are known once they are decoded")
+    assert "windows of 30 s: 3 in 1 finished unit; the others are known once they are decoded" in err.splitlines()
+    assert "clips      5, 3 done before, 2 to do" in err.splitlines()
     assert snapshot(tmp_path / "out") == before
     assert main([*where, "--split-seconds", "30"]) == 0
     assert "windows of 30 s: how many there are is known once the clips are decoded" in capsys.readouterr().err

@@ -21,10 +21,13 @@ from framescribe.recipes.engine_video import EngineVideo
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine
 
-_PROMPTS = ("Please describe this video in detail.", "How many squares does this video show? Answer with one word.")
-_MAX_NEW_TOKENS = 24  # enough for the descriptions to part; a canary costs as much as a small fraction of one clip
-_TIMES_S = (0.0, 0.5, 1.0, 1.5)
-_DURATION_S = 2.0
+CANARY_PROMPTS = (
+    "Please describe this video in detail.",
+    "How many squares does this video show? Answer with one word.",
+)
+MAX_NEW_TOKENS = 24  # enough for the descriptions to part; a canary costs as much as a small fraction of one clip
+CANARY_TIMES_S = (0.0, 0.5, 1.0, 1.5)
+CANARY_DURATION_S = 2.0
 _COUNT_WORDS = {1: {"1", "one", "single"}, 2: {"2", "two", "both"}}
 
 TokenIds = tuple[int, ...]
@@ -102,10 +105,10 @@ class Canary:
         check_same_answers(self._first, answers, self._is_exact)
 
     async def _ask(self, clip: CanaryClip) -> CanaryAnswer:
-        video = EngineVideo.open(self._engine, clip.clip_id, clip.frames, _TIMES_S, _DURATION_S)
-        generation = GenerationConfig(_MAX_NEW_TOKENS)
+        video = EngineVideo.open(self._engine, clip.clip_id, clip.frames, CANARY_TIMES_S, CANARY_DURATION_S)
+        generation = GenerationConfig(MAX_NEW_TOKENS)
         try:
-            answers = await asyncio.gather(*(video.ask(prompt, generation) for prompt in _PROMPTS))
+            answers = await asyncio.gather(*(video.ask(prompt, generation) for prompt in CANARY_PROMPTS))
         finally:
             video.close()
         words = set(re.findall(r"\w+", answers[1].text.lower()))
@@ -159,7 +162,7 @@ def draw_canary(num_squares: int, colour: tuple[int, int, int]) -> CanaryClip:
     for number in range(num_squares):
         left = number * width + width // 6
         frame[32:64, left : left + 2 * width // 3] = colour
-    return CanaryClip(num_squares, np.repeat(frame[None], len(_TIMES_S), axis=0))
+    return CanaryClip(num_squares, np.repeat(frame[None], len(CANARY_TIMES_S), axis=0))
 
 
 CANARY_CLIPS = (draw_canary(1, (215, 35, 35)), draw_canary(2, (35, 70, 225)))

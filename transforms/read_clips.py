@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from pathlib import Path
+from typing import TypeVar
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -25,6 +27,7 @@ from transforms.counts import WorkerCounter
 from transforms.worker import WORKER, Worker, WorkerConfig
 
 _NAMESPACE = "framescribe"
+_Read = TypeVar("_Read", bound=Clip | FailedClip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +149,11 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
     def process(self, unit: WorkUnit) -> Iterator[Clip | FailedClip | UnitEnd]:
         """Reads one unit."""
         num_clips = 0
-        for read in self._timed(read_unit(unit, self._config.storage_options, self._config.reading)):
-            for clip in self._cut(read):
+        clips = self._timed(read_unit(unit, self._config.storage_options, self._config.reading))
+        # No pick for clips that were not planned: the reader says at its end that the shard changed.
+        picks = chain(unit.picks, repeat(())) if unit.picks else repeat(None)
+        for read, picked in zip(clips, picks, strict=False):
+            for clip in pick_windows(self._cut(read), picked) if picked != () else ():
                 num_clips += 1
                 self._count(clip)
                 yield clip
@@ -183,6 +189,13 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
             return
         self._num_read.inc()
         self._num_bytes.inc(clip.video.stat().st_size if isinstance(clip.video, Path) else len(clip.video))
+
+
+def pick_windows(windows: Sequence[_Read], picked: tuple[int, ...] | None) -> Sequence[_Read]:
+    """Returns the windows that a limited run takes; of a video that has none of them any more, the first."""
+    if picked is None:
+        return windows
+    return [windows[number] for number in picked if number < len(windows)] or windows[:1]
 
 
 class SkipCommitted(beam.DoFn):  # type: ignore[misc]  # Beam has no types

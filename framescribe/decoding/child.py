@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from framescribe.decoding import sample
@@ -82,6 +83,8 @@ def _answer(request: dict[str, Json], descriptors: list[int], sample_video: Samp
     path = path_of(descriptors[-1]) if request["path"] is None else str(request["path"])
     if request["task"] == "probe":
         return {"duration_s": sample.probe_duration_s(path, config)}
+    if request["task"] == "header":
+        return asdict(sample.read_header(path, config))
     window = TimeWindow(request["start_s"], request["end_s"])  # type: ignore[arg-type]  # numbers or None, from the parent
     sampled, decoder = sample_video(path, window, config)
     return _hand_over(sampled, decoder, descriptors[0])

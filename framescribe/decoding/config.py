@@ -80,6 +80,17 @@ class UndecodableClip(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class VideoHeader:
+    """What a video's headers say, without decoding; `frames_per_s` is the mean rate, 0 where they do not tell it."""
+
+    duration_s: float
+    width_px: int
+    height_px: int
+    codec: str
+    frames_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TimeWindow:
     """The part of a video that is the clip, in seconds from its first frame; None for the video's own bounds."""
 

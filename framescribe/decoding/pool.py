@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from framescribe.decoding.child_process import ChildFailed, ChildProcess, Json, allocate, lend_bytes, map_frames
-from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip
+from framescribe.decoding.config import SamplingConfig, TimeWindow, UndecodableClip, VideoHeader
 from framescribe.decoding.sampling import ClipFrames, Sampling
 
 # FFmpeg leaks a little; a fresh process every few hundred clips costs nothing and bounds it.
@@ -34,7 +34,7 @@ class DecoderFuture(Future[_Answer | UndecodableClip]):
     """A request under way; what is wrong with a video is its result, what is wrong with the machine is raised.
 
     Attributes:
-        decode_s: seconds that the decoder took, once the request is done.
+        decode_s: seconds that the decoder took, once the request is done; starting its process is not counted.
     """
 
     decode_s: float = 0.0
@@ -75,10 +75,15 @@ class DecoderPool:
         Raises:
             UndecodableClip: that cannot be told.
         """
-        answer = self._submit(partial(_probe, video=video)).result()
-        if isinstance(answer, UndecodableClip):
-            raise answer
-        return answer
+        return _or_raise(self._submit(partial(_probe, video=video)))
+
+    def read_header(self, video: bytes | Path) -> VideoHeader:
+        """Returns what a video's headers say.
+
+        Raises:
+            UndecodableClip: it cannot be opened, or holds no video that may be decoded.
+        """
+        return _or_raise(self._submit(partial(_read_header, video=video)))
 
     def take_idle_ms(self) -> int:
         """Returns the milliseconds that processes waited for a video, since this was last asked; summed over them."""
@@ -114,12 +119,20 @@ class DecoderPool:
         return task
 
 
+def _or_raise(future: DecoderFuture[_Answer]) -> _Answer:
+    answer = future.result()
+    if isinstance(answer, UndecodableClip):
+        raise answer
+    return answer
+
+
 def _answer_into(future: DecoderFuture[_Answer], request: Callable[[DecoderSlot], _Answer], slot: DecoderSlot) -> None:
     if not future.set_running_or_notify_cancel():
         return
-    started_s = time.monotonic()
     answer: _Answer | UndecodableClip
     try:
+        slot.start()
+        started_s = time.monotonic()
         answer = request(slot)
     except (ChildFailed, UndecodableClip) as error:
         # A new one, without a traceback, whose frames would hold the video.
@@ -145,6 +158,12 @@ def _sample(slot: DecoderSlot, video: bytes | Path, window: TimeWindow) -> ClipF
 def _probe(slot: DecoderSlot, video: bytes | Path) -> float:
     with _lend(video) as (path, descriptors):
         return float(slot.ask({"task": "probe", "path": path}, descriptors)["duration_s"])
+
+
+def _read_header(slot: DecoderSlot, video: bytes | Path) -> VideoHeader:
+    with _lend(video) as (path, descriptors):
+        reply = slot.ask({"task": "header", "path": path}, descriptors)
+    return VideoHeader(**{one.name: reply[one.name] for one in fields(VideoHeader)})
 
 
 @contextmanager
@@ -215,6 +234,10 @@ class DecoderSlot:
         if "reason" in reply:
             raise UndecodableClip(str(reply["reason"]), str(reply["message"]))
         return reply
+
+    def start(self) -> None:
+        """Starts the process where none runs; raises as `ask` does."""
+        self._running_child()
 
     def close(self) -> None:
         """Kills the process, also from another thread in the middle of a request."""

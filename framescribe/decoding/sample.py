@@ -11,12 +11,14 @@ from pathlib import Path
 import av
 from threadpoolctl import threadpool_limits
 
-from framescribe.decoding.config import SamplingConfig, TimeWindow
+from framescribe.decoding.config import SamplingConfig, TimeWindow, VideoHeader
 from framescribe.decoding.decode import decode_with_pyav, is_mirrored, read_video_timeline
 from framescribe.decoding.decord_decoder import decode_with_decord, doubt_about_decord
+from framescribe.decoding.demux import open_container, pick_video_stream
 from framescribe.decoding.sampling import SampledFrames
 from framescribe.decoding.timeline import Timeline
 
+_LONGEST_TOLD_S = 86_400.0  # a header that tells more may lie
 PYAV = f"pyav {av.__version__}"
 
 
@@ -73,6 +75,22 @@ def probe_duration_s(path: str, config: SamplingConfig) -> float:
         UndecodableClip: it has no video stream, or no frames.
     """
     return read_video_timeline(path, config.max_pixels).end_s
+
+
+def read_header(path: str, config: SamplingConfig) -> VideoHeader:
+    """Returns what the headers of a local video say; its packets are read only where they do not tell its length.
+
+    Raises:
+        UndecodableClip: it cannot be opened, or holds no video that may be decoded.
+    """
+    with open_container(path) as container:
+        stream = pick_video_stream(container, path, config.max_pixels)
+        told = stream.duration and stream.time_base and float(stream.duration * stream.time_base)
+        duration_s = told or (container.duration or 0) / av.time_base
+        rate, codec = float(stream.average_rate or 0), stream.codec_context
+        width_px, height_px, name = codec.width, codec.height, codec.name
+    is_credible = 0 < duration_s < _LONGEST_TOLD_S
+    return VideoHeader(duration_s if is_credible else probe_duration_s(path, config), width_px, height_px, name, rate)
 
 
 @lru_cache(maxsize=2)

@@ -111,7 +111,9 @@ def _write_summary(published: PublishReport, counts: TableCounts) -> str:
         f"Captions and question-answer pairs of {published.num_annotated:,} clips, written{_write_origin(counts)} "
         f"with FrameScribe. {published.num_failed:,} clips could not be annotated: see `failures/`."
     )
-    return text if published.is_complete else f"{_write_warning(published)}\n\n{text}"
+    warnings = [f"> **Limited:** only {escape(one.describe())} were annotated." for one in published.limited]
+    warnings += [] if published.is_complete else [_write_warning(published)]
+    return "\n\n".join([*warnings, text])
 
 
 def _write_origin(counts: TableCounts) -> str:

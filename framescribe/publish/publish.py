@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from framescribe.publish.card import write_card
@@ -19,7 +19,7 @@ from framescribe.storage.output import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUC
 from framescribe.storage.parts import read_parts
 from framescribe.storage.plan import read_plan
 from framescribe.storage.retries import StoreError
-from schemas.records import FailurePolicy
+from schemas.records import FailurePolicy, LimitedTo
 from schemas.tables import TABLES
 
 _MAX_TRIES = 8
@@ -85,12 +85,14 @@ class _Snapshot:
 
     Attributes:
         planned: ids of the planned units.
+        limited: to what the starts that planned them were limited.
         parts: unit id to version of every part, planned or not.
         published: name to version of every file that publishing writes.
     """
 
     run: RunRecord
     planned: frozenset[str]
+    limited: tuple[LimitedTo, ...]
     parts: Mapping[str, str]
     published: Mapping[str, str]
 
@@ -102,16 +104,17 @@ class _Snapshot:
     def read(self) -> tuple[object, ...]:
         """What the tables are made of."""
         parts = {unit_id: version for unit_id, version in self.parts.items() if unit_id in self.planned}
-        return self.run.fingerprint, self.planned, parts
+        return self.run.fingerprint, self.planned, self.limited, parts
 
 
 def _take_snapshot(store: OutputStore, own: OwnUnits | None) -> _Snapshot:
     run = read_run(store) if own is None else check_still_ours(store, own.fingerprint)
     if run is None:
         raise FileNotFoundError(f"no run in {store.address('')}: `annotate` starts one, `publish` builds its tables")
-    snapshot = _Snapshot(
-        run, frozenset(unit.unit_id for unit in read_plan(store)), list_parts(store), _list_published(store)
-    )
+    units = read_plan(store)
+    limited = tuple(sorted({unit.limited for unit in units if unit.limited}, key=LimitedTo.describe))
+    planned = frozenset(unit.unit_id for unit in units)
+    snapshot = _Snapshot(run, planned, limited, list_parts(store), _list_published(store))
     if not snapshot.planned:
         raise DamagedRunError(
             f"{store.address(PLAN_FOLDER)} plans no unit: it was removed, or the run was never planned. Start the same "
@@ -141,7 +144,7 @@ def _publish_snapshot(
     """Publishes once what a snapshot holds; raises `Overtaken` where others changed it."""
     done = sorted(snapshot.planned & snapshot.parts.keys())
     with store.scratch_folder() as scratch:
-        paths, counts, digests = _build_tables(store, done, snapshot.run, scratch)
+        paths, counts, digests = _build_tables(store, done, snapshot, scratch)
         published = _summarise(snapshot, done, counts)
         is_success = published.is_complete and (
             failures is None or failures.allows(published.num_failed, published.num_clips)
@@ -200,6 +203,7 @@ def _summarise(snapshot: _Snapshot, done: Sequence[str], counts: TableCounts) ->
         num_units_done=len(done),
         num_parts_outdated=len(snapshot.parts.keys() - snapshot.planned),
         missing_units=tuple(sorted(snapshot.planned - snapshot.parts.keys())),
+        limited=snapshot.limited,
         num_rows={name: counts.rows[name] for name in TABLES},
         num_consistent=counts.num_consistent,
         failure_reasons=dict(counts.values["failures.reason"]),
@@ -207,12 +211,14 @@ def _summarise(snapshot: _Snapshot, done: Sequence[str], counts: TableCounts) ->
 
 
 def _build_tables(
-    store: OutputStore, done: Sequence[str], run: RunRecord, scratch: Path
+    store: OutputStore, done: Sequence[str], snapshot: _Snapshot, scratch: Path
 ) -> tuple[dict[str, list[Path]], TableCounts, dict[str, str]]:
-    index = index_clips(store, done, run.fingerprint)
-    files = {name: TableFiles(scratch, name, schema, index.num_rows[name]) for name, schema in TABLES.items()}
+    index, fingerprint = index_clips(store, done, snapshot.run.fingerprint), snapshot.run.fingerprint
+    said = {"limited": "; ".join(map(LimitedTo.describe, snapshot.limited))} if snapshot.limited else None
+    schemas = {name: schema.with_metadata(said) for name, schema in TABLES.items()}
+    files = {name: TableFiles(scratch, name, schema, index.num_rows[name]) for name, schema in schemas.items()}
     counts, digests = TableCounts(), dict[str, str]()
-    for clips in sort_clips(read_parts(store, done, run.fingerprint, digests=digests), index.slice_starts, scratch):
+    for clips in sort_clips(read_parts(store, done, fingerprint, digests=digests), index.slice_starts, scratch):
         tables = flatten_clips(clips)
         counts.add(tables)
         for name, rows in tables.items():
@@ -235,6 +241,7 @@ def _write_success(published: PublishReport, paths: Mapping[str, Sequence[Path]]
         "fingerprint": published.fingerprint,
         "num_units": published.num_units_planned,
         "num_clips": published.num_clips,
+        "limited": [asdict(one) for one in published.limited],  # empty where the tables hold all of the inputs
         "num_annotated": published.num_annotated,
         "num_failed": published.num_failed,
         "num_consistent": published.num_consistent,

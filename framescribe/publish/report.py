@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.records import LimitedTo
+
 _SAMPLE_CLIPS = 3
 _COUNTED = (
     ("captions", "status"),
@@ -32,6 +34,7 @@ class PublishReport:
         num_rows: table name to rows.
         num_consistent: QA pairs whose answer was the same, or close to it, when asked again.
         failure_reasons: reason to failed clips.
+        limited: to what part of their inputs the starts were limited; empty where they took all.
     """
 
     fingerprint: str
@@ -42,6 +45,7 @@ class PublishReport:
     num_rows: Mapping[str, int]
     num_consistent: int
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    limited: tuple[LimitedTo, ...] = ()
 
     @property
     def is_complete(self) -> bool:

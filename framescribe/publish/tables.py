@@ -40,7 +40,7 @@ class TableFiles:
 
     def write(self, rows: pa.Table) -> None:
         """Takes the next rows."""
-        self._waiting = pa.concat_tables((self._waiting, rows))
+        self._waiting = pa.concat_tables((self._waiting, rows.replace_schema_metadata(self._schema.metadata)))
         while self._num_closed < len(self.paths) and self._waiting.num_rows >= self._group_size():
             self._write_group(self._group_size())
 

@@ -110,15 +110,23 @@ def window_suffix(start_s: float | None, end_s: float | None) -> str:
     return f"@{_format_seconds(start_s or 0.0)}-{'' if end_s is None else _format_seconds(end_s)}"
 
 
-def make_unit_id(shard_id: str, start: int, stop: int, contents: Iterable[str]) -> str:
+def make_unit_id(
+    shard_id: str,
+    start: int,
+    stop: int,
+    contents: Iterable[str],
+    picks: Sequence[tuple[int, ...] | None] = (),
+) -> str:
     """Returns the id of a slice of a shard, fit for a file name.
 
     `contents` says what the slice holds (clip ids, sizes): a slice that holds something else is another unit, so that
-    the finished work of one is never taken for the other's.
+    the finished work of one is never taken for the other's. So is one of which other `picks` are taken.
     """
     digest = hashlib.sha256(shard_id.encode("utf-8", "surrogatepass"))
     for content in contents:
         digest.update(b"\0" + content.encode("utf-8", "surrogatepass"))
+    if picks:
+        digest.update(f"\0picks {picks}".encode())
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", shard_id.rpartition("/")[2])[:_MAX_SLUG_CHARS].strip("-.") or "shard"
     return f"{slug}-{digest.hexdigest()[:10]}-{start:06d}-{stop:06d}"
 
@@ -129,7 +137,7 @@ def check_unit(unit: WorkUnit, contents: Iterable[str]) -> None:
     Raises:
         ShardChanged: it is not the same.
     """
-    if make_unit_id(unit.shard_id, unit.start, unit.stop, contents) != unit.unit_id:
+    if make_unit_id(unit.shard_id, unit.start, unit.stop, contents, unit.picks) != unit.unit_id:
         raise ShardChanged(
             f"{strip_credentials(unit.shard)} changed after the work was planned: clips {unit.start} to {unit.stop} "
             "are not the ones that were there; leave shards alone during a run, and run again"

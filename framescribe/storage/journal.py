@@ -56,6 +56,9 @@ class RunRecord:
         model_name: hub id, URI or folder of the checkpoint; not compared, since it may be moved.
         reused_run: address and fingerprint of the run that the last start took answers from; empty for none, and not
             compared: rows with such answers are those that asking would have given.
+        limited: the part of its inputs that the last start took, as `LimitedTo` has it; empty for all of them.
+        measured: what the last start that ended took, as `pipeline.cost.Measured` has it: calibrates later predictions.
+        predicted: name of a figure to what was predicted for that start, and what came.
     """
 
     fingerprint: str
@@ -66,6 +69,9 @@ class RunRecord:
     summary: Settings = field(default_factory=dict)
     model_name: str = ""
     reused_run: Mapping[str, str] = field(default_factory=dict)
+    limited: Settings = field(default_factory=dict)
+    measured: Settings = field(default_factory=dict)
+    predicted: Settings = field(default_factory=dict)
 
 
 def record_start(store: OutputStore, run: RunRecord, instead_of: str | None) -> bool:

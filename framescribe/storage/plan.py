@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from framescribe.storage.journal import DamagedRunError
 from framescribe.storage.output import PLAN_FOLDER, OutputStore
 from framescribe.storage.redaction import clean_text, redact, strip_credentials
-from schemas.records import InputKind, PlanSlice, WorkUnit
+from schemas.records import InputKind, LimitedTo, PlanSlice, WorkUnit
 
 # A slice of the plan is read at once by a worker, so a million clips are some 120 elements of a job.
 _UNITS_PER_SLICE = 256
@@ -39,9 +40,12 @@ _PLAN_SCHEMA = pa.schema(
         ("clip_ids", pa.list_(pa.string())),
         ("metadata", pa.list_(pa.string())),
         ("versions", pa.list_(pa.string())),
+        ("picks", pa.list_(pa.list_(pa.int64()))),
+        ("limited", pa.string()),
     ]
 )
 _UNIT_COLUMNS = [one.name for one in fields(WorkUnit)]
+_OF_PLAN = ("sources", "limited")  # of a planned unit, what the unit itself does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class PlannedUnit:
 
     Attributes:
         sources: the shard, or the single videos; none in plans of FrameScribe 0.1.
+        limited: to what part of the inputs the start was limited that planned it; None where it took all.
     """
 
     unit_id: str
@@ -66,6 +71,7 @@ class PlannedUnit:
     stop: int
     size_bytes: int
     sources: tuple[Source, ...] = ()
+    limited: LimitedTo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +92,19 @@ class PlannedWork:
         return len(self.units) + sum(len(one.rows) for one in self.slices)
 
 
-def add_to_plan(store: OutputStore, units: Iterable[WorkUnit], todo: Collection[str] = ()) -> PlannedWork:
+def add_to_plan(
+    store: OutputStore, units: Iterable[WorkUnit], todo: Collection[str] = (), limited: LimitedTo | None = None
+) -> PlannedWork:
     """Records the units of a start; shards that earlier starts planned and this one does not name stay planned.
 
     Args:
         todo: ids of the units that are to be done, for the job.
+        limited: as `PlannedUnit` has it.
     """
     ordered = sorted(units, key=lambda unit: unit.unit_id)
     carried = {unit.unit_id for unit in ordered if not _may_be_written(unit)}
-    rows = [_row(unit, unit.unit_id not in carried) for unit in ordered]
+    said = None if limited is None else json.dumps(asdict(limited))
+    rows = [{**_row(unit, unit.unit_id not in carried), "limited": said} for unit in ordered]
     buffer = io.BytesIO()
     table = pa.Table.from_pylist(rows, schema=_PLAN_SCHEMA)
     pq.write_table(table, buffer, compression="zstd", row_group_size=_UNITS_PER_SLICE)
@@ -132,11 +142,12 @@ def read_slice(store: OutputStore, place: PlanSlice) -> list[WorkUnit]:
 
 def _read_unit(row: Mapping[str, Any]) -> WorkUnit:  # Any: cells of a row
     texts = {name: tuple(row[name]) for name in ("files", "clip_ids", "metadata", "versions")}
-    return WorkUnit(**{**row, **texts, "kind": InputKind(row["kind"])})
+    picks = tuple(windows if windows is None else tuple(windows) for windows in row["picks"])
+    return WorkUnit(**{**row, **texts, "picks": picks, "kind": InputKind(row["kind"])})
 
 
 def _row(unit: WorkUnit, is_whole: bool) -> dict[str, Any]:  # Any: cells of a row
-    names = _UNIT_COLUMNS if is_whole else [one.name for one in fields(PlannedUnit) if one.name != "sources"]
+    names = _UNIT_COLUMNS if is_whole else [one.name for one in fields(PlannedUnit) if one.name not in _OF_PLAN]
     row = {name: getattr(unit, name) for name in names}
     sources = [{"uri": source.uri, "version": source.version} for source in list_sources(unit)]
     return {**row, "sources": sources} | ({"kind": unit.kind.value} if is_whole else {})
@@ -189,10 +200,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _plan(unit: WorkUnit) -> PlannedUnit:
-    return PlannedUnit(unit.unit_id, unit.shard_id, unit.start, unit.stop, unit.size_bytes, list_sources(unit))
-
-
 def _list_plans(store: OutputStore) -> list[str]:
     """Returns the names of the files that starts wrote, the oldest first; what others put there is none of ours."""
     return [name for name in store.list_files(PLAN_FOLDER) if _PLAN_NAME.fullmatch(name)]
@@ -213,4 +220,5 @@ def _read_plan_file(store: OutputStore, name: str) -> list[PlannedUnit]:
 
 def _read_planned(row: Mapping[str, Any]) -> PlannedUnit:  # Any: cells of a row
     sources = tuple(Source(**source) for source in row.get("sources") or ())
-    return PlannedUnit(**{**row, "sources": sources})
+    limited = LimitedTo(**json.loads(row["limited"])) if row.get("limited") else None
+    return PlannedUnit(**{**row, "sources": sources, "limited": limited})

@@ -1,0 +1,71 @@
+"""The flags that limit a start to some clips, and those of `plan` alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.flag_values import parse_count, parse_place, parse_positive_int
+
+PLAN_TEXTS: dict[str, Any] = {  # Any: what `add_parser` takes
+    "help": "say what a run would take: clips, tokens, GPU hours, cost; writes nothing",
+    "usage": "%(prog)s --input URI [URI ...] [flags]",
+    "epilog": "Reads headers of up to 200 clips, and with --model the model's configuration. With --output it says "
+    "what is done there, and follows what a run there took. Other flags of annotate are taken and change nothing, so "
+    "that its command line can be tried.",
+}
+_SHOWN_IN_PLAN = frozenset({"--output", "--model", "--recipe", "--num-frames", "--fps", "--split-seconds"})
+
+
+def add_subset_flags(group: argparse._ActionsContainer) -> None:
+    """Adds the flags that take some of the clips."""
+    some = group.add_mutually_exclusive_group()
+    some.add_argument(
+        "--limit",
+        type=parse_positive_int,
+        metavar="N",
+        help="a first look: only the first N clips, or windows of --split-seconds; the same command without it goes on "
+        "to all",
+    )
+    some.add_argument(
+        "--sample", type=parse_positive_int, metavar="N", help="as --limit, but N clips drawn by their ids and --seed"
+    )
+    group.add_argument(
+        "--seed", type=parse_count, default=0, metavar="N", help="which sample is drawn (default: %(default)s)"
+    )
+
+
+def add_machines_flag(group: argparse._ActionsContainer) -> None:
+    """Adds the flag of the table of machines."""
+    group.add_argument(
+        "--machines",
+        type=Path,
+        metavar="FILE",
+        help="YAML table of machines and what you pay for them (default: examples, in machines.yaml of the package)",
+    )
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `plan` alone."""
+    add_machines_flag(parser)
+    parser.add_argument(
+        "--calibrate-from",
+        type=parse_place,
+        metavar="FOLDER",
+        help="output of an earlier run of the same recipe and frames, such as one with --limit, whose tokens and "
+        "seconds are followed; those of --output are without it",
+    )
+    parser.add_argument("--json", action="store_true", help="print all figures as one JSON object")
+
+
+def relax_for_plan(parser: argparse.ArgumentParser, own: Sequence[argparse.Action]) -> None:
+    """Demands none of the flags of annotate, and shows those that matter to a plan; `own` stay as they are."""
+    for action in (one for one in parser._actions if one not in own):
+        action.required = False
+        if not _SHOWN_IN_PLAN.intersection(action.option_strings):
+            action.help = argparse.SUPPRESS
+        elif "--model" in action.option_strings:
+            action.default = None  # it is looked at only where it is named
+            action.help = "folder, URI or Hugging Face id, of which configuration and tokenizer are read"
