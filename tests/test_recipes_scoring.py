@@ -44,6 +44,7 @@ def test_answers_that_contradict_each_other_do_not_agree_whatever_else_they_shar
     ("answer", "reference", "score"),
     [
         ("yes", "Yes, the man is walking.", 1.0),
+        ("No, he is not.", "no", 1.0),
         ("two cars", "2 cars", 0.5),
         ("from left to right", "from the left to the right", 1.0),
         ("left", "from left to right", 0.4),

@@ -107,8 +107,8 @@ def test_a_shard_that_changed_is_planned_anew_and_its_old_parts_are_outdated(out
 
 def test_the_same_start_again_adds_no_plan(output):
     store = open_output(output)
-    start_run(store, RUN_RECORD, make_units("one"))
-    start_run(store, RUN_RECORD, make_units("one"))
+    start_run(store, RUN_RECORD, make_units("one", "two"))
+    start_run(store, RUN_RECORD, make_units("one", "two")[::-1])
     assert len(store.list_files("_framescribe/plan")) == 1
 
 
