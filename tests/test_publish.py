@@ -276,3 +276,11 @@ def test_the_very_first_clip_in_two_parts_is_found():
     commit(output, "two", [make_annotation("a", "two")])
     with pytest.raises(DoubledClipError, match="clip 'a' is in the parts of two units, 'one' and 'two'"):
         index_clips(open_output(output), ["one", "two"], RUN.fingerprint)
+
+
+@pytest.mark.parametrize("num_counted", [1, 3])
+def test_rows_that_do_not_add_up_to_those_that_were_counted_are_an_error(tmp_path, num_counted):
+    files = TableFiles(tmp_path, "failures", TABLES["failures"], num_counted)
+    files.write(flatten_clips(build_part("one", [make_failed("a"), make_failed("b")], RUN))["failures"])
+    with pytest.raises(AssertionError, match="the rows do not add up"):
+        files.close()
