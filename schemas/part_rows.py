@@ -34,8 +34,9 @@ def build_part(
 ) -> pa.Table:
     """Returns the part of a unit: one row per clip in the order of their ids, the same for the same outcomes.
 
-    The schema's metadata holds `unit_id`, `fingerprint`, `format` and `workers`: a JSON list of who wrote the rows,
-    this worker first, then those whose rows were kept.
+    The schema's metadata holds `unit_id`, `fingerprint`, `format`, `workers`: a JSON list of who wrote the rows, this
+    worker first, then those whose rows were kept; and `sources`: a JSON object of the videos' versions when they were
+    read, as far as they are known.
     """
     run_cells = _cells(run)
     ordered = sorted(outcomes, key=lambda outcome: outcome.ref.clip_id)
@@ -45,6 +46,7 @@ def build_part(
         "fingerprint": run.fingerprint,
         "format": str(OUTPUT_FORMAT),
         "workers": _list_workers(ordered, worker),
+        "sources": json.dumps({one.ref.source: one.ref.source_version for one in ordered if one.ref.source_version}),
     }
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA.with_metadata(metadata))
 
@@ -52,12 +54,19 @@ def build_part(
 def read_outcomes(part: pa.Table) -> list[ClipAnnotation | FailedClip]:
     """Returns what a part was built from, in the order of its rows."""
     workers = tuple(json.dumps(worker, sort_keys=True) for worker in read_workers(part.schema))
-    return [_read_outcome(row, workers) for row in part.to_pylist()]
+    versions = sources_in(part.schema)
+    rows = ({**row, "source_version": versions.get(row["source"], "")} for row in part.to_pylist())
+    return [_read_outcome(row, workers) for row in rows]
 
 
 def read_workers(schema: pa.Schema) -> list[dict[str, Any]]:  # Any: JSON values
     """Returns the `WorkerRecord`s, as JSON objects, of a part's schema; none where it says nothing of them."""
     return json.loads((schema.metadata or {}).get(b"workers", b"[]"))
+
+
+def sources_in(schema: pa.Schema) -> dict[str, str]:
+    """Returns source to version of the videos that a part's rows were made of; none where it says nothing of them."""
+    return json.loads((schema.metadata or {}).get(b"sources", b"{}"))
 
 
 def read_completions(cells: Iterable[Row]) -> tuple[KeptCompletion, ...]:

@@ -121,6 +121,8 @@ class ClipRef:
         member: name of the video inside the shard (tar member, Parquet row from 0, manifest row from 1), or None.
         start_s, end_s: the window of the video that is the clip, or None for the video's own bounds.
         metadata: JSON object with the sidecar or the free columns, "{}" when there are none.
+        source_version: version of the video that was read, see `framescribe.storage.access.input_version`; empty where
+            nobody knows.
     """
 
     clip_id: str
@@ -130,6 +132,7 @@ class ClipRef:
     start_s: float | None = None
     end_s: float | None = None
     metadata: str = "{}"
+    source_version: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from framescribe.shards.videos import find_versions
 from framescribe.storage.access import Store, input_version
+from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import ShardChanged
 from pipeline.config import UnitConfig
 from pipeline.units import plan_units
@@ -96,7 +99,7 @@ def test_changed_inputs_that_are_done_again_have_the_rows_of_a_new_run(tmp_path,
     assert run(tmp_path, [videos], "--changed-inputs", "redo") == 0
     said = capsys.readouterr().err
     assert "1 finished unit of changed inputs: done again" in said
-    assert "answers: 2 taken from the earlier run, 1 asked" in said
+    assert "answers: 2 taken from an earlier run, for 2 clips; 1 asked" in said
     assert digests(tmp_path) == {**before, "videos/1": before["videos/3"]}
     assert list((tmp_path / "out" / "_framescribe" / "set_aside").rglob("*.parquet")) == []
     assert run(tmp_path, [videos]) == 0
@@ -146,7 +149,7 @@ def test_a_run_that_is_killed_while_it_does_changed_inputs_again_goes_on_with_th
     killed.communicate()
     capsys.readouterr()
     assert main(arguments) == 0
-    assert "answers: 3 taken from the earlier run, 0 asked" in capsys.readouterr().err
+    assert "answers: 3 taken from an earlier run, for 3 clips; 0 asked" in capsys.readouterr().err
     assert read_tables(tmp_path / "out")["captions"] == before
 
 
@@ -233,4 +236,46 @@ def test_an_input_named_by_another_folder_than_before_is_not_annotated_twice(tmp
 
 def test_the_version_of_a_missing_file_is_none_of_our_business(tmp_path):
     store = Store()
-    assert store.size(store.locate(write(tmp_path / "a.mp4", b"x")), "") == 1
+    assert store.describe(store.locate(write(tmp_path / "a.mp4", b"x")), "")[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_video_that_a_row_names_and_that_changed_under_a_finished_unit_is_refused_or_done_again(
+    tmp_path, videos, capsys, kind
+):
+    rows = [{"video": f"videos/{number}.mp4", "clip_id": str(number)} for number in (0, 1, 1, 2)]
+    rows[2] |= {"clip_id": "again"}
+    table = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    assert run(tmp_path, [table]) == 0
+    before = digests(tmp_path)
+    assert run(tmp_path, [table]) == 0
+    change(videos / "1.mp4", padded(3))
+    capsys.readouterr()
+    assert run(tmp_path, [table]) == 1
+    assert (
+        f"1 input changed since then, under the same name and size: {videos}/1.mp4 (mtime " in capsys.readouterr().err
+    )
+    assert run(tmp_path, [table], "--changed-inputs", "keep") == 0
+    assert digests(tmp_path) == before
+    assert run(tmp_path, [table], "--changed-inputs", "redo") == 0
+    after = digests(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {"1", "again"}
+    assert run(tmp_path, [table]) == 0
+
+
+def test_versions_are_asked_of_local_videos_and_stores_but_of_no_web_server(videos):
+    store = fsspec.filesystem("memory")
+    uris = [f"memory://changed/{number:03d}.mp4" for number in range(100)]
+    for uri in uris:
+        store.pipe_file(uri, b"1")
+    local = [str(path) for path in sorted(videos.iterdir())]
+    gone = [str(videos / "gone.mp4"), "memory://changed/gone.mp4", "http://127.0.0.1:9/a.mp4"]
+    reader = Store(config=ReadConfig(trusted_hosts=("memory://changed",)))
+    found = find_versions(reader, [*local, *uris, *gone], "memory://out")
+    assert {*local} <= found.keys() <= {*local, *uris}
+    assert 60 <= len(found) - len(local) <= 64
+    store.rm("changed", recursive=True)

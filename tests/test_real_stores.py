@@ -1,7 +1,8 @@
-"""Runs whose output lies on real servers, SeaweedFS for S3 and fake-gcs-server for GCS: `make test-stores`."""
+"""Runs whose output lies on real servers, SeaweedFS, fake-gcs-server and Azurite: `make test-stores`."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -106,7 +107,24 @@ def start_gcs(folder: Path) -> tuple[subprocess.Popen[bytes], Bucket]:
     return server, Bucket("gs://bucket", {"gs": {"token": "anon", "endpoint_url": address}})
 
 
-@pytest.fixture(scope="module", params=[start_s3, start_gcs], ids=["s3", "gcs"])
+def start_azure(folder: Path) -> tuple[subprocess.Popen[bytes], Bucket]:
+    need("adlfs", "azurite-blob")
+    port, key = free_port(), base64.b64encode(b"key").decode()
+    # Its client speaks a later version of the protocol than the server knows.
+    flags = [f"--blobPort={port}", "--blobHost=127.0.0.1", f"--location={folder}", "--skipApiVersionCheck", "--silent"]
+    log = (folder / "azurite.log").open("wb")
+    server = subprocess.Popen(
+        ["azurite-blob", *flags], stdout=log, stderr=log, env={**os.environ, "AZURITE_ACCOUNTS": f"test:{key}"}
+    )
+    address = f"http://127.0.0.1:{port}/test"
+    account = f"DefaultEndpointsProtocol=http;AccountName=test;AccountKey={key};BlobEndpoint={address};"
+    bucket = Bucket("az://bucket", {"az": {"connection_string": account}})
+    file_system = bucket.open("").file_system
+    wait_until(lambda: "bucket" in file_system.ls("") or file_system.mkdir("bucket"))
+    return server, bucket
+
+
+@pytest.fixture(scope="module", params=[start_s3, start_gcs, start_azure], ids=["s3", "gcs", "azure"])
 def bucket(request, tmp_path_factory) -> Iterator[Bucket]:
     server, bucket = request.param(tmp_path_factory.mktemp("server"))
     yield bucket

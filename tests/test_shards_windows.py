@@ -9,7 +9,7 @@ import pytest
 
 from framescribe.shards.naming import clean_id
 from framescribe.shards.reading import split_clip
-from framescribe.shards.videos import FetchedOnce
+from framescribe.shards.videos import FetchedOnce, FetchedVideo
 from framescribe.storage.errors import InputError, VideoUnreadable
 from pipeline.config import UnitConfig
 from pipeline.units import plan_units
@@ -94,15 +94,15 @@ def test_windows_of_one_remote_video_are_one_download_per_unit(kind, tmp_path):
 def test_a_video_is_let_go_of_with_its_last_row_and_one_that_is_gone_is_asked_for_once():
     asked: list[str] = []
 
-    def fetch(uri: str) -> bytes:
+    def fetch(uri: str) -> FetchedVideo:
         asked.append(uri)
         if uri.endswith("gone"):
             raise VideoUnreadable("video not found", uri)
-        return bytes(bytearray(uri.encode()))
+        return FetchedVideo(bytes(bytearray(uri.encode())))
 
     videos = FetchedOnce(fetch, ["a", "b", "a", "gone", "gone"], "s3://bucket")
-    first = videos.fetch("s3://bucket/a")
-    assert videos.fetch("s3://bucket/a") is first
+    first = videos.fetch("s3://bucket/a").content
+    assert videos.fetch("s3://bucket/a").content is first
     assert sys.getrefcount(first) == 2  # of this name, and of the call: nobody keeps it any more
     videos.fetch("s3://bucket/b")
     for _ in range(2):
@@ -115,11 +115,11 @@ def test_videos_that_are_too_much_to_keep_are_fetched_again(monkeypatch):
     monkeypatch.setattr("framescribe.shards.videos.MAX_KEPT_BYTES", 5)
     asked: list[str] = []
 
-    def fetch(uri: str) -> bytes:
+    def fetch(uri: str) -> FetchedVideo:
         asked.append(uri[-1])
-        return b"1234"
+        return FetchedVideo(b"1234")
 
     videos = FetchedOnce(fetch, ["a", "b", "a", "b"], "s3://bucket")
     for name in "abab":
-        assert videos.fetch(f"s3://bucket/{name}") == b"1234"
+        assert videos.fetch(f"s3://bucket/{name}").content == b"1234"
     assert asked == ["a", "b", "b"]

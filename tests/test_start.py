@@ -170,3 +170,15 @@ def test_a_million_clips_leave_the_job_description_under_a_megabyte():
     pipeline = beam.Pipeline()
     build_graph(pipeline, work, config, RUN)
     assert len(pipeline.to_runner_api().SerializeToString()) < 1_000_000
+
+
+def test_a_success_that_a_publisher_wrote_while_more_was_planned_is_taken_back(monkeypatch):
+    store = open_output(memory_output())
+
+    def plan_while_another_publishes(*arguments):
+        store.put("_SUCCESS", b"of fewer units")
+        return add_to_plan(*arguments)
+
+    monkeypatch.setattr("pipeline.start.add_to_plan", plan_while_another_publishes)
+    start_run(store, RUN_RECORD, make_units("one"))
+    assert store.list_files("") == []

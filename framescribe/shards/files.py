@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from framescribe.shards.listing import FoundFile
 from framescribe.shards.manifests import iterate_table
@@ -15,7 +14,7 @@ from framescribe.shards.naming import IndexedClip, NamedShard
 from framescribe.shards.parquet import iterate_rows, open_parquet
 from framescribe.shards.parquet_columns import list_metadata_columns
 from framescribe.shards.rows import dump_metadata, looks_like_window, shorten_numbers
-from framescribe.shards.videos import fetch_video, folder_of, join_uri, read_videos
+from framescribe.shards.videos import FetchedVideo, fetch_video, folder_of, join_uri, read_videos
 from framescribe.storage.access import Store
 from framescribe.storage.errors import (
     InputError,
@@ -43,7 +42,7 @@ def read_files(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     return read_videos(_refer(store, unit))
 
 
-def _refer(store: Store, unit: WorkUnit) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
+def _refer(store: Store, unit: WorkUnit) -> Iterator[tuple[ClipRef, Callable[[], FetchedVideo]]]:
     metadata = unit.metadata or ("{}",) * len(unit.files)
     versions = unit.versions or ("",) * len(unit.files)
     for clip_id, uri, about, planned in zip(unit.clip_ids, unit.files, metadata, versions, strict=True):

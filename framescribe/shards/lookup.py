@@ -53,7 +53,7 @@ class VideoLookup:
         row = _ROW.fullmatch(member or "")
         if row is not None and kind is InputKind.PARQUET:
             return _find_in_parquet(store, source, int(row[1]))
-        return fetch_video(store, source)
+        return fetch_video(store, source).content
 
     def close(self) -> None:
         """Closes the shard that was read last."""

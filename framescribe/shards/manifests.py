@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 from framescribe.shards.kinds import path_of, split_extension
@@ -28,7 +27,15 @@ from framescribe.shards.rows import (
     parse_row,
     video_column_of,
 )
-from framescribe.shards.videos import FetchedOnce, check_some_found, folder_of, prepare_fetch, read_videos, resolve_uri
+from framescribe.shards.videos import (
+    FetchedOnce,
+    FetchedVideo,
+    check_some_found,
+    folder_of,
+    prepare_fetch,
+    read_videos,
+    resolve_uri,
+)
 from framescribe.shards.web_hosts import WebHosts
 from framescribe.storage.access import Location, Store
 from framescribe.storage.addresses import protocol_of
@@ -180,7 +187,7 @@ def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> No
 
 def _refer(
     videos: FetchedOnce, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
-) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
+) -> Iterator[tuple[ClipRef, Callable[[], FetchedVideo]]]:
     folder = folder_of(unit.shard)
     for number, row in rows:
         assert row.video is not None

@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyarrow as pa
@@ -33,6 +32,7 @@ from framescribe.shards.rows import (
 )
 from framescribe.shards.videos import (
     FetchedOnce,
+    FetchedVideo,
     check_size,
     check_some_found,
     folder_of,
@@ -185,7 +185,7 @@ def _names_videos(shard: ParquetShard, column: str, groups: Sequence[_RowGroup])
 
 def _content_of(store: Store, location: Location, column: str, planned: str = "") -> str:
     chosen = "" if store.config.window_columns is None else f"{store.config.window_columns} "
-    return f"{chosen}{store.size(location, planned)} {column}"
+    return f"{chosen}{store.describe(location, planned)[0]} {column}"
 
 
 def _iterate_ids(store: Store, shard: ParquetShard, shard_id: str, start: int, stop: int) -> Iterator[str]:
@@ -216,7 +216,7 @@ def _sample_uris(store: Store, location: Location, max_rows: int | None = None) 
 
 def _refer(
     store: Store, videos: FetchedOnce, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
-) -> Iterator[tuple[ClipRef, Callable[[], bytes | Path]]]:
+) -> Iterator[tuple[ClipRef, Callable[[], FetchedVideo]]]:
     own = own_columns_of(store.config) | {column}
     columns = [column, *list_metadata_columns(shard.schema, own), *(name for name in own if name in shard.schema.names)]
     rows = iterate_rows(shard, [*dict.fromkeys(columns)], unit.start, unit.stop, _VIDEOS_AT_ONCE)
@@ -247,7 +247,7 @@ def _dump_row(values: Mapping[str, object], column: str, own: Collection[str]) -
 
 def _prepare_cell(
     store: Store, videos: FetchedOnce, unit: WorkUnit, cell: object
-) -> tuple[str, Callable[[], bytes | Path]]:
+) -> tuple[str, Callable[[], FetchedVideo]]:
     video, uri = _split_cell(cell)
     if video is None and uri:
         return prepare_fetch(videos.fetch, uri, folder_of(unit.shard))
@@ -262,11 +262,11 @@ def _split_cell(cell: object) -> tuple[bytes | None, str | None]:
     return (cell, None) if isinstance(cell, bytes) else (None, cast("str | None", cell))
 
 
-def _take_video(store: Store, video: bytes | None) -> bytes:
+def _take_video(store: Store, video: bytes | None) -> FetchedVideo:
     if video is None:
         raise VideoUnreadable("video not found", "the row holds neither a video nor a URI")
     check_size(store, len(video))
-    return video
+    return FetchedVideo(video)
 
 
 def _list_row_groups(shard: ParquetShard) -> list[_RowGroup]:

@@ -52,7 +52,7 @@ def read_tar(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
         InputError, StoreUnavailable: the shard is damaged, or the store does not answer.
     """
     shard = store.locate(unit.shard)
-    store.size(shard, *unit.versions)
+    store.describe(shard, *unit.versions)
     contents: list[str] = []
     for group, kept in _read_groups(store, shard, unit):
         for video in group.videos:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -29,6 +30,7 @@ from schemas.records import Clip, ClipRef, FailedClip, Stage
 _log = logging.getLogger(__name__)
 
 _MAX_LOOKED_FOR = 12
+_MAX_VERSIONS_ASKED = 64
 MAX_KEPT_BYTES = 1 << 30
 
 
@@ -59,9 +61,17 @@ def find_web_host(uri: str) -> str | None:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class FetchedVideo:
+    """A video: the path of a local one, the bytes of any other, and its version then; empty where nobody knows."""
+
+    content: bytes | Path = field(repr=False)
+    version: str = ""
+
+
 def prepare_fetch(
-    fetch: Callable[[str], bytes | Path], video: str, folder: str
-) -> tuple[str, Callable[[], bytes | Path]]:
+    fetch: Callable[[str], FetchedVideo], video: str, folder: str
+) -> tuple[str, Callable[[], FetchedVideo]]:
     """Returns where a video named by a shard in `folder` is, without credentials, and the call that fetches it."""
     try:
         uri = resolve_uri(video, folder)
@@ -76,16 +86,16 @@ class FetchedOnce:
     What would be more than 1 GiB to keep is fetched again.
 
     Args:
-        fetch: returns the path of a local video, the bytes of any other, or raises `VideoUnreadable`.
+        fetch: returns the video, or raises `VideoUnreadable`.
         videos: what the rows name, relative to `folder` or in full.
     """
 
-    def __init__(self, fetch: Callable[[str], bytes | Path], videos: Iterable[str], folder: str) -> None:
+    def __init__(self, fetch: Callable[[str], FetchedVideo], videos: Iterable[str], folder: str) -> None:
         self._fetch = fetch
         self._num_left = Counter(_resolve_all(videos, folder))
-        self._kept: dict[str, bytes | Path | VideoUnreadable] = {}
+        self._kept: dict[str, FetchedVideo | VideoUnreadable] = {}
 
-    def fetch(self, uri: str) -> bytes | Path:
+    def fetch(self, uri: str) -> FetchedVideo:
         """Returns a video as `fetch` does, or raises what it raised."""
         found = self._kept.get(uri)
         if found is None:
@@ -99,15 +109,15 @@ class FetchedOnce:
             raise found
         return found
 
-    def _try(self, uri: str) -> bytes | Path | VideoUnreadable:
+    def _try(self, uri: str) -> FetchedVideo | VideoUnreadable:
         try:
             return self._fetch(uri)
         except VideoUnreadable as error:
             return error
 
-    def _fits(self, found: bytes | Path | VideoUnreadable) -> bool:
-        kept = [*self._kept.values(), found]
-        return sum(len(one) for one in kept if isinstance(one, bytes)) <= MAX_KEPT_BYTES
+    def _fits(self, found: FetchedVideo | VideoUnreadable) -> bool:
+        kept = [one.content for one in (*self._kept.values(), found) if isinstance(one, FetchedVideo)]
+        return sum(len(content) for content in kept if isinstance(content, bytes)) <= MAX_KEPT_BYTES
 
 
 def _resolve_all(videos: Iterable[str], folder: str) -> Iterator[str]:
@@ -131,8 +141,8 @@ def join_uri(folder: str, relative: str) -> str:
     return f"{scheme}://{host}/{joined.lstrip('/')}"
 
 
-def fetch_video(store: Store, uri: str, planned: str = "") -> bytes | Path:
-    """Returns the path of a local video, the bytes of any other.
+def fetch_video(store: Store, uri: str, planned: str = "") -> FetchedVideo:
+    """Returns a video.
 
     Args:
         planned: its version when the work was planned, empty where nobody knows.
@@ -144,11 +154,11 @@ def fetch_video(store: Store, uri: str, planned: str = "") -> bytes | Path:
     """
     try:
         location = store.locate(uri)
-        size = store.size(location, planned)
+        size, version = store.describe(location, planned)
         check_size(store, size)
         if location.is_local:
             store.ask(f"open {uri}", lambda: location.local_path.open("rb").close())
-            return location.local_path
+            return FetchedVideo(location.local_path, version)
         video = store.read_file(location, size, store.config.max_video_bytes + 1)
     except FileNotFoundError as error:
         raise VideoUnreadable("video not found", str(error)) from None
@@ -161,7 +171,37 @@ def fetch_video(store: Store, uri: str, planned: str = "") -> bytes | Path:
     except InputError as error:
         raise VideoUnreadable("bad address", str(error)) from None
     check_size(store, len(video))
-    return video
+    return FetchedVideo(video, version)
+
+
+def find_versions(store: Store, uris: Collection[str], tables: str) -> dict[str, str]:
+    """Returns the versions that videos have now: of all local ones, of up to 64 in stores, of none of web servers.
+
+    What is gone, or what rows of `tables` may not name, has none.
+    """
+    once = store.without_retries()
+    local = [uri for uri in uris if protocol_of(uri) == "file"]
+    others = [uri for uri in uris if protocol_of(uri) not in ("file", "http", "https")]
+    asked = [others[number] for number in _spread(len(others), _MAX_VERSIONS_ASKED)]
+    with ThreadPoolExecutor(_MAX_LOOKED_FOR, thread_name_prefix="look") as pool:
+        versions = [
+            *map(partial(_find_version, once), local),
+            *pool.map(partial(_find_version, once.for_rows(tables)), asked),
+        ]
+    return {uri: version for uri, version in zip([*local, *asked], versions, strict=True) if version}
+
+
+def _find_version(store: Store, uri: str) -> str:
+    try:
+        return store.describe(store.locate(uri))[1]
+    except (FileNotFoundError, InputError, StoreRefused, StoreUnavailable):
+        return ""
+
+
+def _spread(number: int, most: int) -> Iterator[int]:
+    """Yields places in a list of so many, evenly spaced."""
+    taken = min(most, number)
+    return (place * number // taken for place in range(taken))
 
 
 def check_some_found(store: Store, shard: str, uris: Sequence[str]) -> None:
@@ -170,8 +210,7 @@ def check_some_found(store: Store, shard: str, uris: Sequence[str]) -> None:
     Raises:
         InputError: the store of every one of them says that it is not there.
     """
-    num_looked_for = min(_MAX_LOOKED_FOR, len(uris))
-    looked_for = [uris[number * len(uris) // num_looked_for] for number in range(num_looked_for)]
+    looked_for = [uris[number] for number in _spread(len(uris), _MAX_LOOKED_FOR)]
     with ThreadPoolExecutor(_MAX_LOOKED_FOR, thread_name_prefix="look") as pool:
         answers = pool.map(partial(_is_missing, store.without_retries()), looked_for)
     missing = [uri for uri, is_missing in zip(looked_for, answers, strict=True) if is_missing]
@@ -196,7 +235,7 @@ def _is_missing(store: Store, uri: str) -> bool:
 
 
 def read_videos(
-    fetches: Iterator[tuple[ClipRef, Callable[[], bytes | Path]]],
+    fetches: Iterator[tuple[ClipRef, Callable[[], FetchedVideo]]],
 ) -> Iterator[Clip | FailedClip]:
     """Yields a clip for each reference whose video can be fetched, a failed clip for each other.
 
@@ -208,7 +247,8 @@ def read_videos(
     for ref, fetch in fetches:
         num_clips += 1
         try:
-            yield Clip(ref, fetch())
+            video = fetch()
+            yield Clip(replace(ref, source_version=video.version), video.content)
         except VideoUnreadable as error:
             refused.extend([error.message] if error.reason == "permission denied" else [])
             yield FailedClip(ref, Stage.READ, error.reason, error.message)

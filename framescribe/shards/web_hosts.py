@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 
-from framescribe.shards.videos import fetch_video, find_web_host
+from framescribe.shards.videos import FetchedVideo, fetch_video, find_web_host
 from framescribe.storage.access import Store
 from framescribe.storage.addresses import ROW_PROTOCOLS, origin_of, protocol_of
 from framescribe.storage.errors import InputError, StoreRefused, StoreUnavailable, VideoUnreadable
@@ -44,8 +43,8 @@ class WebHosts:
         self._gone: dict[str, str] = {}
         self._failed: dict[str, str] = {}
 
-    def fetch(self, uri: str) -> bytes | Path:
-        """Returns the path of a local video, the bytes of any other.
+    def fetch(self, uri: str) -> FetchedVideo:
+        """Returns a video.
 
         Raises:
             VideoUnreadable: as `fetch_video`, and for an address or a host that is gone.

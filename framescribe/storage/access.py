@@ -194,8 +194,12 @@ class Store:
         except GaveUp as gave_up:
             raise self._translate(what, gave_up, uri) from None
 
-    def size(self, location: Location, planned: str = "") -> int | None:
-        """Returns the bytes of a file, or None where the store does not say.
+    def size(self, location: Location) -> int | None:
+        """Returns the bytes of a file, or None where the store does not say."""
+        return self.describe(location)[0]
+
+    def describe(self, location: Location, planned: str = "") -> tuple[int | None, str]:
+        """Returns the bytes of a file, or None, and its version, see `input_version`, as far as the store says.
 
         Args:
             planned: the version that the file had when the work was planned, empty where nobody knows.
@@ -204,19 +208,20 @@ class Store:
             ShardChanged: it has another one now.
         """
         name = strip_credentials(location.uri)
+        size: int | None
         if location.is_local:
             found = self.ask(f"open {name}", location.local_path.stat)
             if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
                 raise FileNotFoundError(f"{name} is no regular file")
-            _check_version(name, planned, input_version({"mtime": found.st_mtime}))
-            return found.st_size
-        what = f"ask for the size of {name}"
-        described = self.ask(what, lambda: location.fs.info(location.path), location.uri)
-        if described.get("type") == "directory":
-            raise FileNotFoundError(f"{name} is a folder, wanted a file")
-        _check_version(name, planned, input_version(described))
-        size = described.get("size")
-        return int(size) if size is not None else None
+            size, version = found.st_size, input_version({"mtime": found.st_mtime})
+        else:
+            what = f"ask for the size of {name}"
+            described = self.ask(what, lambda: location.fs.info(location.path), location.uri)
+            if described.get("type") == "directory":
+                raise FileNotFoundError(f"{name} is a folder, wanted a file")
+            size, version = described.get("size"), input_version(described)
+        _check_version(name, planned, version)
+        return (int(size) if size is not None else None), version
 
     def read_range(self, location: Location, start: int, stop: int) -> bytes:
         """Returns the bytes [start, stop) of a file, or all of it where ranges are ignored.

@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
-from framescribe.storage.journal import DamagedRunError, read_part_and_digest
+from framescribe.storage.journal import DamagedRunError, read_part, read_part_and_digest
 from framescribe.storage.output import OutputStore, part_name
+from schemas.part_rows import sources_in
 from schemas.tables import PUBLISHED_SCHEMA
 
 # A store answers a small read in some 50 ms, whatever its size: many at once, or 100,000 parts take an hour and more.
@@ -43,6 +44,13 @@ def read_parts(
                 yield _take_first(reading, digests)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
+
+
+def read_source_versions(store: OutputStore, unit_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Returns unit id to source to version of the videos that its part was made of; raises `DamagedRunError`."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        parts = readers.map(lambda unit_id: read_part(store, unit_id, []), unit_ids)
+        return {unit_id: sources_in(part.schema) for unit_id, part in zip(unit_ids, parts, strict=True)}
 
 
 def _take_first(
