@@ -1,12 +1,13 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism test-stores test-dataflow test-docs fuzz soak test-mutants lint format types check bench docs site constraints
+.PHONY: help setup demo test test-slow test-faults test-prism test-stores test-flink test-dataflow test-docs fuzz soak test-mutants lint format types check bench docs site constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
 DEMO_OUTPUT := out/demo
 BEAM := $(shell sed -n 's/^apache-beam==//p' constraints.txt)
+FLINK := 1.19.3
 PRISM := .prism/$(BEAM)/prism
 
 help:
@@ -23,6 +24,8 @@ help:
 	@echo "  make test-stores  runs on servers of S3 (SeaweedFS), GCS (fake-gcs-server), Azure (Azurite, by npm) in .stores"
 	@echo "  make test-dataflow  what a job for Dataflow asks for, and what is refused; installs Google's packages in .gcp"
 	@echo "  make test-docs    every command of the tutorial, the notebook, links and anchors of the documentation"
+	@echo "  make test-flink   runs on a Flink cluster of this machine, killed in the middle; needs Java 17 and Maven,"
+	@echo "                    and installs Flink in .flink; FRAMESCRIBE_FLINK_JOB_SERVER=FILE.jar takes a job server of yours"
 	@echo "  make lint         formatting and lint (make format repairs what can be)"
 	@echo "  make types        type check"
 	@echo "  make check        test, lint and types: what a change must pass"
@@ -86,6 +89,29 @@ test-dataflow: setup .gcp/ready
 # All of it: `make test` leaves out what takes long.
 test-docs: setup
 	$(PY) -m pytest tests/test_docs.py $(PYTEST)
+
+# Flink from the sdist of its Python package, which holds its jars; Beam's job server from the jars of its parts.
+test-flink: setup .stores/ready .flink/lib/ready .flink/schemas/ready $(if $(FRAMESCRIBE_FLINK_JOB_SERVER),,.flink/job-server.jar)
+	FRAMESCRIBE_FLINK=$(abspath .flink) PATH=$(abspath .stores/bin):$$PATH PYTHONPATH=$(abspath .stores):$(abspath .flink/schemas) \
+		$(PY) -m pytest tests/test_deploy.py tests/test_flink.py $(PYTEST)
+
+.flink/lib/ready:
+	mkdir -p .flink
+	$(PY) -m pip download --quiet --no-deps --no-binary :all: --dest .flink apache-flink-libraries==$(FLINK)
+	tar -xzf .flink/apache-flink-libraries-$(FLINK).tar.gz -C .flink --strip-components=2 apache-flink-libraries-$(FLINK)/deps/lib
+	rm .flink/apache-flink-libraries-$(FLINK).tar.gz
+	touch $@
+
+# Of Kubernetes, and of Flink's operator: what deploy/ must fit to.
+.flink/schemas/ready:
+	$(PY) -m uv pip install --quiet --target .flink/schemas kubernetes-validate==1.37.0
+	mvn --quiet --batch-mode dependency:copy -Dartifact=org.apache.flink:flink-kubernetes-operator-api:1.10.0 \
+		-DoutputDirectory=$(abspath .flink) -Dmdep.stripVersion=true
+	touch $@
+
+.flink/job-server.jar: tests/support/job_server/pom.xml
+	mvn --quiet --batch-mode -f $< dependency:copy-dependencies -DoutputDirectory=$(abspath .flink/job-server)
+	$(PY) -m tests.support.flink_cluster $@ .flink/job-server
 
 fuzz: setup
 	FRAMESCRIBE_FUZZ_EXAMPLES=20000 $(PY) -m pytest --timeout 3600 tests/test_fuzz_inputs.py tests/test_fuzz_parsers.py $(PYTEST)

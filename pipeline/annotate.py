@@ -11,15 +11,24 @@ from dataclasses import dataclass, replace
 
 from framescribe.publish.publish import OwnUnits, publish
 from framescribe.publish.report import PublishReport
+from framescribe.storage.claims import remove_claims
 from framescribe.storage.journal import list_done_units, record_end, remove_set_aside
 from framescribe.storage.output import PARTS_FOLDER, OutputStore
 from pipeline.checks import CHECKS
 from pipeline.cost import describe_comparison
+from pipeline.flink import say_why_workers_stop
 from pipeline.metrics_server import MetricsServer, serve_metrics
 from pipeline.prediction import predict_start, record_outcome, settle
 from pipeline.progress import describe_counters, describe_reuse, describe_start, describe_waits, read_counters
 from pipeline.run_state import RunSummary
-from pipeline.runners import RunnerFailed, describe_description, is_in_process, make_options, run_to_end
+from pipeline.runners import (
+    RunnerFailed,
+    count_lanes,
+    describe_description,
+    is_in_process,
+    make_options,
+    run_to_end,
+)
 from pipeline.start import AnnotateRequest, StartedRun, StartPlan, commit, inspect
 from pipeline.watching import Progress, RunReader
 from schemas.records import WorkUnit
@@ -61,6 +70,7 @@ def annotate(request: AnnotateRequest) -> Published | None:
     if published.is_complete:
         remove_set_aside(plan.store)
         remove_answer_indexes(plan.store)
+        remove_claims(plan.store)
     config.failures.check_run(published.num_failed, published.num_clips, published.failure_reasons)
     return Published(published, summary)
 
@@ -101,11 +111,13 @@ def _run_units(
     runner, output = plan.request.runner, plan.config.output
     options = make_options(runner, plan.request.beam_flags)
     pipeline = beam.Pipeline(options=options)
-    build_graph(pipeline, started.work, replace(plan.config, earlier=started.earlier), plan.columns)
+    config, num_lanes = replace(plan.config, earlier=started.earlier), count_lanes(options, started.work.num_units)
+    build_graph(pipeline, started.work, config, plan.columns, num_lanes)
     worker = WORKER if is_in_process(runner) else None
     reader = RunReader(plan.store, plan.todo, plan.num_clips_done, plan.found.done, worker)
     progress = Progress(reader, output, None if metrics is None else metrics.show)
-    result = run_to_end(pipeline, runner, progress)
+    with say_why_workers_stop(options):
+        result = run_to_end(pipeline, runner, progress)
     described = describe_description(options)
     if described is not None:
         _say(

@@ -2,9 +2,14 @@
 
 read units ─ spread units ─ read clips ─ sample frames ─ annotate clips ─ commit parts
                            └────── one fused stage, resource hints on the composite ──────┘
+
+Where the runner deals elements to its workers beforehand, as Flink does, it deals lanes, which take units at their own
+pace: lanes ─ spread lanes ─ take units ─ read clips ...
 """
 
 from __future__ import annotations
+
+import uuid
 
 import apache_beam as beam
 
@@ -13,21 +18,43 @@ from pipeline.config import RunConfig
 from schemas.run_columns import RunColumns
 from transforms.annotate_clips import AnnotateClips
 from transforms.commit_parts import CommitParts
-from transforms.read_clips import ReadClips, ReadUnits
+from transforms.read_clips import ReadClips, ReadUnits, TakeUnits
 from transforms.sample_frames import SampleFrames
 
 
-def build_graph(pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns) -> beam.PCollection:
+def build_graph(
+    pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns, num_lanes: int | None = None
+) -> beam.PCollection:
     """Adds the whole run to a pipeline and returns its committed parts.
 
     The job says where in the plan the units lie, and not what they are: a million clips are too many for that.
+
+    Args:
+        num_lanes: for a runner that deals elements to its workers beforehand: as many elements, each of which takes
+            one unit after another until none is left. None leaves spreading the units to the runner.
     """
+    if num_lanes is None:
+        units = _read_units(pipeline, work, config, columns)
+    else:
+        units = _take_units(pipeline, work, config, columns, num_lanes)
+    return units | "Annotate units" >> AnnotateUnits(config, columns)
+
+
+def _take_units(
+    pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns, num_lanes: int
+) -> beam.PCollection:
+    lanes = pipeline | "Lanes" >> beam.Create(range(num_lanes), reshuffle=False)
+    take = TakeUnits(config.read_units(columns), work, start_id=uuid.uuid4().hex)
+    return lanes | "Spread lanes" >> beam.Reshuffle() | "Take units" >> take
+
+
+def _read_units(pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns) -> beam.PCollection:
     slices = pipeline | "Slices of the plan" >> beam.Create(work.slices, reshuffle=False)
     units = slices | "Read units" >> ReadUnits(config.read_units(columns))
     if work.units:
         carried = pipeline | "Units with credentials" >> beam.Create(work.units, reshuffle=False)
         units = (units, carried) | "All units" >> beam.Flatten()
-    return units | "Spread units" >> beam.Reshuffle() | "Annotate units" >> AnnotateUnits(config, columns)
+    return units | "Spread units" >> beam.Reshuffle()
 
 
 class AnnotateUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types

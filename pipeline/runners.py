@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr
@@ -34,6 +35,8 @@ _IN_PROCESS = ("directrunner", "fnapirunner")
 _DIES_WITH_ITS_SERVER = ("prismrunner",)
 # Bundles of a stage are dealt out beforehand, so a few threads even out units of different size.
 _BUNDLE_THREADS = 4
+# Where --parallelism does not say how many slots there are: more than most clusters have.
+_LANES = 256
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _SECONDS_TO_CANCEL = 10.0
 
@@ -76,7 +79,7 @@ def check_runner(runner: str, beam_flags: Sequence[str]) -> None:
 
 def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
     """Builds Beam's options, with our defaults for the in-process runner."""
-    from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+    from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, SetupOptions
 
     flags = [f"--runner={'FnApiRunner' if is_in_process(runner) else runner}", *beam_flags]
     options = PipelineOptions(flags)
@@ -86,9 +89,27 @@ def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
         direct.direct_running_mode = "multi_threading"
         if not any(flag.startswith("--direct_num_workers") for flag in beam_flags):
             direct.direct_num_workers = _BUNDLE_THREADS
-    if is_dataflow(runner):
+    elif is_dataflow(runner):
         set_defaults(options)
+    else:
+        google = options.view_as(GoogleCloudOptions)  # the option of all runners' names of a job
+        google.job_name = google.job_name or f"framescribe-{uuid.uuid4().hex[:8]}"
     return options
+
+
+def count_lanes(options: PipelineOptions, num_units: int) -> int | None:
+    """Returns how many lanes take units in the job, or None for a runner that spreads elements as workers get on.
+
+    Flink and Spark deal elements to their slots beforehand, so a slow slot would keep its own to the end. Of more
+    lanes than slots the last ones find nothing left.
+    """
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, StandardOptions
+
+    runner = options.view_as(StandardOptions).runner or ""
+    if is_in_process(runner) or is_dataflow(runner):
+        return None
+    parallelism = options.view_as(FlinkRunnerOptions).parallelism
+    return min(num_units, parallelism if parallelism > 0 else _LANES)
 
 
 def describe_description(options: PipelineOptions) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,14 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions
 
 from framescribe.storage.errors import InputError, StoreUnavailable
-from pipeline.runners import explain_worker_error
+from pipeline.flink import say_why_workers_stop
+from pipeline.runners import explain_worker_error, make_options
 from tests.support.golden_cases import COMMITTED
 from tests.support.shards_fixtures import write
+from tests.support.web_fixtures import give, web_server
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """\
@@ -179,6 +184,31 @@ def test_an_error_of_ours_is_found_in_what_a_runner_says_wherever_it_is_defined(
 def test_an_error_of_another_package_with_the_names_of_ours_is_none_of_ours() -> None:
     for name in ("storage.errors.InputError", "pipeline.annotate.Odd", "framescribe.errors.Odd", "ValueError"):
         assert explain_worker_error(_trace(f"{name}: no room left")) is None
+
+
+def test_why_flink_starts_a_job_again_is_said_once_while_it_still_does(capsys: pytest.CaptureFixture[str]) -> None:
+    options = make_options("PortableRunner", [])
+    name = options.view_as(GoogleCloudOptions).job_name
+    ours = _trace(f"{InputError.__module__}.InputError: no room left") + " [while running 'Read']"
+    traces = [f"java.lang.RuntimeException: {ours}", "io.grpc.StatusRuntimeException: CANCELLED\n  at io.grpc.Status"]
+    with web_server() as flink:
+        jobs = [{"name": "other", "jid": "1"}, {"name": name, "jid": "2"}]
+        flink.answers["/jobs/overview"] = give(json.dumps({"jobs": jobs}).encode())
+        entries = [{"stacktrace": trace} for trace in [*traces, traces[0]]]
+        flink.answers["/jobs/2/exceptions"] = give(json.dumps({"exceptionHistory": {"entries": entries}}).encode())
+        options.view_as(FlinkRunnerOptions).flink_master = flink.host
+        with say_why_workers_stop(options):
+            while len([path for _, path, _ in flink.asked if path == "/jobs/2/exceptions"]) < 2:
+                time.sleep(0.1)
+    assert capsys.readouterr().err.splitlines() == [
+        "a worker stopped, and Flink starts it again: no room left",
+        "Flink starts a part of the job again: io.grpc.StatusRuntimeException: CANCELLED",
+    ]
+
+
+def test_of_a_cluster_that_is_not_named_nothing_is_asked() -> None:
+    with say_why_workers_stop(make_options("FlinkRunner", [])):
+        assert "flink-watch" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_the_graph_runs_with_loopback_workers(tmp_path: Path, job_service: str) -> None:

@@ -11,12 +11,14 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from framescribe.storage.claims import Lane, remove_claims
 from framescribe.storage.output import OutputStore, open_output
 from framescribe.storage.retries import store_errors
 from schemas.tables import TABLES
@@ -178,6 +180,15 @@ def test_the_server_keeps_two_writers_apart(bucket):
     assert (store.read("a/x"), store.version("a/x")) == (b"2", store.list_versions("a")["x"])
     store.remove("a/x")
     assert (store.list_files("a"), store.version("a/x"), store.list_files("_framescribe/locks")) == ([], None, [])
+
+
+def test_lanes_at_once_take_each_unit_once(bucket):
+    store, sizes = bucket.open("lanes"), {f"unit-{number:02d}": 1 for number in range(20)}
+    with ThreadPoolExecutor(4) as threads:
+        taken = list(threads.map(lambda lane: list(Lane(store, "start", lane).take_units(sizes)), range(4)))
+    assert sorted(unit_id for units in taken for unit_id in units) == sorted(sizes)
+    remove_claims(store)
+    assert store.list_files("_framescribe/claims/start/units") == []
 
 
 def test_an_output_is_published_and_overwritten_again_and_again(folder, bucket, undisturbed, tmp_path):

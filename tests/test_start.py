@@ -14,7 +14,7 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.recipes import load_recipe
 from framescribe.storage.journal import OtherRunError
 from framescribe.storage.output import open_output
-from framescribe.storage.plan import add_to_plan, read_plan, read_slice
+from framescribe.storage.plan import OpenedWork, PlannedWork, add_to_plan, read_plan, read_slice
 from pipeline.config import RunConfig
 from pipeline.graph import build_graph
 from pipeline.start import AnnotateRequest, StartPlan
@@ -24,7 +24,7 @@ from tests.support.output_fixtures import RUN, RUN_RECORD, make_units, memory_ou
 from tests.support.run_fixtures import CHECKPOINT, annotate_arguments, annotate_with, checkpoint_revision, make_shard
 from tests.support.shards_fixtures import write
 from tests.support.talking_engine import TalkingEngine
-from transforms.read_clips import ReadUnitsConfig, ReadUnitsFn
+from transforms.read_clips import ReadUnitsConfig, ReadUnitsFn, TakeUnitsFn
 
 FILES = WorkUnit(
     unit_id="v-000000-000002",
@@ -152,13 +152,29 @@ def test_credentials_in_addresses_stay_in_the_job_and_out_of_the_plan(tmp_path, 
 def test_a_plan_that_an_overwriting_start_removed_ends_the_job_with_the_reason():
     output = memory_output()
     start_run(open_output(output), replace(RUN_RECORD, fingerprint="beef"), make_units("one"))
+    gone = PlanSlice("000000-gone.parquet", 0, (0,))
     read = ReadUnitsFn(ReadUnitsConfig(output, "f00d"))
+    take = TakeUnitsFn(ReadUnitsConfig(output, "f00d"), PlannedWork((gone,), ()), "start")
     read.setup()
+    take.setup()
     with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
-        list(read.process(PlanSlice("000000-gone.parquet", 0, (0,))))
+        list(read.process(gone))
+    with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
+        list(take.process(0))
 
 
-def test_a_million_clips_leave_the_job_description_under_a_megabyte():
+def test_a_lane_reads_the_units_of_a_job_from_the_plan_and_those_with_credentials_from_the_job():
+    store = open_output(memory_output())
+    secret = replace(TAR, unit_id="secret", shard="https://host/s.tar?sig=secret")
+    units = [*(replace(TAR, unit_id=f"s-{number:06d}", size_bytes=number) for number in range(600)), secret]
+    todo = {units[3].unit_id, units[599].unit_id, "secret"}
+    opened = OpenedWork(store, add_to_plan(store, units, todo))
+    assert opened.sizes == {"s-000003": 3, "s-000599": 599, "secret": TAR.size_bytes}
+    assert [opened.read(unit_id) for unit_id in opened.sizes] == [units[600], units[3], units[599]]
+
+
+@pytest.mark.parametrize("num_lanes", [None, 1000])
+def test_a_million_clips_leave_the_job_description_under_a_megabyte(num_lanes):
     units = [
         replace(TAR, unit_id=f"s-{number:06d}", shard=f"s3://bucket/{number}.tar", start=0, stop=32)
         for number in range(31_250)
@@ -168,7 +184,7 @@ def test_a_million_clips_leave_the_job_description_under_a_megabyte():
     assert (work.num_units, work.units) == (31_250, ())
     config = RunConfig("out", EngineConfig("model"), load_recipe("model_card"), SamplingConfig())
     pipeline = beam.Pipeline()
-    build_graph(pipeline, work, config, RUN)
+    build_graph(pipeline, work, config, RUN, num_lanes)
     assert len(pipeline.to_runner_api().SerializeToString()) < 1_000_000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -17,10 +18,11 @@ from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.errors import FrameScribeError
 from framescribe.shards.reading import read_unit, split_clip
 from framescribe.storage.addresses import StorageOptions
+from framescribe.storage.claims import Lane
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import check_still_ours, read_fingerprint, read_part, read_run
 from framescribe.storage.output import PLAN_FOLDER, OutputStore, open_output, part_name
-from framescribe.storage.plan import read_slice
+from framescribe.storage.plan import OpenedWork, PlannedWork, read_slice
 from schemas.part_rows import read_outcomes
 from schemas.records import Clip, ClipAnnotation, FailedClip, PlanSlice, UnitEnd, WorkUnit
 from transforms.counts import WorkerCounter
@@ -75,16 +77,60 @@ class ReadUnitsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
 
     def process(self, place: PlanSlice) -> Iterator[WorkUnit]:
         """Reads one slice."""
-        try:
+        with _naming_lost_plan(self._store, self._config):
             yield from read_slice(self._store, place)
-        except FileNotFoundError:
-            if read_run(self._store) is not None:
-                check_still_ours(self._store, self._config.fingerprint)
-            raise PlanNotFound(
-                f"the plan of this run is not in {self._store.address(PLAN_FOLDER)} as the worker on "
-                f"{socket.gethostname()} sees it: the run was removed meanwhile, or that folder is on a disk of the "
-                "worker's own. Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
-            ) from None
+
+
+class TakeUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
+    """int, the number of a lane -> the `WorkUnit`s that the lane takes from those of a job.
+
+    Args:
+        start_id: another one for each start of the run.
+    """
+
+    def __init__(self, config: ReadUnitsConfig, work: PlannedWork, start_id: str) -> None:
+        super().__init__()
+        self._fn = TakeUnitsFn(config, work, start_id)
+
+    def expand(self, lanes: beam.PCollection) -> beam.PCollection:
+        """Puts the step behind `lanes`."""
+        return lanes | "Take each" >> beam.ParDo(self._fn).with_output_types(WorkUnit)
+
+
+class TakeUnitsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
+    """Yields units as long as there are any that no other lane has taken, the next one when the last one is passed on.
+
+    Raises the same as `ReadUnitsFn`.
+    """
+
+    def __init__(self, config: ReadUnitsConfig, work: PlannedWork, start_id: str) -> None:
+        super().__init__()
+        self._config, self._work, self._start_id = config, work, start_id
+
+    def setup(self) -> None:
+        """Opens the output in the worker."""
+        self._store: OutputStore = open_output(self._config.output, self._config.storage_options)
+
+    def process(self, lane: int) -> Iterator[WorkUnit]:
+        """Takes units until none is left."""
+        with _naming_lost_plan(self._store, self._config):
+            opened = OpenedWork(self._store, self._work)
+        for unit_id in Lane(self._store, self._start_id, lane).take_units(opened.sizes):
+            yield opened.read(unit_id)
+
+
+@contextmanager
+def _naming_lost_plan(store: OutputStore, config: ReadUnitsConfig) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        if read_run(store) is not None:
+            check_still_ours(store, config.fingerprint)
+        raise PlanNotFound(
+            f"the plan of this run is not in {store.address(PLAN_FOLDER)} as the worker on "
+            f"{socket.gethostname()} sees it: the run was removed meanwhile, or that folder is on a disk of the "
+            "worker's own. Give an --output that all machines share, such as s3://bucket/folder or a mounted folder"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

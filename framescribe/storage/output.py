@@ -139,6 +139,10 @@ class OutputStore:
         """Removes an object if it is there."""
         self._retry("remove", name, lambda: self._remove(name))
 
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder with all that is in it, if it is there."""
+        self._retry("remove", folder, lambda: self._remove_folder(folder))
+
     def remove_leftovers(self) -> None:
         """Removes what killed writers left on a local disk; a store holds nothing unfinished."""
         if self.local_path is not None and self.local_path.is_dir():
@@ -322,6 +326,12 @@ class OutputStore:
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.file_system.rm_file(self._path(name))
+
+    def _remove_folder(self, folder: str) -> None:
+        path = self._path(folder)
+        self.file_system.invalidate_cache(path)  # other processes wrote there
+        with contextlib.suppress(FileNotFoundError):
+            self.file_system.rm(path, recursive=True)
 
     @staticmethod
     def _lock_folder(local: Path) -> Path:

@@ -133,11 +133,45 @@ def read_slice(store: OutputStore, place: PlanSlice) -> list[WorkUnit]:
     Raises:
         FileNotFoundError: the plan is gone.
     """
-    file = pq.ParquetFile(io.BytesIO(store.read(f"{PLAN_FOLDER}/{place.plan}")))
+    file = _open_plan(store, place.plan)
     rows = (
         file.read_row_group(place.row_group, columns=_UNIT_COLUMNS).take(pa.array(place.rows, pa.int64())).to_pylist()
     )
     return [_read_unit(row) for row in rows]
+
+
+class OpenedWork:
+    """The units of a job, of which each is read from the plan when it is asked for.
+
+    Attributes:
+        sizes: unit id to bytes of all of them.
+
+    Raises:
+        FileNotFoundError: the plan is gone.
+    """
+
+    def __init__(self, store: OutputStore, work: PlannedWork) -> None:
+        self._carried = {unit.unit_id: unit for unit in work.units}
+        self._places: dict[str, tuple[pq.ParquetFile, int, int]] = {}
+        self.sizes = {unit.unit_id: unit.size_bytes for unit in work.units}
+        files = {place.plan: _open_plan(store, place.plan) for place in work.slices}
+        for place in work.slices:
+            file = files[place.plan]
+            known = file.read_row_group(place.row_group, columns=["unit_id", "size_bytes"])
+            for row, unit in zip(place.rows, known.take(pa.array(place.rows, pa.int64())).to_pylist(), strict=True):
+                self._places[unit["unit_id"]] = (file, place.row_group, row)
+                self.sizes[unit["unit_id"]] = unit["size_bytes"]
+
+    def read(self, unit_id: str) -> WorkUnit:
+        """Returns a unit."""
+        if unit_id in self._carried:
+            return self._carried[unit_id]
+        file, row_group, row = self._places[unit_id]
+        return _read_unit(file.read_row_group(row_group, columns=_UNIT_COLUMNS).slice(row, 1).to_pylist()[0])
+
+
+def _open_plan(store: OutputStore, name: str) -> pq.ParquetFile:
+    return pq.ParquetFile(io.BytesIO(store.read(f"{PLAN_FOLDER}/{name}")))
 
 
 def _read_unit(row: Mapping[str, Any]) -> WorkUnit:  # Any: cells of a row
