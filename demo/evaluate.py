@@ -12,7 +12,7 @@ import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from framescribe.llava_video import Completion, Engine, EngineConfig, Generation
 from framescribe.recipes import load_recipe
 from framescribe.recipes.annotation import QAPair, Status
 from framescribe.recipes.engine_video import EngineVideo
+from framescribe.recipes.questions import FullRecipe
+from framescribe.recipes.recipe import Recipe
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 MIN_FRACTION_RIGHT = 0.95
@@ -121,27 +123,44 @@ class JudgedPair:
     is_right: bool
 
 
-def annotate_and_judge(engine: Engine, seed: int, num_clips: int, num_frames: int) -> list[JudgedPair]:
-    """Runs a recipe that asks again over `num_clips` random clips, and returns the pairs that it wrote, judged."""
+def second_looks() -> Recipe:
+    """Returns the recipe that asks again, which scores as well, as `detailed` does."""
+    asks_again, scores = load_recipe(CONSISTENCY_RECIPE), load_recipe("detailed")
+    assert isinstance(asks_again, FullRecipe)
+    assert isinstance(scores, FullRecipe)
+    return replace(asks_again, score=scores.score)
+
+
+def annotate_and_judge(
+    engine: Engine, seed: int, num_clips: int, num_frames: int, recipe: Recipe | None = None
+) -> list[JudgedPair]:
+    """Runs a recipe, or the one that asks again, over random clips, and returns the pairs that it wrote, judged."""
+    recipe = recipe or load_recipe(CONSISTENCY_RECIPE)
     rng = np.random.default_rng([seed, 20_002])
     scenes = [random_scene(rng) for _ in range(num_clips)]
     judged: list[JudgedPair] = []
     for start in range(0, num_clips, CLIPS_AT_ONCE):
         group = scenes[start : start + CLIPS_AT_ONCE]
-        judged += asyncio.run(_annotate_group(engine, group, start, num_frames))
+        judged += asyncio.run(_annotate_group(engine, group, start, num_frames, recipe))
     return judged
 
 
-async def _annotate_group(engine: Engine, scenes: Sequence[Scene], start: int, num_frames: int) -> list[JudgedPair]:
+async def _annotate_group(
+    engine: Engine, scenes: Sequence[Scene], start: int, num_frames: int, recipe: Recipe
+) -> list[JudgedPair]:
     numbered = enumerate(scenes, start=start)
-    judged = await asyncio.gather(*(_annotate_scene(engine, scene, f"clip-{n}", num_frames) for n, scene in numbered))
+    judged = await asyncio.gather(
+        *(_annotate_scene(engine, scene, f"clip-{n}", num_frames, recipe) for n, scene in numbered)
+    )
     return [one for of_scene in judged for one in of_scene]
 
 
-async def _annotate_scene(engine: Engine, scene: Scene, clip_id: str, num_frames: int) -> list[JudgedPair]:
+async def _annotate_scene(
+    engine: Engine, scene: Scene, clip_id: str, num_frames: int, recipe: Recipe
+) -> list[JudgedPair]:
     frames, times_s, duration_s = decode_evenly(encode_scene(scene), num_frames)
     video = EngineVideo.open(engine, clip_id, frames, tuple(times_s.tolist()), duration_s)
-    result = await load_recipe(CONSISTENCY_RECIPE).annotate(video, clip_id)
+    result = await recipe.annotate(video, clip_id)
     video.close()
     return [judge(pair, scene) for pair in result.qa_pairs if pair.status is Status.OK]
 

@@ -36,7 +36,7 @@ def draw_picture(shown: Sequence[ShownClip]) -> Image.Image:
 def _draw_clip(clip: ShownClip) -> Image.Image:
     lines = [("caption", clip.caption)]
     for question, answer in clip.qa_pairs[:NUM_QUESTIONS]:
-        lines.append(("QA", f"{question}   {answer.removesuffix('  (consistent)')}"))
+        lines.append(("QA", f"{question}   {answer.partition('  (')[0]}"))
     width = NUM_FRAMES * (_FRAME_PX + _GAP_PX) - _GAP_PX
     block = Image.new("RGB", (width, _FRAME_PX + 8 + _LINE_PX * len(lines)), _PAPER)
     for place, frame in enumerate(_read_frames(CLIPS / clip.name)):

@@ -7,9 +7,10 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -22,7 +23,7 @@ TABLES = ("captions", "qa", "clips", "failures")
 
 @dataclass(frozen=True, slots=True)
 class ShownClip:
-    """One demo clip: what it shows, and what was written about it, consistent QA pairs first and marked."""
+    """One demo clip: what it shows, and what was written about it, consistent and likely QA pairs first and marked."""
 
     name: str
     truth: str
@@ -126,11 +127,20 @@ def _caption_of(name: str, rows: list[dict[str, object]]) -> str:
 
 def _qa_pairs_of(name: str, rows: list[dict[str, object]]) -> tuple[tuple[str, str], ...]:
     usable = [row for row in rows if _is_about(row, name) and row["status"] == "ok"]
-    usable.sort(key=lambda row: row["is_consistent"] is not True)
+    usable.sort(key=lambda row: (row["is_consistent"] is not True, -(_probability_of(row) or 0.0)))
     shown: dict[str, str] = {}
     for row in usable:  # a multiple choice has the question of its open-ended pair
-        shown.setdefault(str(row["question"]), f"{row['answer']}{'  (consistent)' if row['is_consistent'] else ''}")
+        probability = _probability_of(row)
+        remark = "" if probability is None else f"  (probability {probability:.2f})"
+        remark = "  (consistent)" if row["is_consistent"] else remark
+        shown.setdefault(str(row["question"]), f"{row['answer']}{remark}")
     return tuple(shown.items())
+
+
+def _probability_of(row: Mapping[str, Any]) -> float | None:  # Any: cells of a table
+    """How likely the answer is, for each of its tokens."""
+    logprob = row.get("answer_logprob")
+    return None if logprob is None else math.exp(logprob / row["num_answer_tokens"])
 
 
 def _is_about(row: dict[str, object], name: str) -> bool:

@@ -155,6 +155,7 @@ def _selection(flags: Namespace) -> Selection:
         only_consistent=flags.only_consistent,
         max_blind_score=flags.drop_blind,
         min_score=flags.min_score,
+        drop_giveaways=flags.drop_giveaways,
         validation_fraction=flags.validation,
         test_fraction=flags.test,
         seed=flags.seed,
@@ -260,7 +261,9 @@ def _sampling_config(flags: Namespace) -> SamplingConfig:
 def _report(published: PublishReport, output: str, has_rows: bool) -> None:
     if has_rows:
         rows = ", ".join(f"{table} {number:,}" for table, number in published.num_rows.items())
-        print(f"rows: {rows} ({write_count(published.num_consistent, 'QA pair')} consistent) in {output}")
+        num_consistent = published.num_consistent
+        consistent = f" ({write_count(num_consistent, 'QA pair')} consistent)" if num_consistent else ""
+        print(f"rows: {rows}{consistent} in {output}")
     if published.failure_reasons:
         print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
     for limited in published.limited:

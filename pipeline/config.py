@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transforms.sample_frames import SampleFramesConfig
 
 # Raised by hand when the program's own rules change what is written for the same settings.
-ROW_VERSION = 4
+ROW_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from framescribe.publish.export_config import BLIND_SCORE, FORMATS, KINDS, NUM_THUMBNAILS, ExportConfig, Selection
+from framescribe.publish.export_config import (
+    BLIND_SCORE,
+    FORMATS,
+    KINDS,
+    MIN_PROBABILITY,
+    NUM_THUMBNAILS,
+    ExportConfig,
+    Selection,
+)
 from pipeline.flag_values import add_setting, default_of, parse_count, parse_fraction, parse_place, parse_positive_int
 
 
@@ -27,9 +35,17 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help=f"kinds of rows ({', '.join(KINDS)}) and types of questions; all",
     )
-    parser.add_argument("--only-consistent", action="store_true", help="questions with is_consistent alone")
     parser.add_argument(
-        "--min-score", type=parse_fraction, metavar="X", help="questions whose recheck_score is X or higher"
+        "--only-consistent",
+        action="store_true",
+        help="questions that a second look confirmed: is_consistent or is_rotation_consistent, where there are such",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=parse_fraction,
+        metavar="X",
+        help="questions whose answer has a probability of X or higher for each token, or a recheck_score where it was "
+        f"only asked again; default: a probability of {MIN_PROBABILITY}, and what was not scored; 0 takes all",
     )
     parser.add_argument(
         "--drop-blind",
@@ -37,7 +53,10 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=BLIND_SCORE,
         metavar="X",
-        help=f"leave out questions whose blind_score is X ({BLIND_SCORE}) or higher",
+        help=f"leave out questions whose answer without the video is as likely as X ({BLIND_SCORE}) or more",
+    )
+    parser.add_argument(
+        "--drop-giveaways", action="store_true", help="leave out multiple choices that can be answered by their form"
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="what the page of `review` saved")
     of_videos = "fraction of the videos for"

@@ -135,7 +135,7 @@ def _find_prompts(settings: Mapping[str, Any]) -> Iterator[_Prompt]:  # Any: JSO
         for one in value.get("types") or [{"name": "", "definition": ""}]:
             text = prompt["prompt"].replace("{type}", one["name"]).replace("{definition}", one["definition"])
             has_frames = (settings["recipe"], key) not in _WITHOUT_FRAMES
-            yield _Prompt(prompt["id"], _PLACEHOLDER.sub("", text), prompt["max_new_tokens"], has_frames)
+            yield _Prompt(prompt["id"], _PLACEHOLDER.sub("", text), prompt.get("max_new_tokens", 1), has_frames)
 
 
 def _longest_answer(config: RunConfig) -> int:

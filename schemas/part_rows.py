@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from framescribe.decoding.sampling import Sampling
-from framescribe.recipes.annotation import Caption, QAPair, Status
+from framescribe.recipes.annotation import Caption, QAPair, ScoreStatus, Status
 from schemas.records import ClipAnnotation, ClipRef, FailedClip, KeptCompletion, Stage
 from schemas.run_columns import RunColumns, WorkerRecord
 from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
@@ -165,4 +165,6 @@ def _names(record: type[Record]) -> list[str]:
 def _value(name: str, cell: object) -> object:
     if name == "status":
         return Status(cell)
+    if name == "score_status":
+        return None if cell is None else ScoreStatus(cell)
     return tuple(cell) if isinstance(cell, list) else cell

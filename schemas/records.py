@@ -185,14 +185,17 @@ class KeptCompletion:
     """What the model wrote to one question, kept so that a later run need not ask it again.
 
     Attributes:
-        question_digest: 16 bytes over the frames with their times, the words and the limits of generation.
-        token_ids: every generated id, as in `framescribe.llava_video.engine.generation.Completion`.
+        question_digest: 16 bytes over the frames with their times, the words and the limits of generation; of a score
+            also over the answer.
+        token_ids: every generated id, as in `framescribe.llava_video.engine.generation.Completion`, or those scored.
+        logprobs: of a score, the log-probability of each of its tokens; else None.
     """
 
     question_digest: bytes
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: str
     num_prompt_tokens: int
+    logprobs: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 # Of everything under `_framescribe`; raised when a reader of the number before would misread what is written now.
 # run.json and parts say theirs; where they say none, it is 1.
-OUTPUT_FORMAT = 3
+OUTPUT_FORMAT = 4
 
 _TEXT, _COUNT, _SECONDS, _SCORE = pa.string(), pa.int32(), pa.float64(), pa.float64()
 
@@ -118,6 +118,36 @@ QA_COLUMNS = (
         pa.bool_(),
         "Whether `recheck_score` reached the recipe's bar: the model agrees with itself, right or wrong; else null.",
     ),
+    _column(
+        "answer_logprob",
+        _SCORE,
+        "Natural log-probability of the answer after the bare question; multiple choice: of the right option among the "
+        "options, from `option_probabilities`. Null where not scored.",
+    ),
+    _column("blind_logprob", _SCORE, "The same without the video."),
+    _column("num_answer_tokens", _COUNT, "Tokens that these stand for; 1 in multiple choice."),
+    _column(
+        "video_gain_per_token",
+        _SCORE,
+        "What the video adds: `answer_logprob` less `blind_logprob`, for each token.",
+    ),
+    _column(
+        "option_probabilities",
+        pa.list_(_SCORE),
+        "Multiple choice: of each of `options`, by the next token after the question, the mean over four rotations of "
+        "the options; they add up to one.",
+    ),
+    _column(
+        "is_rotation_consistent",
+        pa.bool_(),
+        "Multiple choice: whether the right option is the likeliest in all four rotations.",
+    ),
+    _column(
+        "score_status",
+        _TEXT,
+        "`ok`, or why the scores are null: `too_long` (for the model's context), `too_large` (for the memory), "
+        "`not_finite`; null where the recipe scores nothing.",
+    ),
 )
 
 RUN_COLUMNS = (
@@ -137,9 +167,10 @@ _KEPT_COLUMNS = (
         pa.binary(16),
         "Digest of all that the answer depends on beside the model: frames and times, words, limits of generation.",
     ),
-    _column("token_ids", pa.list_(pa.int32()), "Every token that the model wrote."),
-    _column("finish_reason", _TEXT, "Why the completion ended: `stop`, `length` or `looped`."),
+    _column("token_ids", pa.list_(pa.int32()), "Every token that the model wrote, or that was scored."),
+    _column("finish_reason", _TEXT, "Why the completion ended: `stop`, `length` or `looped`; `scored` for a score."),
     _column("num_prompt_tokens", _COUNT, "Tokens of the prompt, the video's included."),
+    _column("logprobs", pa.list_(pa.float32()), "Of a score, the log-probability of each token; else null."),
 )
 
 _CAPTION_INDEX = _column("caption_index", _COUNT, "Place of the caption among the clip's captions, from 0.")

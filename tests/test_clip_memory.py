@@ -13,11 +13,15 @@ from framescribe.recipes.engine_video import EngineVideo
 from schemas.records import KeptCompletion
 from tests.support.recipes_fixtures import FULL_YAML, LEVELS_YAML
 from tests.support.talking_engine import TalkingEngine
-from transforms.answer_reuse import ClipMemory, RememberingVideo, digest_question
+from transforms.answer_reuse import ClipMemory, RememberingVideo, digest_question, digest_score
 
 FRAMES = np.random.default_rng(5).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
 TIMES_S = tuple(5.0 * number for number in range(8))
 DURATION_S = 40.0
+SCORED_YAML = FULL_YAML.replace(
+    FULL_YAML[FULL_YAML.index("recheck:") : FULL_YAML.index("stop_loops")],
+    'score: {id: score, prompt: "{question} Be brief."}\n',
+)
 NUM_TYPES = 3
 OF_A_PAIR = 5  # seen and blind, the wrong answers, and their question seen and blind
 GENERATION = GenerationConfig(20)
@@ -79,6 +83,26 @@ def test_a_changed_full_recipe_asks_what_changed_and_what_follows_from_it(before
 @pytest.mark.parametrize(
     ("before", "after", "num_asked"),
     [
+        ("id: score", "id: scores", 0),
+        ("Be brief.", "Be very brief.", 2 * NUM_TYPES),
+        ("[Only the letter., Letter", "[The letter., Letter", 8 * 2),
+        ("Wrong for", "Wrong now for", (1 + 8) * NUM_TYPES),
+        ("how many.", "how many there are.", 1 + 2 + 1 + 8),
+    ],
+)
+def test_scores_of_unchanged_answers_are_taken_and_others_found_anew(before, after, num_asked):
+    changed = SCORED_YAML.replace(before, after)
+    wanted, all_questions = annotate(changed, ClipMemory({}))
+    again = memory_of(SCORED_YAML)
+    result, questions = annotate(changed, again)
+    assert result == wanted
+    assert any(row.option_probabilities for row in result.qa_pairs)
+    assert (len(questions), again.num_asked + again.num_reused) == (num_asked, len(all_questions))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "num_asked"),
+    [
         ("All in all?", "All told?", 1),
         ("So far?", "Until now?", 1 + 1 + 1),  # the summary, the segment after it and the whole
         ("What happens?", "What goes on?", 4 + 1 + 1),
@@ -120,7 +144,13 @@ def test_a_question_with_other_times_frames_words_or_limits_is_another_question(
         digest_question(SEEN, "What?", GenerationConfig(20, 1.15)),
         digest_question(SEEN, "What?", GenerationConfig(20, None, True)),
     }
-    assert len(digests) == 9
+    digests |= {
+        digest_score(SEEN, "What?", ("A ball.",)),
+        digest_score(SEEN, "What?", ("A", " ball.")),
+        digest_score(SEEN, "What is it?", ("A ball.",)),
+        digest_score(None, "What?", ("A ball.",)),
+    }
+    assert len(digests) == 13
     assert {len(digest) for digest in digests} == {16}
 
 

@@ -18,10 +18,11 @@ from framescribe.decoding.sample import sample_frames
 from framescribe.publish.decisions import DecisionsError, read_decisions, row_digest
 from framescribe.publish.export import CannotExport, ExportReport, export
 from framescribe.publish.export_config import ExportConfig, Selection
-from framescribe.publish.export_rows import assign_splits, file_key, neutralise
+from framescribe.publish.export_questions import neutralise
+from framescribe.publish.export_rows import assign_splits, file_key
 from framescribe.publish.export_videos import Cut, read_frames, write_clip_video
 from framescribe.publish.publish import publish
-from framescribe.recipes.annotation import Status
+from framescribe.recipes.annotation import ScoreStatus, Status
 from framescribe.storage.journal import record_start
 from framescribe.storage.output import open_output
 from framescribe.storage.plan import add_to_plan
@@ -121,9 +122,101 @@ def test_scores_filter_questions_and_a_missing_score_is_no_high_one(tmp_path):
     assert report.counts.left_out == {
         "answered without the video": 1,
         "score too low": 1,
-        "never asked again": 1,
+        "no score": 1,
         "not consistent": 1,
     }
+
+
+SCORED = replace(
+    OPEN,
+    recheck_answer=None,
+    recheck_score=None,
+    blind_answer=None,
+    blind_score=None,
+    is_consistent=None,
+    answer_logprob=-0.4,
+    blind_logprob=-8.0,
+    num_answer_tokens=2,
+    video_gain_per_token=3.8,
+    score_status=ScoreStatus.OK,
+)  # a probability of 0.82 for each token
+FAILED_SCORE = replace(
+    SCORED,
+    answer_logprob=None,
+    blind_logprob=None,
+    num_answer_tokens=None,
+    video_gain_per_token=None,
+    score_status=ScoreStatus.TOO_LONG,
+)
+CHOICE = replace(
+    SCORED,
+    kind="multiple_choice",
+    options=("one", "two"),
+    answer_letter="A",
+    num_answer_tokens=1,
+    answer_logprob=-0.4,
+    option_probabilities=(0.67, 0.33),
+    is_rotation_consistent=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("selection", "kept", "left_out"),
+    [
+        ({}, ["likely", "choice", "turned", "giveaway", "failed", "blind"], {"score too low": 2}),
+        (
+            {"min_score": 0.0},
+            ["likely", "unlikely", "choice", "unlikely choice", "turned", "giveaway", "blind"],
+            {"no score": 1},
+        ),
+        ({"min_score": 0.7}, ["likely", "blind"], {"score too low": 5, "no score": 1}),
+        (
+            {"max_blind_score": 0.5},
+            ["likely", "choice", "turned", "giveaway", "failed"],
+            {"score too low": 2, "answered without the video": 1},
+        ),
+        (
+            {"only_consistent": True},
+            ["likely", "choice", "giveaway", "blind"],
+            {"score too low": 2, "no score": 1, "not consistent": 1},
+        ),
+        (
+            {"drop_giveaways": True},
+            ["likely", "choice", "turned", "failed", "blind"],
+            {"score too low": 2, "giveaway": 1},
+        ),
+    ],
+    ids=["default", "all", "bar", "blind", "consistent", "giveaways"],
+)
+def test_scored_questions_are_filtered_by_how_likely_their_answers_are(tmp_path, selection, kept, left_out):
+    pairs = [
+        replace(SCORED, question="likely"),
+        replace(SCORED, question="unlikely", answer_logprob=-2.0),
+        replace(CHOICE, question="choice"),
+        replace(CHOICE, question="unlikely choice", answer_logprob=-1.2),
+        replace(CHOICE, question="turned", is_rotation_consistent=False),
+        replace(CHOICE, question="giveaway", giveaway="longest"),
+        replace(FAILED_SCORE, question="failed"),
+        replace(SCORED, question="blind", blind_logprob=-1.0),
+    ]
+    output = publish_run(tmp_path / "out", annotate("c", *pairs))
+    report = export_texts(output, tmp_path / "hf", **selection)
+    assert [row["question"] for row in read_rows(tmp_path / "hf", "qa")] == kept
+    assert report.counts.left_out == left_out
+
+
+def test_a_question_that_was_not_scored_needs_no_score_by_default(tmp_path):
+    unknown = replace(SCORED, **dict.fromkeys(("answer_logprob", "num_answer_tokens", "score_status")))
+    pairs = [unknown, replace(unknown, recheck_score=0.1)]
+    export_texts(publish_run(tmp_path / "out", annotate("c", *pairs)), tmp_path / "hf")
+    assert len(read_rows(tmp_path / "hf", "qa")) == 2
+
+
+def test_an_export_for_datasets_has_the_scores(tmp_path):
+    export_texts(publish_run(tmp_path / "out", annotate("c", SCORED)), tmp_path / "hf")
+    (row,) = read_rows(tmp_path / "hf", "qa")
+    assert (row["answer_logprob"], row["blind_logprob"], row["num_answer_tokens"]) == (-0.4, -8.0, 2)
+    assert (row["video_gain_per_token"], row["is_rotation_consistent"]) == (3.8, None)
 
 
 def test_multiple_choice_without_a_right_option_is_left_out(tmp_path):

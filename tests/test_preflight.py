@@ -76,10 +76,10 @@ _TOO_LONG = "very long " * 17_000
     ("text", "longer", "prompt_id"),
     [
         ("prompt: Please describe this video in detail.", f"prompt: {_TOO_LONG}", "detailed_caption"),
-        ("{question}\n    Answer in a few words.", f"{{question}} {_TOO_LONG}", "recheck"),
+        ("{question}\n    Answer in a few words.", f"{{question}} {_TOO_LONG}", "score"),
         ("Causal: why something happens, or what it leads to.", f"Causal: {_TOO_LONG}", "open_ended"),
     ],
-    ids=["caption", "recheck", "definition of a type"],
+    ids=["caption", "score", "definition of a type"],
 )
 def test_a_prompt_that_no_clip_has_room_for_is_refused_at_the_start(old_run, tmp_path, capsys, text, longer, prompt_id):
     assert text in _DETAILED

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from framescribe.publish.card import OWN_TEXT_MARK, escape, fence, plain_text
 from framescribe.publish.publish import publish
+from framescribe.recipes.annotation import ScoreStatus
 from framescribe.storage.output import open_output
 from schemas.tables import TABLES
 from tests.support.output_fixtures import (
@@ -48,6 +49,21 @@ def test_the_card_says_what_was_counted_and_who_wrote_it(tmp_path):
     assert "| no video stream | 1 |" in card
     assert "Please describe this video in detail." in card
     assert "A red ball rolls." in card
+
+
+def test_the_card_counts_scores_where_nothing_was_asked_again(tmp_path):
+    pair = replace(make_pair(), recheck_answer=None, recheck_score=None, is_consistent=None)
+    scored = replace(pair, answer_logprob=-0.1, num_answer_tokens=1, score_status=ScoreStatus.OK)
+    pairs = (
+        replace(scored, is_rotation_consistent=True),
+        replace(scored, answer_logprob=-3.0, is_rotation_consistent=False),
+        replace(pair, score_status=ScoreStatus.TOO_LONG),
+    )
+    card = publish_card(tmp_path, [replace(make_annotation("a"), qa_pairs=pairs)])
+    assert "2 QA pairs are scored (without scores: too_long 1)" in card
+    assert "1 answers have a probability of at least 0.5 for each token" in card
+    assert "right letter is the likeliest in all four rotations: 1." in card
+    assert "are consistent: asked again" not in card
 
 
 def test_the_card_says_what_could_be_guessed_without_a_video(tmp_path):

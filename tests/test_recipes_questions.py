@@ -326,14 +326,14 @@ def test_the_shipped_detailed_recipe_asks_as_many_prompts_as_it_says():
     asyncio.run(recipe.annotate(silent, "clip"))
 
     count = load_recipe("detailed").count_prompts(12.0)
-    assert (len(silent.asked), len(video.asked)) == (count.fewest, count.most) == (7, 25)
+    assert (len(silent.asked), len(video.asked)) == (count.fewest, count.most) == (7, 9)
 
 
 @pytest.mark.parametrize(
     ("name", "line"),
     [
         ("captions", "captions: 2 prompts per clip"),
-        ("detailed", "detailed: 7 to 25 prompts per clip"),
+        ("detailed", "detailed: 7 to 9 prompts per clip, up to 28 scores"),
         ("full", "full: 17 to 97 prompts per clip"),
         ("model_card", "model_card: 1 prompt per clip"),
         ("levels", "levels: 6 prompts per clip"),  # 40 s: four segments, a summary and the whole
@@ -346,9 +346,9 @@ def test_a_recipe_says_how_many_prompts_it_asks(name, line):
 def test_detailed_and_full_ask_with_the_same_words():
     few, all_types = load_recipe("detailed").to_dict(), load_recipe("full").to_dict()
 
-    assert {key: few[key] for key in all_types if key != "recipe"} == {
-        key: value for key, value in all_types.items() if key != "recipe"
-    }
+    own = {"recipe", "recheck", "score"}
+    assert {key: few[key] for key in all_types.keys() - own} == {key: all_types[key] for key in all_types.keys() - own}
+    assert few["score"]["prompt"] == all_types["recheck"]["prompt"]
 
 
 def test_the_captions_recipe_asks_for_a_long_and_a_short_caption():

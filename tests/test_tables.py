@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from framescribe.recipes.annotation import Status
+from framescribe.recipes.annotation import ScoreStatus, Status
 from schemas.part_rows import build_part, read_outcomes
 from schemas.records import ClipRef, KeptCompletion
 from schemas.run_columns import RunColumns
@@ -54,9 +54,13 @@ def test_no_table_has_a_column_twice(table):
 
 
 def test_a_part_gives_back_the_records_it_was_built_from():
-    completions = (KeptCompletion(b"0123456789abcdef", (1, 151645), "stop", 3000),)
+    completions = (
+        KeptCompletion(b"0123456789abcdef", (1, 151645), "stop", 3000),
+        KeptCompletion(b"fedcba9876543210", (1, 2), "scored", 3000, (-0.5, -1.25)),
+    )
+    scored = replace(make_pair(), answer_logprob=-0.1, option_probabilities=(0.7, 0.1), score_status=ScoreStatus.OK)
     outcomes = [
-        replace(make_annotation("a"), completions=completions),
+        replace(make_annotation("a"), completions=completions, qa_pairs=(make_pair(), scored)),
         make_failed("b"),
         make_annotation("c", num_pairs=0),
     ]
@@ -70,7 +74,7 @@ def test_the_same_clips_in_another_order_give_the_same_part():
 
 def test_a_part_says_which_unit_and_settings_it_is_of():
     part = build_part("unit-0", [make_failed("b")], RUN)
-    expected = {b"unit_id": b"unit-0", b"fingerprint": b"f00d", b"format": b"3", b"workers": b"[]"}
+    expected = {b"unit_id": b"unit-0", b"fingerprint": b"f00d", b"format": b"4", b"workers": b"[]"}
     assert part.schema.metadata == expected
 
 

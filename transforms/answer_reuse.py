@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass, field
 
 import pyarrow as pa
 
 from framescribe.errors import FrameScribeError
-from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, Score
 from framescribe.recipes.engine_video import EngineVideo
 from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import DamagedRunError, read_part
@@ -66,6 +66,10 @@ class ClipMemory:
         reason = completion.finish_reason.value
         self._kept[digest] = KeptCompletion(digest, completion.token_ids, reason, completion.num_prompt_tokens)
 
+    def keep_score(self, digest: bytes, score: Score) -> None:
+        """Keeps a score for later runs."""
+        self._kept[digest] = KeptCompletion(digest, score.token_ids, "scored", score.num_prompt_tokens, score.logprobs)
+
 
 @dataclass(frozen=True, slots=True)
 class RememberingVideo:
@@ -81,18 +85,49 @@ class RememberingVideo:
 
     async def ask(self, question: str, generation: GenerationConfig) -> Completion:
         """Answers a question from the frames, as `EngineVideo.ask` does."""
-        seen = (self.video.video.frames_digest, self.video.timestamps_s, self.video.duration_s)
-        return await self._answer(seen, question, generation, self.video.ask)
+        return await self._answer(self._seen, question, generation, self.video.ask)
 
     async def ask_text(self, question: str, generation: GenerationConfig) -> Completion:
         """Answers a question without the video."""
         return await self._answer(None, question, generation, self.video.ask_text)
+
+    async def score(self, question: str, answer: str) -> Score:
+        """Finds out how likely an answer is, as `EngineVideo.score` does."""
+        return await self._score(self._seen, question, (answer,), lambda: self.video.score(question, answer))
+
+    async def score_text(self, question: str, answer: str) -> Score:
+        """Finds out how likely an answer is without the video."""
+        return await self._score(None, question, (answer,), lambda: self.video.score_text(question, answer))
+
+    async def score_choices(self, question: str, choices: Sequence[str]) -> Score:
+        """Finds out how likely each choice is right after a question."""
+        return await self._score(self._seen, question, choices, lambda: self.video.score_choices(question, choices))
+
+    async def score_choices_text(self, question: str, choices: Sequence[str]) -> Score:
+        """Finds out how likely each choice is without the video."""
+        return await self._score(None, question, choices, lambda: self.video.score_choices_text(question, choices))
 
     @asynccontextmanager
     async def segment(self, start_s: float, end_s: float) -> AsyncIterator[RememberingVideo]:
         """Opens a part of the clip, with the memory of the whole."""
         async with self.video.segment(start_s, end_s) as part:
             yield RememberingVideo(part, self.memory)
+
+    @property
+    def _seen(self) -> _Seen:
+        return self.video.video.frames_digest, self.video.timestamps_s, self.video.duration_s
+
+    async def _score(
+        self, seen: _Seen | None, question: str, answers: Sequence[str], ask: Callable[[], Awaitable[Score]]
+    ) -> Score:
+        digest = digest_score(seen, question, answers)
+        known = self.memory.recall(digest)
+        if known is None or known.logprobs is None:
+            score = await ask()
+            self.memory.keep_score(digest, score)
+            return score
+        identity = (self.video.clip_id, self.video.video.frames_digest) if seen else ("", "")
+        return Score(known.token_ids, known.logprobs, known.num_prompt_tokens, *identity)
 
     async def _answer(
         self,
@@ -128,6 +163,12 @@ def digest_question(seen: _Seen | None, question: str, generation: GenerationCon
     """
     asked = json.dumps([seen, question, astuple(generation)])
     return hashlib.blake2b(asked.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def digest_score(seen: _Seen | None, question: str, answers: Sequence[str]) -> bytes:
+    """Returns 16 bytes that stand for the score of an answer, or of several choices; as `digest_question`."""
+    scored = json.dumps([seen, question, {"scored": list(answers)}])
+    return hashlib.blake2b(scored.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 # Clips arrive in the order in which they are decoded: the last of a unit after the first of the next. And a unit may

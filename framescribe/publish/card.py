@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from framescribe.publish.export_config import MIN_PROBABILITY
 from framescribe.publish.report import PublishReport, TableCounts
 from framescribe.storage.journal import RunRecord
 from schemas.tables import TABLE_DESCRIPTIONS, TABLES, describe_tables
@@ -139,17 +140,40 @@ def _write_counts(counts: TableCounts) -> Iterator[str]:
         ("table", "status", "rows"),
         ((f"`{name}/`", escape(v), f"{n:,}") for name, c in statuses for v, n in _by_count(c)),
     )
-    yield (
-        f"{counts.num_consistent:,} QA pairs are consistent: asked again from the frames, the model gave the same "
-        "answer or one close to it. That is agreement of the model with itself. It finds answers that the model does "
-        "not stand by; it does not show that an answer is right: a model that errs in the same way twice agrees "
-        "with itself."
-    )
+    if counts.num_asked_again or not counts.values["qa.score_status"]["ok"]:
+        yield _write_consistency(counts)
+    yield from _write_scores(counts)
     yield from _write_balance(counts)
     if counts.values["failures.reason"]:
         reasons = _by_count(counts.values["failures.reason"])[:_MAX_REASONS]
         yield "## Why clips failed"
         yield render_table(("reason", "clips"), ((escape(reason), f"{n:,}") for reason, n in reasons))
+
+
+def _write_consistency(counts: TableCounts) -> str:
+    return (
+        f"{counts.num_consistent:,} QA pairs are consistent: asked again from the frames, the model gave the same "
+        "answer or one close to it. That is agreement of the model with itself. It finds answers that the model does "
+        "not stand by; it does not show that an answer is right: a model that errs in the same way twice agrees "
+        "with itself."
+    )
+
+
+def _write_scores(counts: TableCounts) -> Iterator[str]:
+    statuses = {name: number for name, number in counts.values["qa.score_status"].items() if name != "None"}
+    if not statuses:
+        return
+    failed = ", ".join(f"{name} {number:,}" for name, number in sorted(statuses.items()) if name != "ok")
+    yield (
+        f"{statuses.get('ok', 0):,} QA pairs are scored{f' (without scores: {failed})' if failed else ''}: "
+        "`answer_logprob` says how likely the model finds the answer, `blind_logprob` without the video. "
+        f"{counts.num_likely:,} answers have a probability of at least {MIN_PROBABILITY:g} for each token, "
+        "as exports want them by default. A likely answer is one that the model stands by, not one that is proved "
+        "right."
+    )
+    turned = counts.values["qa.is_rotation_consistent"]
+    if turned["True"] or turned["False"]:
+        yield f"Multiple choices whose right letter is the likeliest in all four rotations: {turned['True']:,}."
 
 
 def _write_balance(counts: TableCounts) -> Iterator[str]:

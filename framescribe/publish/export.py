@@ -23,12 +23,12 @@ from framescribe.publish.decisions import read_decisions
 from framescribe.publish.export_config import ExportConfig, Selection
 from framescribe.publish.export_datasets import HfWriter, MessagesWriter, WebDatasetWriter, write_export_card
 from framescribe.publish.export_llava import LlavaWriter
+from framescribe.publish.export_questions import SECOND_LOOK, Row
 from framescribe.publish.export_rows import (
     SPLITS,
     ChosenClip,
     ExportCounts,
     LetterBalance,
-    Row,
     RowChooser,
     assign_splits,
 )
@@ -52,7 +52,7 @@ _COLUMNS = {
     "captions": ("clip_id", "caption_index", "level", "caption_start_s", "caption_end_s", "text", "status"),
     "qa": (
         *("clip_id", "qa_index", "kind", "question_type", "question", "answer", "options", "answer_letter", "status"),
-        *("recheck_answer", "recheck_score", "blind_answer", "blind_score", "is_consistent"),
+        *("recheck_answer", "blind_answer", *SECOND_LOOK),
     ),
 }
 _ROWS_AT_A_TIME = 1_000

@@ -9,6 +9,7 @@ FORMATS = ("llava", "messages", "hf", "webdataset")
 CAPTION, OPEN_ENDED, MULTIPLE_CHOICE = "caption", "open_ended", "multiple_choice"
 KINDS = (CAPTION, OPEN_ENDED, MULTIPLE_CHOICE)
 BLIND_SCORE = 0.5  # of `--drop-blind` without a value
+MIN_PROBABILITY = 0.5  # of an answer for each of its tokens, of a right option: chosen in docs/quality.md
 NUM_THUMBNAILS = 8  # per clip on the page of `review`
 
 
@@ -20,9 +21,12 @@ class Selection:
         statuses: of captions and QA pairs.
         kinds: `caption`, `open_ended`, `multiple_choice`, or some of them.
         question_types: of QA pairs; None for all.
-        only_consistent: leaves out QA pairs that the second look at the frames did not confirm.
+        only_consistent: leaves out QA pairs that the second look at the frames did not confirm: answered otherwise, or
+            with the right letter not in all rotations of the options; and those without a second look.
         max_blind_score: leaves out QA pairs that are answered without the video as well as this or better.
-        min_score: leaves out QA pairs whose `recheck_score` is lower, or that have none.
+        min_score: leaves out QA pairs whose `Question.score` is lower, or that have none. None: those whose
+            probability is under `MIN_PROBABILITY`; pairs that were not scored stay.
+        drop_giveaways: leaves out multiple choices whose right option can be told by its form.
         validation_fraction, test_fraction: fraction of the source videos; the others are for training.
         seed: of the splits, the requests for captions, the places of right options and the closing lines.
     """
@@ -33,6 +37,7 @@ class Selection:
     only_consistent: bool = False
     max_blind_score: float | None = None
     min_score: float | None = None
+    drop_giveaways: bool = False
     validation_fraction: float = 0.0
     test_fraction: float = 0.0
     seed: int = 0

@@ -15,13 +15,8 @@ import pyarrow.parquet as pq
 
 from framescribe.publish.export_config import MULTIPLE_CHOICE
 from framescribe.publish.export_llava import ask_multiple_choice
-from framescribe.publish.export_rows import (
-    SPLITS,
-    ChosenClip,
-    ExportCounts,
-    neutralise,
-    neutralise_question,
-)
+from framescribe.publish.export_questions import neutralise, neutralise_question
+from framescribe.publish.export_rows import SPLITS, ChosenClip, ExportCounts
 
 _ROWS_PER_FILE = {"captions": 100_000, "qa": 500_000}
 _CHATS_PER_FILE = 100_000
@@ -55,6 +50,9 @@ _HF_SCHEMAS = {
             ("recheck_score", pa.float64()),
             ("blind_score", pa.float64()),
             ("is_consistent", pa.bool_()),
+            *((name, pa.float64()) for name in ("answer_logprob", "blind_logprob", "video_gain_per_token")),
+            ("num_answer_tokens", pa.int32()),
+            ("is_rotation_consistent", pa.bool_()),
         ]
     ),
 }

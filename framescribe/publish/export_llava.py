@@ -11,14 +11,8 @@ from typing import IO, Any
 import yaml
 
 from framescribe.publish.export_config import MULTIPLE_CHOICE, OPEN_ENDED
-from framescribe.publish.export_rows import (
-    LETTERS,
-    ChosenClip,
-    Question,
-    draw,
-    neutralise,
-    neutralise_question,
-)
+from framescribe.publish.export_questions import LETTERS, Question, neutralise, neutralise_question
+from framescribe.publish.export_rows import ChosenClip, draw
 
 Record = Mapping[str, Any]  # Any: JSON
 IMAGE = "<image>"

@@ -8,17 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from framescribe.publish.decisions import Decision, Verdict, row_digest
-from framescribe.publish.export_config import CAPTION, MULTIPLE_CHOICE, Selection
+from framescribe.publish.export_config import CAPTION, MIN_PROBABILITY, MULTIPLE_CHOICE, Selection
+from framescribe.publish.export_questions import LETTERS, Question, Row, are_sound, read_question
 from framescribe.recipes.answer_text import is_unspecified
 
-Row = Mapping[str, Any]  # Any: cells of a table
 SPLITS = ("train", "validation", "test")
 # Captions of the whole clip; `segment` and `summary` describe a part of it, or what came so far.
 _WHOLE_CLIP_LEVELS = frozenset({"clip", "video"})
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +25,6 @@ class Caption:
 
     request: str
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A QA pair to export.
-
-    Attributes:
-        options: of multiple choice, in the order in which they are shown; else empty.
-        answer_letter: the letter of the right one; else None.
-        recheck_score, blind_score, is_consistent: as in the table `qa`.
-    """
-
-    kind: str
-    question_type: str
-    question: str
-    answer: str
-    options: tuple[str, ...] = ()
-    answer_letter: str | None = None
-    recheck_score: float | None = None
-    blind_score: float | None = None
-    is_consistent: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +123,7 @@ class RowChooser:
 
     def _choose_question(self, row: Row) -> Question | None:
         decision, reason = self._decide(row, f"qa {row['qa_index']}", str(row["answer"]), str(row["kind"]))
-        question = _read_question(row, decision)
+        question = read_question(row, decision)
         if reason is None:
             reason = self._fault_of_type(question) or _fault_of_question(question)
         if reason is None and decision is None:  # a person who looked at it knows better than a score
@@ -179,47 +156,25 @@ class RowChooser:
 
     def _fault_of_scores(self, question: Question) -> str | None:
         chosen = self._selection
-        if chosen.only_consistent and question.is_consistent is not True:
-            return "not consistent" if question.is_consistent is False else "never asked again"
-        if chosen.min_score is not None and (
-            question.recheck_score is None or question.recheck_score < chosen.min_score
-        ):
-            return "score too low" if question.recheck_score is not None else "never asked again"
+        if chosen.only_consistent and False in (question.is_consistent, question.is_rotation_consistent):
+            return "not consistent"
+        if question.score is None and (chosen.only_consistent or chosen.min_score is not None):
+            return "no score"
+        # By default only probabilities have a bar: what asking again is good for is said by `is_consistent`.
+        lowest = question.probability if chosen.min_score is None else question.score
+        if lowest is not None and lowest < (MIN_PROBABILITY if chosen.min_score is None else chosen.min_score):
+            return "score too low"
         # Where the recipe did not ask without the video, nothing speaks against the question.
-        bar, blind_score = chosen.max_blind_score, question.blind_score
-        if bar is not None and blind_score is not None and blind_score >= bar:
+        bar, blind = chosen.max_blind_score, question.blind
+        if bar is not None and blind is not None and blind >= bar:
             return "answered without the video"
-        return None
-
-
-def _read_question(row: Row, decision: Decision | None) -> Question:
-    answer = str(row["answer"]) if decision is None or decision.text is None else decision.text
-    options, letter = tuple(row["options"] or ()), row["answer_letter"]
-    if answer != row["answer"] and _are_sound(options, letter):
-        place = LETTERS.index(letter)
-        options = (*options[:place], answer, *options[place + 1 :])
-    return Question(
-        kind=str(row["kind"]),
-        question_type=str(row["question_type"]),
-        question=str(row["question"]),
-        answer=answer,
-        options=options,
-        answer_letter=letter,
-        recheck_score=row["recheck_score"],
-        blind_score=row["blind_score"],
-        is_consistent=row["is_consistent"],
-    )
+        return "giveaway" if chosen.drop_giveaways and question.giveaway is not None else None
 
 
 def _fault_of_question(question: Question) -> str | None:
-    if question.kind == MULTIPLE_CHOICE and not _are_sound(question.options, question.answer_letter):
+    if question.kind == MULTIPLE_CHOICE and not are_sound(question.options, question.answer_letter):
         return "options that cannot be used"
     return _fault_of_text(question.question) or _fault_of_text(question.answer)
-
-
-def _are_sound(options: Sequence[str], letter: str | None) -> bool:
-    is_named = letter is not None and len(letter) == 1 and letter in LETTERS[: len(options)]
-    return is_named and len(options) > 1 and all(option.strip() for option in options)
 
 
 def _fault_of_text(text: str) -> str | None:
@@ -329,21 +284,3 @@ CAPTION_REQUESTS = (
     "Provide a complete description of the events in this video.",
     "How would you describe this video to someone who cannot see it?",
 )
-
-# Marks that trainers and chat templates replace by pictures, or read as the end of a turn.
-_MARK = re.compile(r"<(?=(?:\||/?(?:image|video|audio|img|vid|im_|vi_|s>|bos>|eos>|pad>|unk>)))", re.IGNORECASE)
-
-
-def neutralise(text: str) -> str:
-    """Returns the text without marks that would become pictures or structure of a prompt: `< image>` for `<image>`."""
-    return _MARK.sub("< ", text).strip()
-
-
-def neutralise_question(question: Question) -> Question:
-    """Returns the question with all of its texts neutralised."""
-    return replace(
-        question,
-        question=neutralise(question.question),
-        answer=neutralise(question.answer),
-        options=tuple(map(neutralise, question.options)),
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from framescribe.publish.export_config import MIN_PROBABILITY
 from schemas.records import LimitedTo
 
 _SAMPLE_CLIPS = 3
@@ -18,6 +19,8 @@ _COUNTED = (
     ("qa", "kind"),
     ("qa", "answer_letter"),
     ("qa", "giveaway"),
+    ("qa", "score_status"),
+    ("qa", "is_rotation_consistent"),
     ("failures", "reason"),
 )
 
@@ -77,6 +80,8 @@ class TableCounts:
         values: `table.column` to value to rows.
         origin: the first row of `clips` or `failures`: its run columns are those of every row.
         num_consistent: QA pairs whose answer was the same, or close to it, when asked again.
+        num_asked_again: QA pairs that were asked again.
+        num_likely: QA pairs whose answer is as likely as the default filter of exports wants it.
         num_yes, num_no: open-ended pairs whose answer opens with yes, or with no.
         samples: rows of `captions` and `qa` of the first clips with a good caption, as dicts.
     """
@@ -85,6 +90,8 @@ class TableCounts:
     values: dict[str, Counter[str]] = field(default_factory=lambda: {f"{t}.{c}": Counter() for t, c in _COUNTED})
     origin: dict[str, object] = field(default_factory=dict)
     num_consistent: int = 0
+    num_asked_again: int = 0
+    num_likely: int = 0
     num_yes: int = 0
     num_no: int = 0
     samples: dict[str, list[dict[str, object]]] = field(default_factory=lambda: {"captions": [], "qa": []})
@@ -96,6 +103,8 @@ class TableCounts:
         for table, column in _COUNTED:
             self.values[f"{table}.{column}"].update(_count_values(tables[table][column]))
         self.num_consistent += pc.sum(tables["qa"]["is_consistent"], min_count=0).as_py()
+        self.num_asked_again += pc.count(tables["qa"]["is_consistent"]).as_py()
+        self.num_likely += _count_likely(tables["qa"])
         self.num_yes += _count_openings(tables["qa"], "yes")
         self.num_no += _count_openings(tables["qa"], "no")
         self.origin = self.origin or _first_row(tables["clips"]) or _first_row(tables["failures"])
@@ -109,6 +118,11 @@ def _first_row(table: pa.Table) -> dict[str, object]:
 
 def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
     return {str(entry["values"]): entry["counts"] for entry in column.value_counts().to_pylist()}
+
+
+def _count_likely(qa: pa.Table) -> int:
+    probabilities = pc.exp(pc.divide(qa["answer_logprob"], pc.cast(qa["num_answer_tokens"], pa.float64())))
+    return int(pc.sum(pc.greater_equal(probabilities, MIN_PROBABILITY), min_count=0).as_py())
 
 
 def _count_openings(qa: pa.Table, word: str) -> int:

@@ -17,7 +17,8 @@ from framescribe.decoding.config import UndecodableClip
 from framescribe.publish.decisions import row_digest
 from framescribe.publish.export import PublishedTables, SourceVideos, check_target, new_folder
 from framescribe.publish.export_config import NUM_THUMBNAILS
-from framescribe.publish.export_rows import Row, file_key
+from framescribe.publish.export_questions import Row, read_question
+from framescribe.publish.export_rows import file_key
 from framescribe.publish.export_videos import read_frames, take_evenly
 from framescribe.shards.lookup import VideoLookup
 from framescribe.storage.access import Store
@@ -179,26 +180,31 @@ def _describe_caption(row: Row) -> JsonObject:
 
 
 def _describe_pair(row: Row) -> JsonObject:
-    names = ("kind", "question", "options", "status", "recheck_answer", "blind_answer", "blind_score", "is_consistent")
+    names = ("kind", "question", "options", "status", "recheck_answer", "blind_answer", "is_consistent")
+    second_look = read_question(row)
     return {
         "row": f"qa {row['qa_index']}",
         "type": row["question_type"],
         "text": row["answer"],
         "letter": row["answer_letter"],
         "digest": row_digest(str(row["question"]), str(row["answer"])),
+        "probability": second_look.probability,
+        "blind": second_look.blind,
+        "is_rotation_consistent": second_look.is_rotation_consistent,
         **{name: row[name] for name in names},
     }
 
 
 def _index_clip(clip: Row, captions: Sequence[Row], pairs: Sequence[Row]) -> JsonObject:
-    asked_again = [row["is_consistent"] for row in pairs if row["is_consistent"] is not None]
+    verdicts = [row[name] for row in pairs for name in ("is_consistent", "is_rotation_consistent")]
+    looked_at = [verdict for verdict in verdicts if verdict is not None]
     words = " ".join((str(clip["clip_id"]), *(str(row["text"]) for row in captions)))
     return {
         "text": words[:_SEARCHED_CHARACTERS].lower(),
         "statuses": _distinct(row["status"] for row in (*captions, *pairs)),
         "types": _distinct(row["question_type"] for row in pairs if row["status"] == "ok"),
         "recipe": clip["recipe"],
-        "disagreement": round(asked_again.count(False) / len(asked_again), 3) if asked_again else 0.0,
+        "disagreement": round(looked_at.count(False) / len(looked_at), 3) if looked_at else 0.0,
     }
 
 

@@ -22,6 +22,15 @@ class Status(str, Enum):
     __str__ = str.__str__  # its value in an f-string, on every Python
 
 
+class ScoreStatus(str, Enum):
+    """What became of the scores of a pair."""
+
+    OK = "ok"
+    TOO_LONG = "too_long"  # prompt and answer do not fit the model's context
+    TOO_LARGE = "too_large"  # memory ran out for it
+    NOT_FINITE = "not_finite"  # the model's numbers overflowed
+
+
 @dataclass(frozen=True, slots=True)
 class Caption:
     """What the model says happens in a clip, or in a part of it.
@@ -62,6 +71,14 @@ class QAPair:
         blind_answer, blind_score: the same without the video: high means that the question needs no video.
         is_consistent: whether `recheck_score` reached the recipe's bar, so that the model agrees with itself, right
             or wrong; None where the recipe did not ask again.
+        answer_logprob: how likely the model finds the answer: open-ended, its natural log-probability after the bare
+            question; multiple choice, that of the right option among the options, of the mean over four rotations.
+        blind_logprob: the same without the video.
+        num_answer_tokens: tokens that these stand for; 1 in multiple choice.
+        video_gain_per_token: what the video adds: their difference for each token.
+        option_probabilities: multiple choice only: of each option, among them, the mean over four rotations.
+        is_rotation_consistent: multiple choice only: whether the right option is the likeliest in all four rotations.
+        score_status: what became of these scores, which are None unless it is OK; None where the recipe scores nothing.
     """
 
     kind: str
@@ -84,3 +101,10 @@ class QAPair:
     blind_answer: str | None = None
     blind_score: float | None = None
     is_consistent: bool | None = None
+    answer_logprob: float | None = None
+    blind_logprob: float | None = None
+    num_answer_tokens: int | None = None
+    video_gain_per_token: float | None = None
+    option_probabilities: tuple[float, ...] | None = None
+    is_rotation_consistent: bool | None = None
+    score_status: ScoreStatus | None = None

@@ -109,6 +109,21 @@ class RecheckConfig(PromptConfig):
             raise ValueError(f"min_recheck_score must lie between 0 and 1, got {self.min_recheck_score}")
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreConfig:
+    """After which prompt (`{question}`) an answer is scored; a multiple choice is scored as it is asked."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    id: str
+    prompt: str
+
+    def __post_init__(self) -> None:
+        if not self.id.strip() or not self.prompt.strip():
+            raise ValueError("id and prompt must not be empty")
+        check_placeholders("prompt", self.prompt, required=("question",))
+
+
 class WrongPlaceholder(ValueError):
     """A prompt that lacks a placeholder, or names one that is not filled in.
 

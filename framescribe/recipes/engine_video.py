@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from framescribe.errors import FrameScribeError
-from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig, Score
 
 if TYPE_CHECKING:  # torch comes with the engine, in the worker
     from framescribe.llava_video.engine.engine import Engine, Video
+
+
+_Answer = TypeVar("_Answer", Completion, Score)
 
 
 class WrongVideo(FrameScribeError, RuntimeError):
@@ -61,18 +64,36 @@ class EngineVideo:
         Raises:
             WrongVideo: the answer carries another clip's id or other frames' digest.
         """
-        completion = await _wait(self.video.ask(question, generation))
-        expected = (self.clip_id, self.video.frames_digest)
-        if (completion.clip_id, completion.frames_digest) != expected:
-            raise WrongVideo(
-                f"asked about clip {self.clip_id!r} (frames {expected[1][:12]}), answered for {completion.clip_id!r} "
-                f"(frames {completion.frames_digest[:12]}); the run stops, since no answer can be trusted"
-            )
-        return completion
+        return self._check_identity(await _wait(self.video.ask(question, generation)))
 
     async def ask_text(self, question: str, generation: GenerationConfig) -> Completion:
         """Answers a question without the video."""
         return await _wait(self.engine.ask(question, generation))
+
+    async def score(self, question: str, answer: str) -> Score:
+        """Finds out how likely an answer is; raises as `ask`."""
+        return self._check_identity(await _wait(self.video.score(question, answer)))
+
+    async def score_text(self, question: str, answer: str) -> Score:
+        """Finds out how likely an answer is without the video."""
+        return await _wait(self.engine.score(question, answer))
+
+    async def score_choices(self, question: str, choices: Sequence[str]) -> Score:
+        """Finds out how likely each choice is right after a question; raises as `ask`."""
+        return self._check_identity(await _wait(self.video.score_choices(question, choices)))
+
+    async def score_choices_text(self, question: str, choices: Sequence[str]) -> Score:
+        """Finds out how likely each choice is without the video."""
+        return await _wait(self.engine.score_choices(question, choices))
+
+    def _check_identity(self, answer: _Answer) -> _Answer:
+        expected = (self.clip_id, self.video.frames_digest)
+        if (answer.clip_id, answer.frames_digest) != expected:
+            raise WrongVideo(
+                f"asked about clip {self.clip_id!r} (frames {expected[1][:12]}), answered for {answer.clip_id!r} "
+                f"(frames {answer.frames_digest[:12]}); the run stops, since no answer can be trusted"
+            )
+        return answer
 
     @asynccontextmanager
     async def segment(self, start_s: float, end_s: float) -> AsyncIterator[EngineVideo]:
@@ -104,5 +125,5 @@ def choose_segment_frames(timestamps_s: tuple[float, ...], start_s: float, end_s
     return slice(nearest, nearest + 1)
 
 
-async def _wait(future: Future[Completion]) -> Completion:
+async def _wait(future: Future[_Answer]) -> _Answer:
     return await asyncio.wrap_future(future)

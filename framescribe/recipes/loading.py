@@ -176,6 +176,8 @@ def _allowed_keys(flow: type[Recipe], place: tuple[str | int, ...]) -> list[str]
     kind: type = flow
     for step in place:
         kind = get_args(kind)[0] if isinstance(step, int) else get_type_hints(kind)[step]
+        if type(None) in get_args(kind):  # a setting that may be left out
+            kind = get_args(kind)[0]
     names = [field.name for field in fields(kind)]
     if kind is flow:  # its own settings before those of every recipe
         names = ["recipe", *sorted(names, key=[field.name for field in fields(Recipe)].__contains__)]

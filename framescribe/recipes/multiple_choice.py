@@ -1,18 +1,19 @@
-"""Multiple choice: three wrong answers from the model, letters in balance, asked with and without the video."""
+"""Multiple choice: three wrong answers from the model, letters in balance, scored or asked again."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from framescribe.llava_video.engine.generation import FinishReason
-from framescribe.recipes.annotation import QAPair, Status
+from framescribe.recipes.annotation import QAPair, ScoreStatus, Status
 from framescribe.recipes.answer_text import has_number
 from framescribe.recipes.answers import LETTERS, clean_option, parse_letter, parse_wrong_answers
 from framescribe.recipes.ask import Reply, ask_with_retries
 from framescribe.recipes.config import MultipleChoiceConfig, RecheckConfig, fill_prompt
-from framescribe.recipes.open_ended import add_scores, ask_again, row_from
+from framescribe.recipes.open_ended import add_logprobs, add_scores, ask_again, row_from, score_together
 from framescribe.recipes.recipe import AskableVideo, Recipe, shuffle_by_clip
 
 _NUM_WRONG = len(LETTERS) - 1
@@ -24,13 +25,15 @@ async def ask_choice(
     clip_id: str,
     place: int,
     config: MultipleChoiceConfig,
-    recheck: RecheckConfig,
+    recheck: RecheckConfig | None,
     recipe: Recipe,
+    *,
+    has_score: bool,
 ) -> QAPair:
-    """The multiple-choice row of an open-ended pair, asked with the video and blind where the model gave three options.
+    """The multiple-choice row of an open-ended pair, asked again, scored or both where the model gave three options.
 
     The letter and the closing line depend on the clip and on `place`, the pair's number within it: both stay in
-    balance. A right letter scores 1.
+    balance.
     """
     row = await _ask_wrong_answers(video, pair, config, recipe)
     if row.status is not Status.OK:
@@ -40,11 +43,62 @@ async def ask_choice(
     placed = replace(
         placed, giveaway=find_giveaway(placed.answer, [one for one in placed.options if one != placed.answer])
     )
-    answers = await ask_again(video, format_choice(placed.question, placed.options, closing), recheck, recipe)
-    recheck_score, blind_score = (
-        float(parse_letter(answer, placed.options) == placed.answer_letter) for answer in answers
+    if has_score:
+        placed = await score_choice(video, placed, closing)
+    return placed if recheck is None else await _recheck_choice(video, placed, closing, recheck, recipe)
+
+
+async def _recheck_choice(
+    video: AskableVideo, row: QAPair, closing: str, config: RecheckConfig, recipe: Recipe
+) -> QAPair:
+    """Asks with the video and without; a right letter scores 1."""
+    answers = await ask_again(video, format_choice(row.question, row.options, closing), config, recipe)
+    recheck_score, blind_score = (float(parse_letter(answer, row.options) == row.answer_letter) for answer in answers)
+    return add_scores(row, answers, (recheck_score, blind_score), config)
+
+
+async def score_choice(video: AskableVideo, row: QAPair, closing: str) -> QAPair:
+    """Adds how likely each option is, by the next token after the question, with its options in four rotations."""
+    rotations = range(len(row.options))
+    prompts = [format_choice(row.question, (*row.options[n:], *row.options[:n]), closing) for n in rotations]
+    letters = LETTERS[: len(row.options)]
+    scores = await score_together(
+        ask(prompt, letters) for ask in (video.score_choices, video.score_choices_text) for prompt in prompts
     )
-    return add_scores(placed, answers, (recheck_score, blind_score), recheck)
+    if isinstance(scores, ScoreStatus):
+        return replace(row, score_status=scores)
+    turned = [
+        _turn_back(_normalise(score.logprobs), n) for score, n in zip(scores, (*rotations, *rotations), strict=True)
+    ]
+    seen, blind = turned[: len(rotations)], turned[len(rotations) :]
+    right = letters.index(row.answer_letter or "")
+    seen_mean, blind_mean = _mean(seen), _mean(blind)
+    return replace(
+        add_logprobs(row, seen_mean[right], blind_mean[right], 1),
+        option_probabilities=tuple(map(math.exp, seen_mean)),
+        is_rotation_consistent=all(options[right] == max(options) for options in seen),
+    )
+
+
+def _turn_back(logprobs: Sequence[float], rotation: int) -> list[float]:
+    """The log-probabilities of letters, in the order that the options have before they were rotated."""
+    return [logprobs[(place - rotation) % len(logprobs)] for place in range(len(logprobs))]
+
+
+def _normalise(logprobs: Sequence[float]) -> list[float]:
+    total = _add(logprobs)
+    return [logprob - total for logprob in logprobs]
+
+
+def _mean(rotations: Sequence[Sequence[float]]) -> list[float]:
+    """The log of the mean probability of each option."""
+    return [_add(option) - math.log(len(rotations)) for option in zip(*rotations, strict=True)]
+
+
+def _add(logprobs: Sequence[float]) -> float:
+    """The log of a sum of probabilities."""
+    most = max(logprobs)
+    return most + math.log(math.fsum(math.exp(logprob - most) for logprob in logprobs))
 
 
 def format_choice(question: str, options: Sequence[str], closing: str) -> str:

@@ -1,14 +1,18 @@
-"""Open-ended questions: one of each type, read from the model's words, then asked again."""
+"""Open-ended questions: one of each type, read from the model's words, then scored or asked again."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 
-from framescribe.recipes.annotation import QAPair, Status
+from framescribe.llava_video.engine.generation import Score
+from framescribe.llava_video.errors import ClipTooLarge, PromptTooLong
+from framescribe.recipes.annotation import QAPair, ScoreStatus, Status
 from framescribe.recipes.answer_text import score_agreement
 from framescribe.recipes.answers import read_pair_status
 from framescribe.recipes.ask import Reply, ask_together, ask_with_retries
-from framescribe.recipes.config import OpenEndedConfig, QuestionType, RecheckConfig, fill_prompt
+from framescribe.recipes.config import OpenEndedConfig, QuestionType, RecheckConfig, ScoreConfig, fill_prompt
 from framescribe.recipes.qa_pairs import ParsedPair, parse_qa_pair
 from framescribe.recipes.recipe import AskableVideo, Recipe
 
@@ -79,4 +83,38 @@ def add_scores(row: QAPair, answers: tuple[str, str], scores: tuple[float, float
         blind_answer=blind,
         blind_score=blind_score,
         is_consistent=recheck_score >= config.min_recheck_score,
+    )
+
+
+async def score_open_ended(video: AskableVideo, row: QAPair, config: ScoreConfig) -> QAPair:
+    """Adds how likely the answer is after the bare question, with the video and without it."""
+    question = fill_prompt(config.prompt, {"question": row.question})
+    scores = await score_together([video.score(question, row.answer), video.score_text(question, row.answer)])
+    if isinstance(scores, ScoreStatus):
+        return replace(row, score_status=scores)
+    seen, blind = scores
+    return add_logprobs(row, seen.logprob, blind.logprob, len(seen.logprobs))
+
+
+async def score_together(requests: Iterable[Coroutine[None, None, Score]]) -> list[Score] | ScoreStatus:
+    """Waits for scores; where one fails, the status says why, and the pair goes on without any."""
+    try:
+        scores = await ask_together(requests)
+    except PromptTooLong:
+        return ScoreStatus.TOO_LONG
+    except ClipTooLarge:
+        return ScoreStatus.TOO_LARGE
+    is_finite = all(math.isfinite(logprob) for score in scores for logprob in score.logprobs)
+    return scores if is_finite else ScoreStatus.NOT_FINITE
+
+
+def add_logprobs(row: QAPair, answer_logprob: float, blind_logprob: float, num_tokens: int) -> QAPair:
+    """The row with its log-probabilities, and what the video adds to them for each token."""
+    return replace(
+        row,
+        answer_logprob=answer_logprob,
+        blind_logprob=blind_logprob,
+        num_answer_tokens=num_tokens,
+        video_gain_per_token=(answer_logprob - blind_logprob) / num_tokens,
+        score_status=ScoreStatus.OK,
     )

@@ -1,7 +1,8 @@
 """The recipes `detailed` and `full`: a caption, open-ended questions of several types, and multiple choices of them.
 
 The types are those of LLaVA-Video-178K (arXiv 2410.02713, section 3), but asked of the frames, not of a caption, and
-asked again afterwards: with the video (does the model agree with itself?) and without (does it need the video?).
+looked at again afterwards: answers are scored, with the video and without (is it likely, and does it need the video?),
+or asked for again (does the model agree with itself?).
 """
 
 from __future__ import annotations
@@ -22,37 +23,51 @@ from framescribe.recipes.config import (
     PromptConfig,
     QuestionType,
     RecheckConfig,
+    ScoreConfig,
     check_placeholders,
 )
 from framescribe.recipes.multiple_choice import ask_choice
-from framescribe.recipes.open_ended import ask_open_ended, recheck_open_ended
+from framescribe.recipes.open_ended import ask_open_ended, recheck_open_ended, score_open_ended
 from framescribe.recipes.recipe import AskableVideo, PromptCount, Recipe, RecipeResult, check_ids, shuffle_by_clip
 
-_NUM_RECHECKS = 2  # with the video and blind
-_NUM_FOR_CHOICE = 1 + _NUM_RECHECKS  # the wrong answers, and the question with its options again
+_NUM_LOOKS = 2  # with the video and blind
+_NUM_ROTATIONS = 4  # of the options
 _Asked = tuple[QAPair, QAPair | None]  # the open-ended row of a type, and its multiple-choice row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullRecipe(Recipe):
-    """One caption, one open-ended row per question type, and one multiple-choice row for each pair that came out."""
+    """One caption, one open-ended row per question type, and one multiple-choice row for each pair that came out.
+
+    Attributes:
+        recheck: how each pair is asked again; None: it is not.
+        score: how each pair is scored; None: it is not.
+    """
 
     name: ClassVar[str] = "full"
 
     caption: PromptConfig
     open_ended: OpenEndedConfig
     multiple_choice: MultipleChoiceConfig
-    recheck: RecheckConfig
+    recheck: RecheckConfig | None = None
+    score: ScoreConfig | None = None
 
     def __post_init__(self) -> None:
         check_placeholders("caption", self.caption.prompt, required=())
-        prompts = (self.caption, self.open_ended, self.multiple_choice, self.recheck)
-        check_ids(prompt.id for prompt in prompts)
+        prompts = (self.caption, self.open_ended, self.multiple_choice, self.recheck, self.score)
+        check_ids(prompt.id for prompt in prompts if prompt is not None)
 
     def count_prompts(self, duration_s: float) -> PromptCount:  # noqa: ARG002 (as every recipe)
         """From the answer None to every type, to a pair and a multiple choice of each."""
         num_types = len(self.open_ended.types)
-        return PromptCount(1 + num_types, 1 + num_types * (1 + _NUM_RECHECKS + _NUM_FOR_CHOICE))
+        return self._count(num_types, num_types)
+
+    def _count(self, num_pairs: int, num_choices: int) -> PromptCount:
+        """From no pair at all to so many, and multiple choices of some."""
+        num_again = 0 if self.recheck is None else _NUM_LOOKS
+        num_scores = 0 if self.score is None else _NUM_LOOKS * (num_pairs + num_choices * _NUM_ROTATIONS)
+        most = 1 + num_pairs * (1 + num_again) + num_choices * (1 + num_again)
+        return PromptCount(1 + num_pairs, most, num_scores)
 
     async def annotate(self, video: AskableVideo, clip_id: str) -> RecipeResult:
         """Asks for the caption and the questions at once, and what follows from each answer."""
@@ -79,11 +94,17 @@ class FullRecipe(Recipe):
         """Asks all that follows from a pair; nothing where there is none."""
         if row.status is not Status.OK:
             return row, None
-        questions = [recheck_open_ended(video, row, self.recheck, self)]
+        questions = [self._look_again(video, row)]
         if has_choice:
-            questions.append(ask_choice(video, row, clip_id, place, self.multiple_choice, self.recheck, self))
-        rechecked, *choices = await ask_together(questions)
-        return rechecked, choices[0] if choices else None
+            choice, has_score = self.multiple_choice, self.score is not None
+            questions.append(ask_choice(video, row, clip_id, place, choice, self.recheck, self, has_score=has_score))
+        looked_at, *choices = await ask_together(questions)
+        return looked_at, choices[0] if choices else None
+
+    async def _look_again(self, video: AskableVideo, row: QAPair) -> QAPair:
+        if self.score is not None:
+            row = await score_open_ended(video, row, self.score)
+        return row if self.recheck is None else await recheck_open_ended(video, row, self.recheck, self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +149,7 @@ class DetailedRecipe(FullRecipe):
 
     def count_prompts(self, duration_s: float) -> PromptCount:  # noqa: ARG002 (as every recipe)
         """From the answer None to every question, to a pair of each and the larger number of multiple choices."""
-        num_asked = 1 + self.open_ended_per_clip
-        num_choices = math.ceil(self.multiple_choice_per_clip)
-        return PromptCount(
-            num_asked, num_asked + self.open_ended_per_clip * _NUM_RECHECKS + num_choices * _NUM_FOR_CHOICE
-        )
+        return self._count(self.open_ended_per_clip, math.ceil(self.multiple_choice_per_clip))
 
     async def _question(self, video: AskableVideo, clip_id: str) -> RecipeResult:
         """Asks the drawn types, then what follows: which pairs become choices depends on all of them."""
@@ -173,6 +190,11 @@ def _without_scores(row: QAPair) -> QAPair:
         blind_answer=None,
         blind_score=None,
         is_consistent=None,
+        answer_logprob=None,
+        blind_logprob=None,
+        num_answer_tokens=None,
+        video_gain_per_token=None,
+        score_status=None,
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from framescribe.llava_video.engine.generation import Completion, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, GenerationConfig, Score
 from framescribe.recipes.annotation import Caption, QAPair, Status
 from framescribe.recipes.config import STRICT, RetryConfig
 
@@ -27,10 +27,15 @@ class RecipeResult:
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """Least and most prompts per clip, without retries: the number depends on the answers."""
+    """Least and most prompts per clip, without retries: the number depends on the answers.
+
+    Attributes:
+        most_scores: answers that are scored at the most, besides: one prefill each, and nothing is generated.
+    """
 
     fewest: int
     most: int
+    most_scores: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +77,11 @@ class Recipe(ABC):
 
 
 def describe_prompts(recipe: Recipe, duration_s: float) -> str:
-    """Returns a line for people: `detailed: 7 to 25 prompts per clip`."""
+    """Returns a line for people: `detailed: 7 to 9 prompts per clip, up to 28 scores`."""
     count = recipe.count_prompts(duration_s)
     number = str(count.most) if count.fewest == count.most else f"{count.fewest} to {count.most}"
-    return f"{recipe.name}: {number} {'prompt' if count.most == 1 else 'prompts'} per clip"
+    scores = f", up to {count.most_scores} scores" if count.most_scores else ""
+    return f"{recipe.name}: {number} {'prompt' if count.most == 1 else 'prompts'} per clip{scores}"
 
 
 def shuffle_by_clip(names: Iterable[str], clip_id: str) -> list[str]:
@@ -110,6 +116,22 @@ class AskableVideo(Protocol):
 
     async def ask_text(self, question: str, generation: GenerationConfig) -> Completion:
         """Answers a question without the video: a text-only prompt with the same system message."""
+        ...
+
+    async def score(self, question: str, answer: str) -> Score:
+        """Finds out how likely an answer is; raises `PromptTooLong` or `ClipTooLarge` where it cannot."""
+        ...
+
+    async def score_text(self, question: str, answer: str) -> Score:
+        """Finds out how likely an answer is without the video."""
+        ...
+
+    async def score_choices(self, question: str, choices: Sequence[str]) -> Score:
+        """Finds out how likely each choice, such as a letter, is to come right after a question."""
+        ...
+
+    async def score_choices_text(self, question: str, choices: Sequence[str]) -> Score:
+        """Finds out how likely each choice is without the video."""
         ...
 
     def segment(self, start_s: float, end_s: float) -> AbstractAsyncContextManager[AskableVideo]:

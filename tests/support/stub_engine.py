@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from framescribe.digests import digest_frames
-from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, Score
 from framescribe.llava_video.engine.stats import EngineStats
 
 _WORDS = ("red", "blue", "square", "ring", "moves", "grows", "left", "right", "on", "grey")
@@ -25,6 +25,12 @@ def answer_for(clip_id: str, frames_digest: str, question: str) -> Completion:
     return Completion(text, token_ids, FinishReason.STOP, 100, clip_id, frames_digest)
 
 
+def score_for(clip_id: str, frames_digest: str, question: str, answers: Sequence[str]) -> Score:
+    """Returns a log-probability for each answer, drawn from digest, question and answer."""
+    draws = [hashlib.sha256(f"{frames_digest}\n{question}\n{answer}".encode()).digest() for answer in answers]
+    return Score(tuple(range(len(draws))), tuple(-draw[0] / 64 for draw in draws), 100, clip_id, frames_digest)
+
+
 class StubVideo:
     """An open clip of a stub engine."""
 
@@ -36,6 +42,12 @@ class StubVideo:
         future: Future[Completion] = Future()
         self.engine.answer(future, answer_for(self.clip_id, self.frames_digest, question))
         return future
+
+    def score(self, question: str, answer: str) -> Future[Score]:
+        return self.score_choices(question, (answer,))
+
+    def score_choices(self, question: str, choices: Sequence[str]) -> Future[Score]:
+        return self.engine.find_score(self.clip_id, self.frames_digest, question, choices)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -65,6 +77,17 @@ class StubEngine:
         if on_encoded is not None:
             on_encoded()
         return StubVideo(self, clip_id, digest_frames(frames))
+
+    def score(self, question: str, answer: str) -> Future[Score]:
+        return self.score_choices(question, (answer,))
+
+    def score_choices(self, question: str, choices: Sequence[str]) -> Future[Score]:
+        return self.find_score("", "", question, choices)
+
+    def find_score(self, clip_id: str, digest: str, question: str, answers: Sequence[str]) -> Future[Score]:
+        future: Future[Score] = Future()
+        future.set_result(score_for(clip_id, digest, question, answers))
+        return future
 
     def answer(self, future: Future[Completion], completion: Completion) -> None:
         future.set_result(completion)

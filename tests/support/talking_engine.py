@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
 
-from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, Score
 from framescribe.llava_video.errors import ClipTooLarge
 from tests.support.stub_engine import StubEngine, StubVideo
 
@@ -38,6 +39,10 @@ class TalkingEngine(StubEngine):
 
     def ask(self, question: str, generation: GenerationConfig) -> Future[Completion]:
         return self.talk("", "", question, generation)
+
+    def find_score(self, clip_id: str, digest: str, question: str, answers: Sequence[str]) -> Future[Score]:
+        self.asked.append((clip_id, f"score {question} {', '.join(answers)}"))
+        return super().find_score(clip_id, digest, question, answers)
 
     def talk(self, clip_id: str, digest: str, question: str, generation: GenerationConfig) -> Future[Completion]:
         self.asked.append((clip_id, question))

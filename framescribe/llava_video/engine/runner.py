@@ -273,11 +273,9 @@ class ModelRunner:
         hidden = self._forward(ids, positions, attend)
         if scored:
             self._score(hidden, scored)
-        if not asked:
-            return []
         self._seen.forget([question.row for question, _ in asked])
-        ends = torch.tensor([stop - 1 for _, stop in asked], device=hidden.device)
-        return self._choose(hidden[ends], [question for question, _ in asked])
+        ends = torch.tensor([stop - 1 for _, stop in asked], dtype=torch.long, device=hidden.device)
+        return self._choose(hidden[ends], [question for question, _ in asked]) if asked else []
 
     def _choose_slots(self, asked: Sequence[_Packed]) -> tuple[Tensor, Tensor]:
         """Returns where the keys and values of questions go, and the places of their tokens among all packed ones."""
@@ -302,7 +300,8 @@ class ModelRunner:
                 )
             )
             logits = self._language.logits(hidden[places])  # [R, V]
-            logprobs += (logits[rows, ids] - logits.logsumexp(dim=-1)[rows]).tolist()
+            found = logits[rows, ids] - logits.logsumexp(dim=-1)[rows]
+            logprobs += found.clamp(max=0).tolist()  # a certain token may come out above by a rounding
         left = iter(logprobs)
         for question, _ in scored:
             question.logprobs = [next(left) for some in question.wanted for _ in some]
