@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig
+from framescribe.llava_video.engine.generation import Completion, FinishReason, GenerationConfig, Score
 from framescribe.recipes.config import PromptConfig
 from framescribe.recipes.recipe import Recipe
 
@@ -40,6 +40,8 @@ CountTokens = Callable[[str], int]
 class ExpectedAsks:
     """Prompts of a clip and their tokens in the mean; question tokens are those on top of the clip's prefix.
 
+    Answers that are scored are no prompts, but their tokens are question tokens; nothing is generated for them.
+
     Attributes:
         longest_tokens: of the longest answer, which decides how long a clip stays open.
     """
@@ -61,7 +63,8 @@ def expect_asks(recipe: Recipe, duration_s: float, count_tokens: CountTokens | N
     for number in range(_NUM_CLIPS):
         asyncio.run(recipe.annotate(_Interviewed(recipe, duration_s, str(number), count, asked), str(number)))
     questions, answers = (sum(column) / _NUM_CLIPS for column in zip(*asked, strict=True))
-    return ExpectedAsks(len(asked) / _NUM_CLIPS, questions, answers, max(tokens for _, tokens in asked))
+    num_prompts = sum(tokens > 0 for _, tokens in asked) / _NUM_CLIPS
+    return ExpectedAsks(num_prompts, questions, answers, max(tokens for _, tokens in asked))
 
 
 def _guess_tokens(question: str) -> int:
@@ -97,6 +100,26 @@ class _Interviewed:
     async def ask_text(self, question: str, generation: GenerationConfig) -> Completion:
         """Answers as with the video."""
         return await self.ask(question, generation)
+
+    async def score(self, question: str, answer: str) -> Score:
+        """Notes a prefill of question and answer."""
+        num_tokens = self.count_tokens(question + answer)
+        self.asked.append((num_tokens, 0))
+        return Score((0,), (-0.5,), num_tokens)
+
+    async def score_text(self, question: str, answer: str) -> Score:
+        """Scores as with the video."""
+        return await self.score(question, answer)
+
+    async def score_choices(self, question: str, choices: Sequence[str]) -> Score:
+        """Notes a prefill of the question."""
+        num_tokens = self.count_tokens(question)
+        self.asked.append((num_tokens, 0))
+        return Score((0,) * len(choices), (-1.5,) * len(choices), num_tokens)
+
+    async def score_choices_text(self, question: str, choices: Sequence[str]) -> Score:
+        """Scores as with the video."""
+        return await self.score_choices(question, choices)
 
     @asynccontextmanager
     async def segment(self, start_s: float, end_s: float) -> AsyncIterator[_Interviewed]:
