@@ -71,7 +71,9 @@ def annotate(request: AnnotateRequest) -> Published | None:
         remove_set_aside(plan.store)
         remove_answer_indexes(plan.store)
         remove_claims(plan.store)
-    config.failures.check_run(published.num_failed, published.num_clips, published.failure_reasons)
+    config.failures.check_run(
+        published.num_failed - published.num_withdrawn, published.num_clips, published.failure_reasons
+    )
     return Published(published, summary)
 
 

@@ -144,6 +144,25 @@ def run_review(command: Command) -> None:
     )
 
 
+def run_withdraw(command: Command) -> None:
+    """Takes clips out of a run for good, and says what that left."""
+    from framescribe.publish.withdraw import read_ids, withdraw
+
+    flags = command.flags
+    ids = read_ids(flags.ids)
+    report = withdraw(flags.output, ids, flags.exports, flags.storage_options)
+    taken = report.withdrawal
+    print(
+        f"withdrawn: {write_count(len(ids), 'id')}; {write_count(taken.num_clips, 'clip')} taken out of "
+        f"{write_count(taken.num_parts, 'part')}, the others were not annotated and are kept out from now on"
+    )
+    for folder in report.removed:
+        print(f"removed {folder}")
+    if not report.removed:
+        print("exports and pages that were made before still hold them: name them with --exports, or remove them")
+    _report(report.published, flags.output)
+
+
 def _selection(flags: Namespace) -> Selection:
     """Sorts the names of `--types` into kinds of rows and types of questions; a list without kinds takes all."""
     named = frozenset(flags.types or ())
@@ -170,6 +189,7 @@ COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
         "export": run_export,
         "ask": run_ask,
         "review": run_review,
+        "withdraw": run_withdraw,
     }
 )
 

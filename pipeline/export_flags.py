@@ -1,4 +1,4 @@
-"""The flags of `export` and `review`, which read the tables of a run."""
+"""The flags of `export`, `review` and `withdraw`, which start from a run that is there."""
 
 from __future__ import annotations
 
@@ -86,6 +86,20 @@ def add_review_flags(parser: argparse.ArgumentParser) -> None:
         help="frames shown per clip; 0 reads no video (default: %(default)s)",
     )
     _add_video_column(parser)
+
+
+def add_withdraw_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `withdraw`, but for those of stores."""
+    parser.add_argument("--output", type=parse_place, required=True, metavar="FOLDER", help="folder or URI of the run")
+    parser.add_argument("--ids", type=Path, required=True, metavar="FILE", help="text file with one clip_id per line")
+    parser.add_argument(
+        "--exports",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders of export and review made of this run: they are removed, make them again",
+    )
 
 
 def _add_places(parser: argparse.ArgumentParser, help_of_target: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from framescribe.publish.tables import is_table_file
@@ -15,9 +16,10 @@ from framescribe.storage.journal import DamagedRunError, RunRecord, list_done_un
 from framescribe.storage.output import RUN_FILE, OutputStore
 from framescribe.storage.parts import read_parts, read_source_versions
 from framescribe.storage.plan import PlannedUnit, read_plan
+from framescribe.storage.withdrawn import read_withdrawn
 from pipeline.units import PlannedInputs
 from schemas.part_rows import FAILED
-from schemas.records import InputKind, WorkUnit
+from schemas.records import WITHDRAWN, InputKind, WorkUnit
 from schemas.tables import TABLES
 from transforms.answer_index import AnsweredClips, list_answered, write_answer_index
 from transforms.answer_reuse import ReusableRun
@@ -28,6 +30,11 @@ class FoundOutput:
 
     def __init__(self, store: OutputStore) -> None:
         self.store = store
+
+    @cached_property
+    def withdrawn(self) -> frozenset[str]:
+        """Ids of clips that were withdrawn from it."""
+        return read_withdrawn(self.store)
 
     @cached_property
     def version(self) -> str | None:
@@ -139,9 +146,11 @@ def find_own_answers(
 
 def count_failed_clips(store: OutputStore, unit_ids: Sequence[str], fingerprint: str) -> dict[str, int]:
     """Returns unit id to failed clips, of the finished units whose part holds any."""
-    statuses = (part["status"] for part in read_parts(store, unit_ids, fingerprint, ["status"]))
-    counts = {
-        unit_id: pc.sum(pc.equal(status, FAILED), min_count=0).as_py()
-        for unit_id, status in zip(unit_ids, statuses, strict=True)
-    }
+    parts = read_parts(store, unit_ids, fingerprint, ["status", "reason"])
+    counts = {unit_id: _count_failed(part) for unit_id, part in zip(unit_ids, parts, strict=True)}
     return {unit_id: number for unit_id, number in counts.items() if number}
+
+
+def _count_failed(part: pa.Table) -> int:
+    is_failed = pc.equal(part["status"], FAILED)
+    return pc.sum(pc.and_(is_failed, pc.fill_null(pc.not_equal(part["reason"], WITHDRAWN), True)), min_count=0).as_py()

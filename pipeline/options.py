@@ -18,7 +18,7 @@ from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.loading import DEFAULT_RECIPE, SHIPPED
 from framescribe.storage.config import ReadConfig
 from pipeline.config import UnitConfig
-from pipeline.export_flags import add_export_flags, add_review_flags
+from pipeline.export_flags import add_export_flags, add_review_flags, add_withdraw_flags
 from pipeline.flag_values import (
     add_setting,
     default_of,
@@ -119,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add_flags, text in (
         ("export", add_export_flags, "write what a run published, with its videos, in a form that trainers read"),
         ("review", add_review_flags, "write a page that shows what a run published and takes decisions"),
+        ("withdraw", add_withdraw_flags, "take clips out of a run and all that was made of it, for good"),
     ):
         reader = commands.add_parser(name, help=text, allow_abbrev=False)
         add_flags(reader)

@@ -32,6 +32,7 @@ from framescribe.storage.parts import read_parts
 from framescribe.storage.plan import PlannedUnit, PlannedWork, Source, add_to_plan, list_sources
 from framescribe.storage.redaction import secrets_in, secrets_of, strip_credentials
 from framescribe.storage.retries import RetryPolicy, retry_passing_errors
+from framescribe.storage.withdrawn import add_withdrawn
 from pipeline.config import RunConfig, choose_dtype_name, record_run, run_columns
 from pipeline.found import ChangedInputs, FoundAnswers, FoundOutput, count_failed_clips, find_answers, find_own_answers
 from pipeline.runners import is_in_process
@@ -148,6 +149,11 @@ class StartPlan:
             return record
         reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}
         return replace(record, reused_run=reused)
+
+    @cached_property
+    def withdrawn(self) -> frozenset[str]:
+        """Ids of clips that nobody may annotate here, also those withdrawn from the run that answers are taken from."""
+        return self.found.withdrawn | (self.earlier.withdrawn if self.earlier else frozenset())
 
     @property
     def columns(self) -> RunColumns:
@@ -349,7 +355,8 @@ def commit(plan: StartPlan) -> StartedRun:
             store.remove(SUCCESS_FILE)  # before work begins: it spoke of fewer units, or of other rows
         for unit_id in sorted(plan.redone):
             set_part_aside(store, unit_id)
-        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo}, plan.limited)
+        add_withdrawn(store, plan.withdrawn)
+        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo}, plan.limited, plan.withdrawn)
         if plan.todo:
             store.remove(SUCCESS_FILE)  # of a publisher that wrote it meanwhile, and may not live to look again
     earlier = tuple(found.write_index(store, plan.place, plan.inputs) for found in plan.reusable) if plan.todo else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from framescribe.decoding.sampling import Sampling
 from framescribe.recipes.annotation import Caption, QAPair, ScoreStatus, Status
-from schemas.records import ClipAnnotation, ClipRef, FailedClip, KeptCompletion, Stage
+from schemas.records import WITHDRAWN, ClipAnnotation, ClipRef, FailedClip, KeptCompletion, Stage
 from schemas.run_columns import RunColumns, WorkerRecord
 from schemas.tables import OUTPUT_FORMAT, PART_SCHEMA
 
@@ -49,6 +49,17 @@ def build_part(
         "sources": json.dumps({one.ref.source: one.ref.source_version for one in ordered if one.ref.source_version}),
     }
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA.with_metadata(metadata))
+
+
+def withdraw(ref: ClipRef) -> FailedClip:
+    """Returns what is left of a clip that was withdrawn: who it is and where it lay, and none of its content."""
+    return FailedClip(replace(ref, metadata="{}"), Stage.READ, WITHDRAWN, "taken out of the run with `withdraw`")
+
+
+def withdraw_row(row: Row) -> Row:
+    """Returns the row of a part as that of a withdrawn clip, with the run's own columns."""
+    run_cells = {field.name: row[field.name] for field in fields(RunColumns)}
+    return {**_failed_cells(withdraw(ClipRef(**_select(ClipRef, row)))), **run_cells}
 
 
 def read_outcomes(part: pa.Table) -> list[ClipAnnotation | FailedClip]:

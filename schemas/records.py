@@ -23,6 +23,9 @@ class InputKind(str, Enum):
     MANIFEST = "manifest"
 
 
+WITHDRAWN = "withdrawn"  # the reason of a failed clip that a person took out of the run
+
+
 class Stage(str, Enum):
     """The step at which a clip failed."""
 
@@ -169,6 +172,11 @@ class FailedClip:
     stage: Stage
     reason: str
     message: str
+
+
+def is_withdrawn(outcome: object) -> bool:
+    """Whether this is what is left of a clip that a person took out of the run."""
+    return isinstance(outcome, FailedClip) and outcome.reason == WITHDRAWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from framescribe.storage.addresses import StorageOptions
 from framescribe.storage.journal import commit_part
 from framescribe.storage.output import OutputStore, open_output
 from schemas.part_rows import build_part
-from schemas.records import ClipAnnotation, CommittedPart, FailedClip, FailurePolicy, UnitEnd
+from schemas.records import ClipAnnotation, CommittedPart, FailedClip, FailurePolicy, UnitEnd, is_withdrawn
 from schemas.run_columns import OtherVersionsError, RunColumns, describe_other_versions, find_versions
 from transforms.counts import FailureTally, WorkerCounter
 from transforms.keep_answers import AnswerStore
@@ -119,7 +119,7 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
 
     def _commit(self, unit: PendingUnit) -> CommittedPart:
         num_clips, num_failed = len(unit.outcomes), unit.num_failed
-        self._tally.admit(unit.outcomes.values(), self._config.failures)
+        self._tally.admit((one for one in unit.outcomes.values() if not is_withdrawn(one)), self._config.failures)
         part = self._build_part(unit.unit_id, unit.outcomes.values())
         started_s = time.monotonic()
         with self._worker.committing:

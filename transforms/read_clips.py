@@ -23,7 +23,8 @@ from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import check_still_ours, read_fingerprint, read_part, read_run
 from framescribe.storage.output import PLAN_FOLDER, OutputStore, open_output, part_name
 from framescribe.storage.plan import OpenedWork, PlannedWork, read_slice
-from schemas.part_rows import read_outcomes
+from framescribe.storage.withdrawn import read_withdrawn
+from schemas.part_rows import read_outcomes, withdraw
 from schemas.records import Clip, ClipAnnotation, FailedClip, PlanSlice, UnitEnd, WorkUnit
 from transforms.counts import WorkerCounter
 from transforms.worker import WORKER, Worker, WorkerConfig
@@ -192,6 +193,11 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         self._num_windows = WorkerCounter(worker, _NAMESPACE, "windows_beyond_first")
         self._read_ms = WorkerCounter(worker, _NAMESPACE, "read_milliseconds")
 
+    def setup(self) -> None:
+        """Looks up in the worker which clips were withdrawn from the output."""
+        output, options = self._config.output, self._config.storage_options
+        self._withdrawn = frozenset[str]() if output is None else read_withdrawn(open_output(output, options))
+
     def process(self, unit: WorkUnit) -> Iterator[Clip | FailedClip | UnitEnd]:
         """Reads one unit."""
         num_clips = 0
@@ -201,6 +207,9 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         for read, picked in zip(clips, picks, strict=False):
             for clip in pick_windows(self._cut(read), picked) if picked != () else ():
                 num_clips += 1
+                if clip.ref.clip_id in self._withdrawn:
+                    yield withdraw(clip.ref)
+                    continue
                 self._count(clip)
                 yield clip
         yield UnitEnd(unit.unit_id, num_clips)

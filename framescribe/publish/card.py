@@ -110,8 +110,11 @@ def _write_size(published: PublishReport) -> Iterator[str]:
 def _write_summary(published: PublishReport, counts: TableCounts) -> str:
     text = (
         f"Captions and question-answer pairs of {published.num_annotated:,} clips, written{_write_origin(counts)} "
-        f"with FrameScribe. {published.num_failed:,} clips could not be annotated: see `failures/`."
+        f"with FrameScribe. {published.num_failed - published.num_withdrawn:,} clips could not be annotated: see "
+        "`failures/`."
     )
+    if published.num_withdrawn:
+        text += f" {published.num_withdrawn:,} clips were withdrawn."
     warnings = [f"> **Limited:** only {escape(one.describe())} were annotated." for one in published.limited]
     warnings += [] if published.is_complete else [_write_warning(published)]
     return "\n\n".join([*warnings, text])

@@ -19,6 +19,7 @@ from framescribe.storage.output import CARD_FILE, PARTS_FOLDER, PLAN_FOLDER, SUC
 from framescribe.storage.parts import read_parts
 from framescribe.storage.plan import read_plan
 from framescribe.storage.retries import StoreError
+from framescribe.storage.withdrawn import take_out_withdrawn
 from schemas.records import FailurePolicy, LimitedTo
 from schemas.tables import TABLES
 
@@ -64,6 +65,8 @@ def publish(
     store.remove_leftovers()
     for num_tries in range(_MAX_TRIES):
         snapshot = _take_snapshot(store, own)
+        if take_out_withdrawn(store, snapshot.run.fingerprint).num_parts:  # of a worker that did not know yet
+            snapshot = _take_snapshot(store, own)
         try:
             published = _publish_snapshot(store, snapshot, failures, own, is_repeated=num_tries > 0)
         except Overtaken:
@@ -147,7 +150,7 @@ def _publish_snapshot(
         paths, counts, digests = _build_tables(store, done, snapshot, scratch)
         published = _summarise(snapshot, done, counts)
         is_success = published.is_complete and (
-            failures is None or failures.allows(published.num_failed, published.num_clips)
+            failures is None or failures.allows(published.num_failed - published.num_withdrawn, published.num_clips)
         )
         success = _write_success(published, paths, digests)
         with store.turn() as has_turn:
@@ -244,6 +247,7 @@ def _write_success(published: PublishReport, paths: Mapping[str, Sequence[Path]]
         "limited": [asdict(one) for one in published.limited],  # empty where the tables hold all of the inputs
         "num_annotated": published.num_annotated,
         "num_failed": published.num_failed,
+        "num_withdrawn": published.num_withdrawn,
         "num_consistent": published.num_consistent,
         "tables": {
             name: {"rows": published.num_rows[name], "files": [path.name for path in files]}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from framescribe.publish.export_config import MIN_PROBABILITY
-from schemas.records import LimitedTo
+from schemas.records import WITHDRAWN, LimitedTo
 
 _SAMPLE_CLIPS = 3
 _COUNTED = (
@@ -64,6 +64,11 @@ class PublishReport:
     def num_failed(self) -> int:
         """Clips that could not be annotated."""
         return self.num_rows["failures"]
+
+    @property
+    def num_withdrawn(self) -> int:
+        """Those of the failed clips that were withdrawn."""
+        return self.failure_reasons.get(WITHDRAWN, 0)
 
     @property
     def num_clips(self) -> int:

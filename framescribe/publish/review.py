@@ -31,6 +31,7 @@ from framescribe.storage.output import open_output
 PAGE = Path(__file__).with_name("review_page.html")
 _CLIPS_A_FILE = 50
 _FRAME_PX = 160
+INDEX_FILE = "data/index.js"
 _BYTES_A_FRAME = 6_000  # of a frame in a contact sheet, for the size that is stated before
 _SEARCHED_CHARACTERS = 400
 _FAILURE_COLUMNS = ("clip_id", "stage", "reason", "message")
@@ -114,7 +115,7 @@ class _Pages:
         if self._waiting:
             self._flush()
         content = {"fingerprint": fingerprint, "clipsPerFile": _CLIPS_A_FILE, "clips": self._index}
-        (self._folder / "index.js").write_text(f"takeIndex({_to_script(content)});\n", encoding="utf-8")
+        (self._folder / Path(INDEX_FILE).name).write_text(f"takeIndex({_to_script(content)});\n", encoding="utf-8")
 
     def _flush(self) -> None:
         text = f"takePage({self._num_files}, {_to_script(self._waiting)});\n"

@@ -19,7 +19,7 @@ from framescribe.storage.redaction import clean_text, redact, strip_credentials
 from schemas.records import InputKind, LimitedTo, PlanSlice, WorkUnit
 
 # A slice of the plan is read at once by a worker, so a million clips are some 120 elements of a job.
-_UNITS_PER_SLICE = 256
+UNITS_PER_SLICE = 256
 _SIGNS = frozenset("@?#")  # of a password, a query and a fragment
 _PLAN_NAME = re.compile(r"\d{6,}-[0-9a-f]{16}\.parquet")
 
@@ -93,21 +93,26 @@ class PlannedWork:
 
 
 def add_to_plan(
-    store: OutputStore, units: Iterable[WorkUnit], todo: Collection[str] = (), limited: LimitedTo | None = None
+    store: OutputStore,
+    units: Iterable[WorkUnit],
+    todo: Collection[str] = (),
+    limited: LimitedTo | None = None,
+    withdrawn: Collection[str] = (),
 ) -> PlannedWork:
     """Records the units of a start; shards that earlier starts planned and this one does not name stay planned.
 
     Args:
         todo: ids of the units that are to be done, for the job.
         limited: as `PlannedUnit` has it.
+        withdrawn: ids of clips whose metadata is not written.
     """
     ordered = sorted(units, key=lambda unit: unit.unit_id)
     carried = {unit.unit_id for unit in ordered if not _may_be_written(unit)}
     said = None if limited is None else json.dumps(asdict(limited))
-    rows = [{**_row(unit, unit.unit_id not in carried), "limited": said} for unit in ordered]
+    rows = [{**_row(unit, unit.unit_id not in carried, withdrawn), "limited": said} for unit in ordered]
     buffer = io.BytesIO()
     table = pa.Table.from_pylist(rows, schema=_PLAN_SCHEMA)
-    pq.write_table(table, buffer, compression="zstd", row_group_size=_UNITS_PER_SLICE)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=UNITS_PER_SLICE)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
     names = _list_plans(store)
     # One file a start, never one that is changed: jobs started at once cannot lose each other's units.
@@ -120,8 +125,8 @@ def add_to_plan(
 
 def _slice(name: str, ordered: Sequence[WorkUnit], todo: set[str], carried: set[str]) -> PlannedWork:
     slices: list[PlanSlice] = []
-    for row_group, start in enumerate(range(0, len(ordered), _UNITS_PER_SLICE)):
-        unit_ids = [unit.unit_id for unit in ordered[start : start + _UNITS_PER_SLICE]]
+    for row_group, start in enumerate(range(0, len(ordered), UNITS_PER_SLICE)):
+        unit_ids = [unit.unit_id for unit in ordered[start : start + UNITS_PER_SLICE]]
         rows = tuple(row for row, unit_id in enumerate(unit_ids) if unit_id in todo and unit_id not in carried)
         slices += [PlanSlice(name, row_group, rows)] if rows else []
     return PlannedWork(tuple(slices), tuple(unit for unit in ordered if unit.unit_id in todo & carried))
@@ -180,9 +185,20 @@ def _read_unit(row: Mapping[str, Any]) -> WorkUnit:  # Any: cells of a row
     return WorkUnit(**{**row, **texts, "picks": picks, "kind": InputKind(row["kind"])})
 
 
-def _row(unit: WorkUnit, is_whole: bool) -> dict[str, Any]:  # Any: cells of a row
+def blank_metadata(
+    clip_ids: Sequence[str], metadata: Sequence[str] | None, withdrawn: Collection[str]
+) -> list[str] | None:
+    """Returns the metadata of a unit's clips without that of those which were withdrawn."""
+    if not metadata:
+        return None if metadata is None else []
+    return ["{}" if one in withdrawn else about for one, about in zip(clip_ids, metadata, strict=True)]
+
+
+def _row(unit: WorkUnit, is_whole: bool, withdrawn: Collection[str]) -> dict[str, Any]:  # Any: cells of a row
     names = _UNIT_COLUMNS if is_whole else [one.name for one in fields(PlannedUnit) if one.name not in _OF_PLAN]
     row = {name: getattr(unit, name) for name in names}
+    if is_whole and withdrawn:
+        row["metadata"] = blank_metadata(unit.clip_ids, unit.metadata, withdrawn)
     sources = [{"uri": source.uri, "version": source.version} for source in list_sources(unit)]
     return {**row, "sources": sources} | ({"kind": unit.kind.value} if is_whole else {})
 
