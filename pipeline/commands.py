@@ -160,7 +160,7 @@ def run_withdraw(command: Command) -> None:
         print(f"removed {folder}")
     if not report.removed:
         print("exports and pages that were made before still hold them: name them with --exports, or remove them")
-    _report(report.published, flags.output)
+    _report(report.published, flags.output, has_rows=True)
 
 
 def _selection(flags: Namespace) -> Selection:

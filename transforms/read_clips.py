@@ -192,11 +192,12 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
         self._num_bytes = WorkerCounter(worker, _NAMESPACE, "bytes_read")
         self._num_windows = WorkerCounter(worker, _NAMESPACE, "windows_beyond_first")
         self._read_ms = WorkerCounter(worker, _NAMESPACE, "read_milliseconds")
+        self._withdrawn: frozenset[str] = frozenset()
 
     def setup(self) -> None:
         """Looks up in the worker which clips were withdrawn from the output."""
-        output, options = self._config.output, self._config.storage_options
-        self._withdrawn = frozenset[str]() if output is None else read_withdrawn(open_output(output, options))
+        if self._config.output is not None:
+            self._withdrawn = read_withdrawn(open_output(self._config.output, self._config.storage_options))
 
     def process(self, unit: WorkUnit) -> Iterator[Clip | FailedClip | UnitEnd]:
         """Reads one unit."""
