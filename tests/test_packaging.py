@@ -40,6 +40,7 @@ OURS = {*FOLDERS, "run_pipeline", "tests"}
 LICENCES_OF_MEDIA = {"Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "ISC", "MIT", "MPL-2.0"}
 INSTALLED = [folder for folder in FOLDERS if folder not in ("benchmarks", "demo")]
 DISTRIBUTION_OF_MODULE = {
+    "google": "google-auth",
     "grpc": "grpcio",
     "PIL": "pillow",
     "yaml": "pyyaml",
@@ -86,7 +87,7 @@ def test_neither_benchmarks_nor_tests_nor_the_demo_are_installed():
 
 def test_every_package_that_the_source_imports_is_declared():
     imported = {name.split(".")[0] for module in source_modules() for name in imports(module)}
-    assert distributions(imported) <= {canonicalize_name(r.name) for r in requirements("flash")}
+    assert distributions(imported) <= {canonicalize_name(r.name) for r in requirements("flash", "gcp")}
 
 
 def test_every_package_that_the_tests_import_is_declared():

@@ -13,7 +13,7 @@ from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
 from framescribe.publish.review import INDEX_FILE
 from framescribe.storage.addresses import StorageOptions
-from framescribe.storage.journal import read_run
+from framescribe.storage.journal import read_run, remove_set_aside
 from framescribe.storage.output import open_output
 from framescribe.storage.withdrawn import Withdrawal, add_withdrawn, take_out_withdrawn
 
@@ -73,6 +73,7 @@ def withdraw(
         raise FileNotFoundError(f"no run in {store.address('')}: wanted an --output of `annotate`")
     add_withdrawn(store, clip_ids)  # first: from here on nobody annotates them
     taken_out = take_out_withdrawn(store, run.fingerprint)
+    remove_set_aside(store)  # answers of the same clips, kept for units that are done again
     published = publish(output, storage_options)
     for folder in exports:
         shutil.rmtree(folder)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from framescribe.storage.journal import DamagedRunError, commit_part, list_parts, read_part, remove_set_aside
+from framescribe.storage.journal import DamagedRunError, commit_part, list_parts, read_part
 from framescribe.storage.output import JOURNAL_FOLDER, PLAN_FOLDER, OutputStore, part_name
 from framescribe.storage.plan import UNITS_PER_SLICE, blank_metadata
 from framescribe.storage.retries import StoreError
@@ -65,7 +65,7 @@ def add_withdrawn(store: OutputStore, clip_ids: Collection[str]) -> None:
 
 
 def take_out_withdrawn(store: OutputStore, fingerprint: str) -> Withdrawal:
-    """Takes what the list names out of every part of a run, out of those that were set aside, and out of the plan.
+    """Takes what the list names out of every part of a run and out of its plan.
 
     The clip's row stays as a failed one, of which the reason is `withdrawn`: each planned clip has one row. It keeps
     its id and where it lay; captions, pairs, completions and metadata are gone.
@@ -74,7 +74,6 @@ def take_out_withdrawn(store: OutputStore, fingerprint: str) -> Withdrawal:
     if not withdrawn:
         return Withdrawal()
     counts = [_take_out_of_part(store, unit_id, withdrawn, fingerprint) for unit_id in sorted(list_parts(store))]
-    remove_set_aside(store)  # they hold answers of the same clips
     for name in store.list_files(PLAN_FOLDER):
         if name.endswith(".parquet"):
             _take_out_of_plan(store, f"{PLAN_FOLDER}/{name}", withdrawn)
