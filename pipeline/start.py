@@ -150,11 +150,6 @@ class StartPlan:
         reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}
         return replace(record, reused_run=reused)
 
-    @cached_property
-    def withdrawn(self) -> frozenset[str]:
-        """Ids of clips that nobody may annotate here, also those withdrawn from the run that answers are taken from."""
-        return self.found.withdrawn | (self.earlier.withdrawn if self.earlier else frozenset())
-
     @property
     def columns(self) -> RunColumns:
         """What every row repeats."""
@@ -355,8 +350,9 @@ def commit(plan: StartPlan) -> StartedRun:
             store.remove(SUCCESS_FILE)  # before work begins: it spoke of fewer units, or of other rows
         for unit_id in sorted(plan.redone):
             set_part_aside(store, unit_id)
-        add_withdrawn(store, plan.withdrawn)
-        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo}, plan.limited, plan.withdrawn)
+        withdrawn = plan.found.withdrawn.union(plan.earlier.withdrawn if plan.earlier else ())
+        add_withdrawn(store, withdrawn)  # of the run that answers are taken from as well
+        work = add_to_plan(store, plan.units, {unit.unit_id for unit in plan.todo}, plan.limited, withdrawn)
         if plan.todo:
             store.remove(SUCCESS_FILE)  # of a publisher that wrote it meanwhile, and may not live to look again
     earlier = tuple(found.write_index(store, plan.place, plan.inputs) for found in plan.reusable) if plan.todo else ()

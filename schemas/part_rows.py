@@ -59,7 +59,8 @@ def withdraw(ref: ClipRef) -> FailedClip:
 def withdraw_row(row: Row) -> Row:
     """Returns the row of a part as that of a withdrawn clip, with the run's own columns."""
     run_cells = {field.name: row[field.name] for field in fields(RunColumns)}
-    return {**_failed_cells(withdraw(ClipRef(**_select(ClipRef, row)))), **run_cells}
+    ref = ClipRef(**_select(ClipRef, {**row, "source_version": ""}))  # that stands in the part's metadata
+    return {**_failed_cells(withdraw(ref)), **run_cells}
 
 
 def read_outcomes(part: pa.Table) -> list[ClipAnnotation | FailedClip]:

@@ -126,11 +126,11 @@ def test_an_index_that_names_weights_that_are_not_there_is_refused(old_run, tmp_
 def test_a_model_of_the_hub_whose_weights_cannot_be_fetched_is_refused(old_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    cached = tmp_path / "hub" / "models--org--tiny"
-    shutil.copytree(CHECKPOINT, cached / "snapshots" / "abc", ignore=shutil.ignore_patterns("*.safetensors"))
-    write(cached / "refs" / "main", b"abc")
+    cached, revision = tmp_path / "hub" / "models--org--tiny", "abc" + 37 * "0"
+    shutil.copytree(CHECKPOINT, cached / "snapshots" / revision, ignore=shutil.ignore_patterns("*.safetensors"))
+    write(cached / "refs" / "main", revision.encode())
     assert refused(old_run, "--model", "org/tiny")
-    assert "snapshots/abc holds no weights; wanted *.safetensors" in capsys.readouterr().err
+    assert f"snapshots/{revision} holds no weights; wanted *.safetensors" in capsys.readouterr().err
 
 
 def test_few_enough_frames_for_the_context_are_few_enough_for_the_check(tmp_path, capsys):
