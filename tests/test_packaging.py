@@ -47,7 +47,7 @@ DISTRIBUTION_OF_MODULE = {
     "tomllib": "tomli",  # in the library from 3.11 on
 }
 
-INSTALLED_BY_MAKE_TEST_MUTANTS = {"cosmic-ray", "parso"}  # in an environment of its own
+INSTALLED_BY_TARGETS = {"cosmic-ray", "parso", "kubernetes-validate"}  # test-mutants and test-flink, beside .venv
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -91,7 +91,7 @@ def test_every_package_that_the_source_imports_is_declared():
 
 
 def test_every_package_that_the_tests_import_is_declared():
-    imported = distributions(top_level_imports_of_tests()) - INSTALLED_BY_MAKE_TEST_MUTANTS
+    imported = distributions(top_level_imports_of_tests()) - INSTALLED_BY_TARGETS
     assert imported <= {canonicalize_name(r.name) for r in requirements("dev", "flash")}
 
 
