@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -38,6 +39,26 @@ def test_the_site_builds_with_every_link_and_anchor_resolved(tmp_path):
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "tutorial.html").is_file()
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_programs():
+    said = "\n".join(_texts_of_programs())
+    lines = (ROOT / "docs/troubleshooting.md").read_text().splitlines()
+    messages = [line.removeprefix("> ") for line in lines if line.startswith("> ")]
+    pieces = [piece.strip(" :;,.()") for message in messages for piece in message.split("…")]
+    assert [piece for piece in pieces if piece not in said] == []
+    assert len(messages) > 40
+
+
+def _texts_of_programs():
+    """Yields every text of the sources, with `…` where values are filled in."""
+    for package in ("framescribe", "pipeline", "schemas", "transforms"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
 
 
 @pytest.mark.slow
