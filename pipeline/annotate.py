@@ -113,7 +113,7 @@ def _run_units(
     runner, output = plan.request.runner, plan.config.output
     options = make_options(runner, plan.request.beam_flags)
     pipeline = beam.Pipeline(options=options)
-    config, num_lanes = replace(plan.config, earlier=started.earlier), count_lanes(options, started.work.num_units)
+    config, num_lanes = replace(plan.config, earlier=started.earlier), count_lanes(options)
     build_graph(pipeline, started.work, config, plan.columns, num_lanes)
     worker = WORKER if is_in_process(runner) else None
     reader = RunReader(plan.store, plan.todo, plan.num_clips_done, plan.found.done, worker)

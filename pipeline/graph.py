@@ -43,9 +43,10 @@ def build_graph(
 def _take_units(
     pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns, num_lanes: int
 ) -> beam.PCollection:
-    lanes = pipeline | "Lanes" >> beam.Create(range(num_lanes), reshuffle=False)
+    lanes = pipeline | "Lanes" >> beam.Create([(lane, 0) for lane in range(num_lanes)], reshuffle=False)
     take = TakeUnits(config.read_units(columns), work, start_id=uuid.uuid4().hex)
-    return lanes | "Spread lanes" >> beam.Reshuffle() | "Take units" >> take
+    # No Reshuffle: when Flink does a part of a job again, that may bring the lane that was lost to a slot that is done.
+    return lanes | "Spread lanes" >> beam.GroupByKey() | "Take units" >> take
 
 
 def _read_units(pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns) -> beam.PCollection:

@@ -35,8 +35,9 @@ _IN_PROCESS = ("directrunner", "fnapirunner")
 _DIES_WITH_ITS_SERVER = ("prismrunner",)
 # Bundles of a stage are dealt out beforehand, so a few threads even out units of different size.
 _BUNDLE_THREADS = 4
-# Where --parallelism does not say how many slots there are: more than most clusters have.
-_LANES = 256
+# Keys are dealt at random: of so many lanes per slot, each slot gets some. One after another, they share its turn.
+_LANES_PER_SLOT = 8
+_SLOTS = 8  # where --parallelism does not say how many
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _SECONDS_TO_CANCEL = 10.0
 
@@ -97,11 +98,11 @@ def make_options(runner: str, beam_flags: Sequence[str]) -> PipelineOptions:
     return options
 
 
-def count_lanes(options: PipelineOptions, num_units: int) -> int | None:
+def count_lanes(options: PipelineOptions) -> int | None:
     """Returns how many lanes take units in the job, or None for a runner that spreads elements as workers get on.
 
-    Flink and Spark deal elements to their slots beforehand, so a slow slot would keep its own to the end. Of more
-    lanes than slots the last ones find nothing left.
+    Flink and Spark deal elements to their slots beforehand, so a slow slot would keep its own to the end. Of the lanes
+    of a slot the first does the work, and the last ones find nothing left.
     """
     from apache_beam.options.pipeline_options import FlinkRunnerOptions, StandardOptions
 
@@ -109,7 +110,7 @@ def count_lanes(options: PipelineOptions, num_units: int) -> int | None:
     if is_in_process(runner) or is_dataflow(runner):
         return None
     parallelism = options.view_as(FlinkRunnerOptions).parallelism
-    return min(num_units, parallelism if parallelism > 0 else _LANES)
+    return _LANES_PER_SLOT * (parallelism if parallelism > 0 else _SLOTS)
 
 
 def describe_description(options: PipelineOptions) -> str | None:

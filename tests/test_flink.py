@@ -27,8 +27,6 @@ pytestmark = [pytest.mark.flink, pytest.mark.timeout(1800)]
 _NUM_CLIPS = 14
 _GRACE_S = 10.0  # of a pool, between SIGTERM and SIGKILL
 _JOB_WITHIN_S = 1500.0
-# A lost TaskManager takes its own lanes with it, and not the whole job.
-_EXCHANGES = ["--execution_mode_for_batch=BATCH_FORCED"]
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +69,12 @@ def portable(cluster: FlinkCluster, pool: str) -> list[str]:
         f"--job_endpoint={cluster.job_endpoint}",
         f"--flink_master={cluster.master}",
     ]
-    return [*endpoint, "--environment_type=EXTERNAL", f"--environment_config={pool}", "--parallelism=4", *_EXCHANGES]
+    return [*endpoint, "--environment_type=EXTERNAL", f"--environment_config={pool}", "--parallelism=4"]
 
 
 def flink_runner(cluster: FlinkCluster, pool: str) -> list[str]:
     server = [f"--flink_master={cluster.master}", f"--flink_job_server_jar={cluster.job_server_jar}"]
-    environment = ["--environment_type=EXTERNAL", f"--environment_config={pool}", "--parallelism=4", *_EXCHANGES]
+    environment = ["--environment_type=EXTERNAL", f"--environment_config={pool}", "--parallelism=4"]
     return ["--runner", "FlinkRunner", *server, *environment]
 
 

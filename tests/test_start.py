@@ -160,7 +160,7 @@ def test_a_plan_that_an_overwriting_start_removed_ends_the_job_with_the_reason()
     with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
         list(read.process(gone))
     with pytest.raises(OtherRunError, match="holds a run with other settings by now"):
-        list(take.process(0))
+        list(take.process((0, [0])))
 
 
 def test_a_lane_reads_the_units_of_a_job_from_the_plan_and_those_with_credentials_from_the_job():

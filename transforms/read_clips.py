@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
@@ -83,7 +83,7 @@ class ReadUnitsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
 
 
 class TakeUnits(beam.PTransform):  # type: ignore[misc]  # Beam has no types
-    """int, the number of a lane -> the `WorkUnit`s that the lane takes from those of a job.
+    """(number of a lane, anything) -> the `WorkUnit`s that the lane takes from those of a job.
 
     Args:
         start_id: another one for each start of the run.
@@ -111,13 +111,15 @@ class TakeUnitsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
     def setup(self) -> None:
         """Opens the output in the worker."""
         self._store: OutputStore = open_output(self._config.output, self._config.storage_options)
+        self._opened: OpenedWork | None = None
 
-    def process(self, lane: int) -> Iterator[WorkUnit]:
-        """Takes units until none is left."""
-        with _naming_lost_plan(self._store, self._config):
-            opened = OpenedWork(self._store, self._work)
-        for unit_id in Lane(self._store, self._start_id, lane).take_units(opened.sizes):
-            yield opened.read(unit_id)
+    def process(self, keyed: tuple[int, Iterable[int]]) -> Iterator[WorkUnit]:
+        """Takes units for a lane until none is left."""
+        if self._opened is None:
+            with _naming_lost_plan(self._store, self._config):
+                self._opened = OpenedWork(self._store, self._work)
+        for unit_id in Lane(self._store, self._start_id, keyed[0]).take_units(self._opened.sizes):
+            yield self._opened.read(unit_id)
 
 
 @contextmanager
