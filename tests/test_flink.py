@@ -58,8 +58,13 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     make_shard(folder / "shards" / "a.tar", 8, num_broken=1)
     make_shard(folder / "shards" / "b.tar", _NUM_CLIPS - 8)
-    run(annotate_arguments(folder, [str(folder / "shards")], folder / "local"))
+    run(arguments_of(folder, [str(folder / "shards")], folder / "local"))
     return folder
+
+
+def arguments_of(folder: Path, inputs: list[str], output: Path | str, *flags: str) -> list[str]:
+    """As `annotate_arguments`, with a dtype: `auto` is another fingerprint where only the workers know what it is."""
+    return annotate_arguments(folder, inputs, output, "--dtype", "float32", *flags)
 
 
 def portable(cluster: FlinkCluster, pool: str) -> list[str]:
@@ -130,13 +135,13 @@ def clips_of(output: Path, unit_ids: list[str]) -> set[str]:
 
 
 def test_a_job_on_flink_writes_the_tables_of_a_local_run(cluster, pool, folder):
-    run(annotate_arguments(folder, [str(folder / "shards")], folder / "disk", *portable(cluster, pool)))
+    run(arguments_of(folder, [str(folder / "shards")], folder / "disk", *portable(cluster, pool)))
     assert read_tables(folder / "disk") == read_tables(folder / "local")
 
 
 def test_flink_runner_starts_its_job_server_and_writes_the_same_tables_to_s3(cluster, pool, folder, bucket, tmp_path):
     options = ("--storage-options", json.dumps(bucket.options), *flink_runner(cluster, pool))
-    run(annotate_arguments(folder, [str(folder / "shards")], f"{bucket.uri}/out", *options))
+    run(arguments_of(folder, [str(folder / "shards")], f"{bucket.uri}/out", *options))
     assert download_tables(bucket, "out", tmp_path) == read_tables(folder / "local")
 
 
@@ -162,10 +167,10 @@ def test_a_job_survives_what_is_killed_and_annotates_no_committed_unit_again(
 ):
     server, manifest = slow_clips
     one_each = ("--clips-per-unit", "1", "--prefetch-clips", "1", "--trusted-hosts", server.host)
-    run(annotate_arguments(folder, [manifest], tmp_path / "local", *one_each))
+    run(arguments_of(folder, [manifest], tmp_path / "local", *one_each))
     server.asked.clear()
     store = open_output(str(tmp_path / "out"))
-    client = start(annotate_arguments(folder, [manifest], tmp_path / "out", *one_each, *portable(cluster, pool)))
+    client = start(arguments_of(folder, [manifest], tmp_path / "out", *one_each, *portable(cluster, pool)))
     wait_until(lambda: len(list_done_units(store)) >= 6, client)
     kill(cluster)
     committed = list_done_units(store)
@@ -204,7 +209,7 @@ def test_a_pool_without_the_package_is_one_line(cluster, folder, tmp_path):
 
     packages = sysconfig.get_path("purelib")
     bare = cluster.start_pools("bare", PATH=f"{programs}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=packages)
-    arguments = annotate_arguments(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, bare))
+    arguments = arguments_of(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, bare))
     said = hear_reason(arguments)
     assert said == (
         f"the worker whose packages lie in {packages} has no module 'transforms': install this "
@@ -216,7 +221,7 @@ def test_a_pool_without_the_package_is_one_line(cluster, folder, tmp_path):
 def test_a_pool_with_another_version_is_one_line(cluster, folder, tmp_path):
     write(tmp_path / "other" / "framescribe-9.9.0.dist-info" / "METADATA", "Name: framescribe\nVersion: 9.9.0\n")
     other = cluster.start_pools("other", PYTHONPATH=f"{tmp_path / 'other'}{os.pathsep}{ROOT}")
-    arguments = annotate_arguments(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, other))
+    arguments = arguments_of(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, other))
     said = hear_reason(arguments)
     assert "has other versions than the place where the run was started: framescribe 9.9.0" in said
 
@@ -224,7 +229,7 @@ def test_a_pool_with_another_version_is_one_line(cluster, folder, tmp_path):
 def test_a_pool_without_the_stores_client_is_one_line(cluster, folder, bucket, tmp_path):
     without = cluster.start_pools("without-client", PYTHONPATH=str(ROOT))
     options = ("--storage-options", json.dumps(bucket.options), *portable(cluster, without))
-    said = hear_reason(annotate_arguments(folder, [str(folder / "shards")], f"{bucket.uri}/none", *options))
+    said = hear_reason(arguments_of(folder, [str(folder / "shards")], f"{bucket.uri}/none", *options))
     assert "s3fs" in said
     assert "; in the worker whose packages lie in " in said
 
@@ -233,7 +238,7 @@ def test_a_pool_that_does_not_see_the_model_is_one_line(cluster, folder, tmp_pat
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model)
     blind = cluster.start_pools("without-model", *hide(model))
-    arguments = annotate_arguments(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, blind))
+    arguments = arguments_of(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, blind))
     said = hear_reason([*arguments, "--model", str(model)])
     assert str(model) in said
     assert socket.gethostname() in said
@@ -242,7 +247,7 @@ def test_a_pool_that_does_not_see_the_model_is_one_line(cluster, folder, tmp_pat
 def test_a_pool_that_does_not_see_the_output_is_one_line(cluster, folder, tmp_path):
     (tmp_path / "out").mkdir()
     blind = cluster.start_pools("without-output", *hide(tmp_path / "out"))
-    arguments = annotate_arguments(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, blind))
+    arguments = arguments_of(folder, [str(folder / "shards")], tmp_path / "out", *portable(cluster, blind))
     said = hear_reason(arguments)
     assert f"as the worker on {socket.gethostname()} sees it" in said
     assert "Give an --output that all machines share" in said
