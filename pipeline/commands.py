@@ -19,7 +19,8 @@ from framescribe.publish.publish import publish
 from framescribe.publish.report import PublishReport
 from framescribe.recipes import Recipe, load_recipe
 from framescribe.storage.addresses import origins_of, select_options
-from framescribe.storage.config import ReadConfig
+from framescribe.storage.config import COLUMN_ROLES, ReadConfig
+from framescribe.storage.errors import InputError
 from pipeline.annotate import annotate
 from pipeline.config import CannotStart, RunConfig, UnitConfig
 from pipeline.machines import read_machines
@@ -254,10 +255,18 @@ def _engine_config(flags: Namespace) -> EngineConfig:
 
 
 def _read_config(flags: Namespace) -> ReadConfig:
-    named = [*flags.input, *(uri for uri in (flags.output, flags.model) if uri is not None)]
+    named = [*flags.input, *(uri for uri in (flags.output, flags.model, flags.video_root) if uri is not None)]
+    columns = flags.columns or {}
+    if ("video" in columns and flags.video_column) or (
+        flags.window_columns is not None and not columns.keys() <= {"video", "clip_id"}
+    ):
+        raise InputError("--columns names what --video-column or --window-columns names, too: give it once")
+    bounds = columns.get("start_s", ""), columns.get("end_s", "")
     return ReadConfig(
-        video_column=flags.video_column,
-        window_columns=flags.window_columns,
+        video_column=columns.get("video", flags.video_column),
+        window_columns=bounds if any(bounds) else flags.window_columns,
+        columns=tuple((role, name) for role, name in sorted(columns.items()) if role in COLUMN_ROLES),
+        video_root=flags.video_root,
         trusted_hosts=(*sorted(origins_of(named)), *flags.trusted_hosts),
     )
 

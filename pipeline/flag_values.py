@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from framescribe.storage.addresses import parse_trusted_host
+from framescribe.storage.config import COLUMN_ROLES
 
 
 def parse_place(text: str) -> str:
@@ -48,6 +49,20 @@ def parse_window_columns(text: str) -> tuple[str, str] | tuple[()]:
     if len(names) != 2 or not all(names) or names[0] == names[1]:
         _refuse(text, "two columns, such as start,end, or none")
     return names[0], names[1]
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parses `video=path,start_s=begin` to what each column holds and its name."""
+    roles = ("video", "start_s", "end_s", *COLUMN_ROLES)
+    pairs = [(role.strip(), name.strip()) for role, _, name in (pair.partition("=") for pair in text.split(","))]
+    named = dict(pairs)
+    if len(named) < len(pairs) or not named.keys() <= {*roles} or not all(named.values()):
+        _refuse(text, f"each of {', '.join(roles)} at most once, such as video=path,start_s=begin,end_s=end")
+    if sum(bool(kind & named.keys()) for kind in ({"start_s", "end_s"}, {"windows"}, {"start_frame", "end_frame"})) > 1:
+        _refuse(
+            text, "times as seconds (start_s, end_s), as frames (start_frame, end_frame) or as windows: one of them"
+        )
+    return named
 
 
 def parse_device(text: str) -> str:

@@ -30,9 +30,15 @@ from pipeline.flag_values import (
     parse_positive_float,
     parse_positive_int,
     parse_storage_options,
-    parse_window_columns,
 )
-from pipeline.plan_flags import PLAN_TEXTS, add_machines_flag, add_plan_flags, add_subset_flags, relax_for_plan
+from pipeline.plan_flags import (
+    PLAN_TEXTS,
+    add_column_flags,
+    add_machines_flag,
+    add_plan_flags,
+    add_subset_flags,
+    relax_for_plan,
+)
 from pipeline.runners import DEFAULT_RUNNER
 from pipeline.unknown_flags import check_known_to_runner, refuse_unknown_command, refuse_unknown_flags, refuse_words
 from pipeline.watch_flags import add_watch_flags
@@ -163,19 +169,7 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
         help="WebDataset .tar shards, Parquet, video files, folders, globs, or .jsonl/.csv manifests; local or any "
         "fsspec URI",
     )
-    group.add_argument(
-        "--video-column",
-        metavar="NAME",
-        help="column of videos or their URIs (default: of Parquet, found by its name and type; of CSV and JSON Lines, "
-        "video)",
-    )
-    group.add_argument(
-        "--window-columns",
-        type=parse_window_columns,
-        metavar="START,END",
-        help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (default: start_s,end_s); "
-        "none takes every video whole",
-    )
+    add_column_flags(group)
     add_setting(group, "--clips-per-unit", UnitConfig, "max_clips", "clips per work unit", parse_positive_int)
     add_subset_flags(group)
     _add_store_flags(group)

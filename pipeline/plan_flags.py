@@ -1,4 +1,4 @@
-"""The flags that limit a start to some clips, and those of `plan` alone."""
+"""The flags that tell columns, those that limit a start to some clips, and those of `plan` alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.flag_values import parse_count, parse_place, parse_positive_int
+from pipeline.flag_values import parse_columns, parse_count, parse_place, parse_positive_int, parse_window_columns
 
 PLAN_TEXTS: dict[str, Any] = {  # Any: what `add_parser` takes
     "help": "say what a run would take: clips, tokens, GPU hours, cost; writes nothing",
@@ -17,6 +17,36 @@ PLAN_TEXTS: dict[str, Any] = {  # Any: what `add_parser` takes
     "that its command line can be tried.",
 }
 _SHOWN_IN_PLAN = frozenset({"--output", "--model", "--recipe", "--num-frames", "--fps", "--split-seconds"})
+
+
+def add_column_flags(group: argparse._ActionsContainer) -> None:
+    """Adds the flags that say what the columns of rows hold, and where the videos are that they name."""
+    group.add_argument(
+        "--video-column",
+        metavar="NAME",
+        help="column of videos or their URIs (default: of Parquet, found by its name and type; of CSV and JSON Lines, "
+        "video)",
+    )
+    group.add_argument(
+        "--window-columns",
+        type=parse_window_columns,
+        metavar="START,END",
+        help="two columns with start and end of a clip in its video, as seconds or H:MM:SS (default: start_s,end_s); "
+        "none takes every video whole",
+    )
+    group.add_argument(
+        "--columns",
+        type=parse_columns,
+        metavar="WHAT=NAME,...",
+        help="names of columns: video, clip_id, start_s, end_s (times as in --window-columns), windows (pairs of times "
+        "in one cell, each a clip), or start_frame, end_frame and fps (a column or a number)",
+    )
+    group.add_argument(
+        "--video-root",
+        type=parse_place,
+        metavar="URI",
+        help="where relative names of videos in rows begin (default: the folder of the file with the rows)",
+    )
 
 
 def add_subset_flags(group: argparse._ActionsContainer) -> None:

@@ -30,6 +30,8 @@ from schemas.records import InputKind, WorkUnit
 _log = logging.getLogger(__name__)
 _NUM_THREADS = 16  # headers of shards in a store: the time goes into waiting
 _MAX_SHOWN_PROBLEMS = 20
+# Clips with the same bytes stay in one unit: videos of one key, and windows in one row.
+_SHARED_BYTES = (InputKind.TAR, InputKind.MANIFEST)
 _MAX_SHOWN_NAMES = 3
 
 
@@ -136,7 +138,7 @@ def _atom_of(shard: NamedShard, number: int, clip: IndexedClip) -> object:
     """Returns what is the same for clips that cannot be read without each other."""
     if _is_one_stream(shard):
         return None
-    return (clip.byte_start, clip.byte_stop) if shard.kind is InputKind.TAR else number
+    return (clip.byte_start, clip.byte_stop) if shard.kind in _SHARED_BYTES else number
 
 
 def _plan_files(
@@ -261,7 +263,7 @@ def _ends_before(
     same_group = (unit[-1].byte_start, unit[-1].byte_stop) == (clip.byte_start, clip.byte_stop)
     if shard.kind is InputKind.PARQUET and not same_group:
         return full or _is_row_group_too_much(clip, unit, start, size, config)
-    return full and not (shard.kind is InputKind.TAR and same_group)
+    return full and not (shard.kind in _SHARED_BYTES and same_group)
 
 
 def _is_row_group_too_much(

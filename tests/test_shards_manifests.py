@@ -149,7 +149,7 @@ def test_one_forbidden_video_among_others_fails_alone(folder):
         ("[1, 2]", "wanted a JSON object"),
         (
             '{"file": "a.mp4", "start": 1}',
-            "no column 'video': .* --video-column; known are 'video', .* metadata; seen: 'file, start'",
+            "no column 'video': .* --video-column or --columns; known are 'video', .* metadata; seen: 'file, start'",
         ),
         ('{"video": 3}', "'video' is 3"),
         ('{"video": "c.mkv", "start_s": "soon"}', "'start_s' is 'soon', wanted seconds"),
@@ -172,7 +172,7 @@ def test_an_unreadable_line_is_an_error_with_file_and_line(folder, line, said):
     [
         (
             "path,label\nc.mkv,x\n",
-            r"m\.csv:1: no column 'video': .* --video-column; known are 'video', .*; seen: 'path, label'",
+            r"m\.csv:1: no column 'video': .* --video-column or --columns; known are 'video', .*; seen: 'path, label'",
         ),
         ("video,x,x\nc.mkv,1,2\n", r"m\.csv:1: a column comes twice"),
         ("video,label\nc.mkv\n", r"m\.csv:2: 1 values, wanted 2"),

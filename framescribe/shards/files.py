@@ -13,8 +13,9 @@ from framescribe.shards.manifests import iterate_table
 from framescribe.shards.naming import IndexedClip, NamedShard
 from framescribe.shards.parquet import iterate_rows, open_parquet
 from framescribe.shards.parquet_columns import list_metadata_columns
-from framescribe.shards.rows import dump_metadata, looks_like_window, shorten_numbers
+from framescribe.shards.rows import dump_metadata, shorten_numbers
 from framescribe.shards.videos import FetchedVideo, fetch_video, folder_of, join_uri, read_videos
+from framescribe.shards.windows import looks_like_window
 from framescribe.storage.access import Store
 from framescribe.storage.errors import (
     InputError,

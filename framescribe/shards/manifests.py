@@ -18,8 +18,6 @@ from framescribe.shards.kinds import path_of, split_extension
 from framescribe.shards.naming import IndexedClip, check_unit
 from framescribe.shards.rows import (
     ClipRow,
-    check_chosen_columns,
-    check_window_columns,
     column_missing,
     default_clip_id,
     dump_metadata,
@@ -31,12 +29,13 @@ from framescribe.shards.videos import (
     FetchedOnce,
     FetchedVideo,
     check_some_found,
-    folder_of,
     prepare_fetch,
     read_videos,
     resolve_uri,
+    root_of,
 )
 from framescribe.shards.web_hosts import WebHosts
+from framescribe.shards.windows import check_chosen_columns, check_window_columns
 from framescribe.storage.access import Location, Store
 from framescribe.storage.addresses import protocol_of
 from framescribe.storage.config import ReadConfig
@@ -92,13 +91,13 @@ def index_manifest(store: Store, manifest: Location, shard_id: str) -> Iterator[
     protocols = {"file"}
     for raw in iterate_table(store, manifest, 0, store.size(manifest), _check_csv_header):
         try:
-            clip = _index_row(raw, shard_id, name, store.config)
+            clips = _index_row(raw, shard_id, name, store.config)
             _check_protocol(store.for_rows(manifest.uri), raw, protocols, name)
         except InputError as error:
             problems.append(str(error))
         else:
-            num_clips += 1
-            yield clip
+            num_clips += len(clips)
+            yield from clips
         if len(problems) == _MAX_SHOWN_PROBLEMS:
             break
     if problems:
@@ -117,11 +116,15 @@ def read_manifest(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     manifest = store.locate(unit.shard)
     rows = list(iterate_table(store, manifest, unit.byte_start, unit.byte_stop, _check_csv_header))
     name = strip_credentials(unit.shard)
-    check_unit(unit, (store.config.columns_key + raw.content for raw in rows))
-    parsed = [parse_row(raw.values, name, store.config) for raw in rows if raw.values is not None]
+    clips = [(raw.content, _try_row(raw, name, store.config)) for raw in rows]
+    key = store.config.columns_key
+    check_unit(unit, (key + content for content, rows_of_one in clips for _ in range(len(rows_of_one) or 1)))
+    parsed = [row for _, rows_of_one in clips for row in rows_of_one]
     hosts = WebHosts(store.for_rows(manifest.uri), partial(_sample_uris, store, manifest))
-    videos = FetchedOnce(hosts.fetch, (row.video or "" for row in parsed), folder_of(manifest.uri))
-    return read_videos(_refer(videos, unit, enumerate(parsed, start=unit.start + 1)))
+    folder = root_of(manifest.uri, store.config.video_root)
+    videos = FetchedOnce(hosts.fetch, (row.video or "" for row in parsed), folder)
+    has_lists = store.config.column_of("windows") is not None
+    return read_videos(_refer(videos, unit, folder, "clip" if has_lists else "row", enumerate(parsed, unit.start + 1)))
 
 
 def iterate_table(
@@ -154,20 +157,30 @@ def iterate_table(
 
 def _sample_uris(store: Store, manifest: Location) -> Iterator[str]:
     """Yields the videos of rows all over a manifest: the whole of a small one, evenly spaced blocks of a larger."""
-    folder, size = folder_of(manifest.uri), store.size(manifest) or 0
+    folder, size = root_of(manifest.uri, store.config.video_root), store.size(manifest) or 0
     for start in range(0, size, max(_SAMPLE_BLOCK_BYTES, size // _SAMPLE_BLOCKS)):
         for raw in iterate_table(store, manifest, start, min(size, start + _SAMPLE_BLOCK_BYTES)):
             with suppress(InputError, VideoUnreadable):  # a block starts and ends in the middle of a row
-                yield resolve_uri(parse_row(raw.values or {}, "", store.config).video or "", folder)
+                yield resolve_uri(parse_row(raw.values or {}, "", store.config)[0].video or "", folder)
 
 
-def _index_row(raw: RawRow, shard_id: str, name: str, config: ReadConfig) -> IndexedClip:
+def _try_row(raw: RawRow, name: str, config: ReadConfig) -> list[ClipRow]:
+    """Returns the clips of a row, none of one that says nothing: it is not the one that was planned."""
+    try:
+        return parse_row(raw.values, name, config) if raw.values is not None else []
+    except InputError:
+        return []
+
+
+def _index_row(raw: RawRow, shard_id: str, name: str, config: ReadConfig) -> list[IndexedClip]:
     where = f"{name}:{raw.line}"
     if raw.values is None:
         raise InputError(f"{where}: {raw.problem}")
-    row = parse_row(raw.values, where, config)
-    clip_id = row.clip_id or default_clip_id(shard_id, row)
-    return IndexedClip(clip_id, where, config.columns_key + raw.content, 0, raw.start, raw.stop)
+    content = config.columns_key + raw.content
+    return [
+        IndexedClip(row.clip_id or default_clip_id(shard_id, row), where, content, 0, raw.start, raw.stop)
+        for row in parse_row(raw.values, where, config)
+    ]
 
 
 def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> None:
@@ -186,9 +199,8 @@ def _check_protocol(store: Store, raw: RawRow, known: set[str], name: str) -> No
 
 
 def _refer(
-    videos: FetchedOnce, unit: WorkUnit, rows: Iterator[tuple[int, ClipRow]]
+    videos: FetchedOnce, unit: WorkUnit, folder: str, word: str, rows: Iterator[tuple[int, ClipRow]]
 ) -> Iterator[tuple[ClipRef, Callable[[], FetchedVideo]]]:
-    folder = folder_of(unit.shard)
     for number, row in rows:
         assert row.video is not None
         source, fetch = prepare_fetch(videos.fetch, row.video, folder)
@@ -196,7 +208,7 @@ def _refer(
             clip_id=row.clip_id or default_clip_id(unit.shard_id, row),
             unit_id=unit.unit_id,
             source=source,
-            member=f"row {number}",
+            member=f"{word} {number}",
             start_s=row.start_s,
             end_s=row.end_s,
             metadata=dump_metadata(row.metadata),
@@ -243,7 +255,7 @@ def _check_csv_header(header: _CsvHeader, name: str, config: ReadConfig) -> None
     if video_column_of(config) not in header.columns:
         raise InputError(f"{name}:1: {column_missing(header.columns, config)}")
     check_window_columns(header.columns, f"{name}:1", config)
-    check_chosen_columns(header.columns, f"{name}:1", config, enough=2)
+    check_chosen_columns(header.columns, f"{name}:1", config, is_header=True)
 
 
 def _iterate_csv_rows(

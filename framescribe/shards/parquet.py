@@ -21,26 +21,19 @@ from framescribe.shards.parquet_columns import (
     list_metadata_columns,
     list_path_columns,
 )
-from framescribe.shards.rows import (
-    check_chosen_columns,
-    check_window_columns,
-    dump_metadata,
-    own_columns_of,
-    parse_clip_id,
-    parse_window,
-    shorten_numbers,
-)
+from framescribe.shards.rows import dump_metadata, list_read_columns, own_columns_of, parse_clip_id, shorten_numbers
 from framescribe.shards.videos import (
     FetchedOnce,
     FetchedVideo,
     check_size,
     check_some_found,
-    folder_of,
     prepare_fetch,
     read_videos,
     resolve_uri,
+    root_of,
 )
 from framescribe.shards.web_hosts import WebHosts
+from framescribe.shards.windows import Window, check_chosen_columns, check_window_columns, parse_windows
 from framescribe.storage.access import Location, Store
 from framescribe.storage.errors import InputError, NoVideos, StoreRefused, StoreUnavailable, VideoUnreadable
 from framescribe.storage.ranged_file import open_shard
@@ -100,15 +93,16 @@ def index_parquet(store: Store, location: Location, shard_id: str, named: bool =
         if names_videos and not named:
             raise NoVideos(addresses_not_read(shard.name, column))
         check_window_columns(shard.schema.names, shard.name, store.config)
-        check_chosen_columns(shard.schema.names, shard.name, store.config, enough=2)
+        check_chosen_columns(shard.schema.names, shard.name, store.config, is_header=True)
         if not shard.num_rows:
             raise InputError(f"{shard.name} has no rows")
         content = _content_of(store, location, column)
         group_of_row = (group for group in groups for _ in range(group.stop - group.start))
-        ids = _iterate_ids(store, shard, shard_id, 0, shard.num_rows)
-        for number, (clip_id, group) in enumerate(_pair_rows(ids, group_of_row, shard.name)):
+        rows = _iterate_clips(store, shard, shard_id, 0, shard.num_rows)
+        for number, (clips, group) in enumerate(_pair_rows(rows, group_of_row, shard.name)):
             where = f"{shard.name}: row {number}"
-            yield IndexedClip(clip_id, where, f"{content} {clip_id}", group.row_bytes, group.start, group.stop)
+            for clip_id, _ in clips:
+                yield IndexedClip(clip_id, where, f"{content} {clip_id}", group.row_bytes, group.start, group.stop)
         if names_videos:
             check_some_found(store.for_rows(location.uri), shard.name, [*_sample_uris(store, location, _LOOKED_AT)])
 
@@ -123,11 +117,12 @@ def read_parquet(store: Store, unit: WorkUnit) -> Iterator[Clip | FailedClip]:
     hosts = WebHosts(store.for_rows(location.uri), partial(_sample_uris, store, location))
     with closing(open_parquet(store, location)) as shard:
         column = find_video_column(shard.schema, store.config.video_column, shard.name)
-        ids = list(_iterate_ids(store, shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows)))
+        rows = _find_rows(store, shard, unit)
         content = _content_of(store, location, column, *unit.versions)
-        check_unit(unit, (f"{content} {clip_id}" for clip_id in ids))
-        videos = FetchedOnce(hosts.fetch, _list_videos(shard, column, unit), folder_of(location.uri))
-        yield from read_videos(_refer(store, videos, unit, shard, column, ids))
+        check_unit(unit, (f"{content} {clip_id}" for clips in rows.clips for clip_id, _ in clips))
+        folder = root_of(location.uri, store.config.video_root)
+        videos = FetchedOnce(hosts.fetch, _list_videos(shard, column, rows), folder)
+        yield from read_videos(_refer(store, videos, unit, shard, column, rows))
 
 
 def open_parquet(store: Store, shard: Location) -> ParquetShard:
@@ -166,12 +161,44 @@ def iterate_rows(
         row += batch.num_rows
 
 
-def _list_videos(shard: ParquetShard, column: str, unit: WorkUnit) -> list[str]:
-    """Returns what the rows of a unit name, where the shard holds names alone."""
+@dataclass(frozen=True, slots=True)
+class _UnitRows:
+    """The rows of a unit, from row `start` on: id and window of each clip in each of them."""
+
+    start: int
+    clips: list[list[tuple[str, Window]]]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.clips)
+
+
+def _find_rows(store: Store, shard: ParquetShard, unit: WorkUnit) -> _UnitRows:
+    """Returns the rows of a unit: clips are rows, but where a cell holds several windows they are counted."""
+    if store.config.column_of("windows") is None:
+        return _UnitRows(
+            unit.start, [*_iterate_clips(store, shard, unit.shard_id, unit.start, min(unit.stop, shard.num_rows))]
+        )
+    found: list[list[tuple[str, Window]]] = []
+    first, position = 0, 0
+    for number, clips in enumerate(_iterate_clips(store, shard, unit.shard_id, 0, shard.num_rows)):
+        taken = clips[max(0, unit.start - position) : max(0, unit.stop - position)]
+        position += len(clips)
+        if taken:
+            first = first if found else number
+            found.append(taken)
+        if position >= unit.stop:
+            break
+    return _UnitRows(first, found)
+
+
+def _list_videos(shard: ParquetShard, column: str, rows: _UnitRows) -> list[str]:
+    """Returns what the clips of a unit name, where the shard holds names alone."""
     if not is_text(shard.schema.field(column).type):
         return []
-    rows = iterate_rows(shard, [column], unit.start, unit.stop, _IDS_AT_ONCE)
-    return [str(values[column]) for _, values in rows if values[column] is not None]
+    cells = (values[column] for _, values in iterate_rows(shard, [column], rows.start, rows.stop, _IDS_AT_ONCE))
+    named = zip(cells, rows.clips, strict=False)
+    return [str(cell) for cell, clips in named if cell is not None for _ in clips]
 
 
 def _names_videos(shard: ParquetShard, column: str, groups: Sequence[_RowGroup]) -> bool:
@@ -185,18 +212,24 @@ def _names_videos(shard: ParquetShard, column: str, groups: Sequence[_RowGroup])
 
 def _content_of(store: Store, location: Location, column: str, planned: str = "") -> str:
     chosen = "" if store.config.window_columns is None else f"{store.config.window_columns} "
-    return f"{chosen}{store.describe(location, planned)[0]} {column}"
+    return f"{chosen}{store.config.places_key}{store.describe(location, planned)[0]} {column}"
 
 
-def _iterate_ids(store: Store, shard: ParquetShard, shard_id: str, start: int, stop: int) -> Iterator[str]:
-    wanted = [column for column in sorted(own_columns_of(store.config)) if column in shard.schema.names]
+def _iterate_clips(
+    store: Store, shard: ParquetShard, shard_id: str, start: int, stop: int
+) -> Iterator[list[tuple[str, Window]]]:
+    """Yields ids and windows of the clips of each row, of most one."""
+    wanted = list_read_columns(shard.schema.names, store.config)
     if not wanted:
-        yield from (_default_id(shard_id, number, None, None) for number in range(start, stop))
+        for number in range(start, stop):
+            yield [(_default_id(shard_id, number, None, None), (None, None))]
         return
     for number, values in iterate_rows(shard, wanted, start, stop, _IDS_AT_ONCE):
         where = f"{shard.name}: row {number}"
-        window = parse_window(values, where, store.config)
-        yield parse_clip_id(values, where) or _default_id(shard_id, number, *window)
+        yield [
+            (parse_clip_id(values, where, store.config, window) or _default_id(shard_id, number, *window), window)
+            for window in parse_windows(values, where, store.config)
+        ]
 
 
 def _default_id(shard_id: str, number: int, start_s: float | None, end_s: float | None) -> str:
@@ -211,28 +244,21 @@ def _sample_uris(store: Store, location: Location, max_rows: int | None = None) 
         stop = shard.num_rows if max_rows is None else min(max_rows, shard.num_rows)
         for _, values in iterate_rows(shard, paths, 0, stop, _IDS_AT_ONCE):
             with suppress(VideoUnreadable):
-                yield resolve_uri(_split_cell(values[column])[1] or "", folder_of(location.uri))
+                folder = root_of(location.uri, store.config.video_root)
+                yield resolve_uri(_split_cell(values[column])[1] or "", folder)
 
 
 def _refer(
-    store: Store, videos: FetchedOnce, unit: WorkUnit, shard: ParquetShard, column: str, ids: list[str]
+    store: Store, videos: FetchedOnce, unit: WorkUnit, shard: ParquetShard, column: str, unit_rows: _UnitRows
 ) -> Iterator[tuple[ClipRef, Callable[[], FetchedVideo]]]:
     own = own_columns_of(store.config) | {column}
-    columns = [column, *list_metadata_columns(shard.schema, own), *(name for name in own if name in shard.schema.names)]
-    rows = iterate_rows(shard, [*dict.fromkeys(columns)], unit.start, unit.stop, _VIDEOS_AT_ONCE)
-    for clip_id, (number, values) in _pair_rows(ids, rows, shard.name):
-        source, fetch = _prepare_cell(store, videos, unit, values[column])
-        start_s, end_s = parse_window(values, f"{shard.name}: row {number}", store.config)
-        ref = ClipRef(
-            clip_id=clip_id,
-            unit_id=unit.unit_id,
-            source=source,
-            member=f"row {number}",
-            start_s=start_s,
-            end_s=end_s,
-            metadata=_dump_row(values, column, own),
-        )
-        yield ref, fetch
+    columns = [column, *list_metadata_columns(shard.schema, own)]
+    rows = iterate_rows(shard, [*dict.fromkeys(columns)], unit_rows.start, unit_rows.stop, _VIDEOS_AT_ONCE)
+    for clips, (number, values) in _pair_rows(unit_rows.clips, rows, shard.name):
+        metadata = _dump_row(values, column, own)
+        for clip_id, (start_s, end_s) in clips:
+            source, fetch = _prepare_cell(store, videos, unit, values[column])
+            yield ClipRef(clip_id, unit.unit_id, source, f"row {number}", start_s, end_s, metadata), fetch
 
 
 def _dump_row(values: Mapping[str, object], column: str, own: Collection[str]) -> str:
@@ -250,7 +276,7 @@ def _prepare_cell(
 ) -> tuple[str, Callable[[], FetchedVideo]]:
     video, uri = _split_cell(cell)
     if video is None and uri:
-        return prepare_fetch(videos.fetch, uri, folder_of(unit.shard))
+        return prepare_fetch(videos.fetch, uri, root_of(unit.shard, store.config.video_root))
     return strip_credentials(unit.shard), partial(_take_video, store, video)
 
 

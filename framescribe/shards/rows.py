@@ -9,29 +9,22 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from framescribe.shards.kinds import split_extension
 from framescribe.shards.naming import clean_id, window_suffix
+from framescribe.shards.windows import (
+    Window,
+    check_chosen_columns,
+    check_window_columns,
+    parse_windows,
+    show_value,
+    window_columns_of,
+)
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError
 from framescribe.storage.redaction import escape_json, strip_credentials
 
 _MAX_VIDEO_CHARS = 8192
-_BOUNDS = frozenset({"start", "begin", "end", "stop"})
-_BESIDE_BOUNDS = frozenset(
-    (
-        *("s", "sec", "secs", "second", "seconds", "ms", "msec", "time", "times", "timestamp", "timestamps", "tc"),
-        *("frame", "frames", "index", "idx", "clip", "segment", "window", "video", "scene", "shot", "t", "at"),
-    )
-)
-_WINDOWS = frozenset(
-    (
-        *("timestamp", "timestamps", "times", "window", "windows", "segment", "segments", "interval", "intervals"),
-        *("span", "timespan", "time_span", "time_range"),
-    )
-)
-_CLOCK = re.compile(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 _DECODER = json.JSONDecoder(parse_constant=str)
 _MAX_NUMBERS = 64  # a longer list is an embedding: no words about the clip, but kilobytes in every row
@@ -55,8 +48,8 @@ class ClipRow:
     metadata: Mapping[str, object]
 
 
-def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> ClipRow:
-    """Checks the columns of a manifest's row; empty values count as absent.
+def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> list[ClipRow]:
+    """Checks the columns of a manifest's row and returns its clips; empty values count as absent.
 
     Raises:
         InputError: a column is missing or holds what it cannot mean; `where` begins the message.
@@ -66,15 +59,17 @@ def parse_row(values: Mapping[str, object], where: str, config: ReadConfig) -> C
         raise InputError(f"{where}: {column_missing(values, config)}")
     video = values[column]
     if not isinstance(video, str) or not video.strip():
-        raise InputError(f"{where}: {column!r} is {_show(video)}, wanted the path or URI of a video")
+        raise InputError(f"{where}: {column!r} is {show_value(video)}, wanted the path or URI of a video")
     if len(video) > _MAX_VIDEO_CHARS or "\0" in video:
-        raise InputError(f"{where}: {column!r} is {_show(video)}, which is no path or URI")
+        raise InputError(f"{where}: {column!r} is {show_value(video)}, which is no path or URI")
     check_window_columns([name for name, value in values.items() if value not in (None, "")], where, config)
-    check_chosen_columns(values, where, config, enough=1)
-    start_s, end_s = parse_window(values, where, config)
+    check_chosen_columns(values, where, config, is_header=False)
     own = own_columns_of(config)
     metadata = {key: value for key, value in values.items() if key not in own and key != column}
-    return ClipRow(video.strip(), parse_clip_id(values, where), start_s, end_s, metadata)
+    return [
+        ClipRow(video.strip(), parse_clip_id(values, where, config, window), *window, metadata)
+        for window in parse_windows(values, where, config)
+    ]
 
 
 def default_clip_id(shard_id: str, row: ClipRow) -> str:
@@ -86,33 +81,21 @@ def default_clip_id(shard_id: str, row: ClipRow) -> str:
     return clean_id(f"{shard_id}/{split_extension(path)[0].strip('/')}{window_suffix(row.start_s, row.end_s)}")
 
 
-def parse_clip_id(values: Mapping[str, object], where: str) -> str | None:
-    """Returns the row's own id, cleaned, or None where it has none.
+def parse_clip_id(values: Mapping[str, object], where: str, config: ReadConfig, window: Window) -> str | None:
+    """Returns the id of a row's clip, cleaned, or None where it has none of its own.
+
+    Where one cell may hold several windows, the window is part of it.
 
     Raises:
         InputError: it is neither text nor an integer.
     """
-    clip_id = values.get("clip_id")
+    column = _id_column_of(config)
+    clip_id = values.get(column)
     if clip_id is None or clip_id == "":
         return None
     if isinstance(clip_id, bool) or not isinstance(clip_id, (str, int)):
-        raise InputError(f"{where}: 'clip_id' is {_show(clip_id)}, wanted a text or an integer")
-    return clean_id(str(clip_id))
-
-
-def parse_window(values: Mapping[str, object], where: str, config: ReadConfig) -> tuple[float | None, float | None]:
-    """Returns start and end of a row's clip in seconds from the start of its video, None where absent.
-
-    Raises:
-        InputError: they are no numbers, negative, or the window is empty.
-    """
-    columns = _window_columns_of(config)
-    if not columns:
-        return None, None
-    start_s, end_s = (_parse_seconds(values, name, where) for name in columns)
-    if end_s is not None and end_s <= (start_s or 0.0):
-        raise InputError(f"{where}: the window from {start_s or 0.0} s to {end_s} s is empty")
-    return start_s, end_s
+        raise InputError(f"{where}: {column!r} is {show_value(clip_id)}, wanted a text or an integer")
+    return clean_id(str(clip_id) + (window_suffix(*window) if config.column_of("windows") else ""))
 
 
 def video_column_of(config: ReadConfig) -> str:
@@ -122,52 +105,22 @@ def video_column_of(config: ReadConfig) -> str:
 
 def own_columns_of(config: ReadConfig) -> frozenset[str]:
     """Returns the columns beside the video's that are no metadata."""
-    return frozenset({"clip_id", *_window_columns_of(config)})
+    return frozenset({_id_column_of(config), *window_columns_of(config)})
+
+
+def list_read_columns(names: Collection[str], config: ReadConfig) -> list[str]:
+    """Returns which of the columns that there are tell ids and windows, sorted."""
+    read = own_columns_of(config) | {name for role, name in config.columns if role in ("windows", "fps")}
+    return sorted(read.intersection(names))
 
 
 def column_missing(names: Collection[str], config: ReadConfig) -> str:
     """Says that the column of videos is not there, which are, and what to do."""
     return (
-        f"no column {video_column_of(config)!r}: name the column of the videos with --video-column; known are "
-        f"'video', 'clip_id', 'start_s' and 'end_s', all others are metadata; seen: {', '.join(names)[:200]!a}"
+        f"no column {video_column_of(config)!r}: name the column of the videos with --video-column or "
+        "--columns; known are 'video', 'clip_id', 'start_s' and 'end_s', all others are metadata; seen: "
+        f"{', '.join(names)[:200]!a}"
     )
-
-
-def check_window_columns(names: Collection[str], where: str, config: ReadConfig) -> None:
-    """Refuses columns that look like a window under another name: the whole video would be annotated in its place.
-
-    Raises:
-        InputError: with the columns and what to do.
-    """
-    if config.window_columns is not None or "start_s" in names or "end_s" in names:
-        return
-    suspects = [name for name in names if looks_like_window(name)]
-    if suspects:
-        shown = ", ".join(map(ascii, suspects[:4]))
-        raise InputError(
-            f"{where}: {shown} looks like the window of a clip in its video, which is read from 'start_s' and 'end_s', "
-            "in seconds: rename the columns, or name two that hold seconds or H:MM:SS with --window-columns START,END; "
-            "--window-columns none takes every video whole, and these columns as metadata"
-        )
-
-
-def check_chosen_columns(names: Collection[str], where: str, config: ReadConfig, enough: int) -> None:
-    """Raises InputError where fewer than `enough` of the columns that `--window-columns` names are there."""
-    chosen = config.window_columns or ()
-    missing = [name for name in chosen if name not in names]
-    if chosen and len(chosen) - len(missing) < enough:
-        shown = " and ".join(map(ascii, missing))
-        raise InputError(f"{where}: no column {shown} (--window-columns); seen: {', '.join(names)[:200]!a}")
-
-
-@lru_cache(maxsize=4096)
-def looks_like_window(name: str) -> bool:
-    """Whether a column is called as if it held an end of a clip: `start`, `endTime`, `clip_start_frame`."""
-    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
-    if "_".join(words) in _WINDOWS:
-        return True
-    words = [part for word in words for part in _split_bound(word)]
-    return any(word in _BOUNDS for word in words) and all(word in _BOUNDS | _BESIDE_BOUNDS for word in words)
 
 
 def merge_sidecars(sidecars: Mapping[str, bytes]) -> dict[str, JsonValue]:
@@ -220,48 +173,8 @@ def parse_json(text: str) -> JsonValue:
     return value
 
 
-def _window_columns_of(config: ReadConfig) -> tuple[str, ...]:
-    """Returns the columns with the start and the end of a clip; none where every video is taken whole."""
-    return ("start_s", "end_s") if config.window_columns is None else config.window_columns
-
-
-def _split_bound(word: str) -> list[str]:
-    """Splits `starttime` and `endframe`, which are written without a line between their words."""
-    for bound in _BOUNDS:
-        if word.startswith(bound) and word[len(bound) :] in _BESIDE_BOUNDS:
-            return [bound, word[len(bound) :]]
-    return [word]
-
-
-def _parse_seconds(values: Mapping[str, object], name: str, where: str) -> float | None:
-    value = values.get(name)
-    if value is None or value == "":
-        return None
-    seconds = _read_seconds(value)
-    if not (math.isfinite(seconds) and 0 <= seconds < 1e9):
-        raise InputError(
-            f"{where}: {name!r} is {_show(value)}, wanted seconds from the video's start, such as 12.5 or 0:00:12.5"
-        )
-    return seconds
-
-
-def _read_seconds(value: object) -> float:
-    """Returns the seconds that a number, a text or a duration says, NaN where it says none."""
-    if isinstance(value, dt.timedelta):
-        return value.total_seconds()
-    clock = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
-    if clock:
-        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
-    try:
-        return float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        return math.nan
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "missing"
-    return ascii(strip_credentials(value)[:80]) if isinstance(value, str) else ascii(value)[:80]
+def _id_column_of(config: ReadConfig) -> str:
+    return config.column_of("clip_id") or "clip_id"
 
 
 def _make_plain(value: object) -> JsonValue:

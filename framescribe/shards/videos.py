@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -131,6 +132,14 @@ def folder_of(shard: str) -> str:
     return shard.split("?", 1)[0].rpartition("/")[0] if "://" in shard else str(Path(shard).parent)
 
 
+def root_of(shard: str, video_root: str | None) -> str:
+    """Returns what relative names in the rows of a shard begin at: `--video-root`, else the shard's folder."""
+    if video_root is None:
+        return folder_of(shard)
+    root = video_root.removeprefix("file://")
+    return root if "://" in root else os.path.abspath(os.path.expanduser(root))
+
+
 def join_uri(folder: str, relative: str) -> str:
     """Joins a folder's URI and a path relative to it; `..` is resolved but never leaves the store's host or bucket."""
     scheme, separator, rest = folder.rpartition("://")
@@ -218,7 +227,7 @@ def check_some_found(store: Store, shard: str, uris: Sequence[str]) -> None:
         first = clean_text(strip_credentials(missing[0]))
         raise InputError(
             f"{shard}: none of {len(missing)} videos that were looked for is there, the first is {first!r}: relative "
-            "paths begin at the folder of the file that names them"
+            "paths begin at the folder of the file that names them, or at --video-root"
         )
     if missing:
         _log.warning("%s: %d of %d videos that were looked for are not there", shard, len(missing), len(looked_for))

@@ -153,7 +153,7 @@ class Store:
         """Raises `AddressRefused` for what rows of a shard may not name, whatever they call it."""
         scheme = uri.partition("://")[0].lower() if "://" in uri else "file"
         if scheme in ("file", "local"):
-            allowed = protocol_of(shard) == "file"
+            allowed = protocol_of(shard) == "file" or self._is_below_root(uri)
         elif uri.partition("://")[2].startswith("arn:"):  # of a bucket that lies elsewhere than at the endpoint
             allowed = origin_of(uri) in self.config.trusted_hosts
         elif scheme in _AZURE and "@" in uri.partition("://")[2].partition("/")[0]:
@@ -166,6 +166,14 @@ class Store:
                 f"a row names {strip_credentials(uri)!r}, wanted a path or {', '.join(ROW_PROTOCOLS)}: other addresses "
                 "are opened where --input names them, or --trusted-hosts their protocol and host"
             )
+
+    def _is_below_root(self, uri: str) -> bool:
+        """Whether a local path lies in the folder of this machine that `--video-root` names."""
+        root = self.config.video_root
+        if root is None or protocol_of(root) != "file" or "://" in uri:
+            return False
+        root = os.path.abspath(os.path.expanduser(root.removeprefix("file://")))
+        return os.path.normpath(uri).startswith(os.path.join(root, ""))
 
     def _is_own_account(self, uri: str) -> bool:
         options = select_options(uri, self.options)
