@@ -43,7 +43,11 @@ def annotate(request: AnnotateRequest) -> Published | None:
         TooManyFailedClipsError: the tables are there, without `_SUCCESS`.
         whatever stops a run: bad inputs, other settings in the output, a broken store or device.
     """
-    plan = inspect(request)
+    return annotate_plan(inspect(request))
+
+
+def annotate_plan(plan: StartPlan) -> Published | None:
+    """Does so with a start that was inspected already."""
     for check in CHECKS:
         check(plan)
     with _serve_metrics(plan) as metrics:
@@ -61,7 +65,7 @@ def annotate(request: AnnotateRequest) -> Published | None:
             record_end(plan.store, replace(plan.record, counters=counters, summary=summary.to_json(), **taken))
             _say(describe_comparison(outcome.compared) if outcome else None)
             _say(describe_reuse(counters) if plan.reusable else None)
-            if request.is_verbose:
+            if plan.request.is_verbose:
                 _say(describe_counters(counters), describe_waits(counters))
     _say("building the tables")
     own = OwnUnits(plan.record.fingerprint, frozenset(unit.unit_id for unit in plan.units))

@@ -25,6 +25,7 @@ from pipeline.annotate import annotate
 from pipeline.config import CannotStart, RunConfig, UnitConfig
 from pipeline.machines import read_machines
 from pipeline.options import DEFAULT_MODEL, Command
+from pipeline.pilot_flags import name_setting, write_full_command
 from pipeline.progress import describe_start, describe_units, describe_windows, write_count, write_size
 from pipeline.runners import is_in_process
 from pipeline.start import AnnotateRequest, inspect
@@ -72,6 +73,30 @@ def run_plan(command: Command) -> None:
         lines.append(describe_windows(split_s, *finished))
     for line in (*lines, "", *render(report)):
         print(line, file=sys.stderr)
+
+
+def run_pilot(command: Command) -> None:
+    """Tries settings on some clips, and writes a page that shows what came of them and what the full run would take."""
+    from pipeline.pilot import PilotRun, pilot
+
+    flags = command.flags
+    if is_in_process(flags.runner):
+        check_driver(flags.device)
+    output, runs = flags.output.rstrip("/"), dict[str, PilotRun]()
+    for recipe in flags.recipes:
+        for frames in flags.frame_settings:
+            name = name_setting(recipe, frames)
+            setting = {"recipe": recipe, "num_frames": frames.num_frames, "fps": frames.fps}
+            of_run, of_full = (
+                replace(command, flags=Namespace(**{**vars(flags), **setting, **places}))
+                for places in ({"output": f"{output}/{name}"}, {"output": f"{output}_full", "sample": None})
+            )
+            full_command = write_full_command(command.arguments, recipe, frames, output)
+            if name in runs:
+                raise CannotStart(f"two settings of this pilot would be {output}/{name}: name each once")
+            requests = _request(of_run), _request(of_full)
+            runs[name] = PilotRun(requests[0].config.recipe.name, frames.words, *requests, full_command)
+    print(f"open {pilot(output, [*runs.values()])}")
 
 
 def run_ask(command: Command) -> None:
@@ -186,6 +211,7 @@ COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
     {
         "annotate": run_annotate,
         "plan": run_plan,
+        "pilot": run_pilot,
         "publish": run_publish,
         "export": run_export,
         "ask": run_ask,

@@ -31,6 +31,7 @@ from pipeline.flag_values import (
     parse_positive_int,
     parse_storage_options,
 )
+from pipeline.pilot_flags import PILOT_TEXTS, add_pilot_flags
 from pipeline.plan_flags import (
     PLAN_TEXTS,
     add_column_flags,
@@ -47,18 +48,19 @@ from transforms.worker import WorkerConfig
 
 EPILOG = "Flags of Apache Beam and its runners pass through, for example --direct_num_workers=2."
 DEFAULT_MODEL = "lmms-lab/LLaVA-Video-7B-Qwen2"
-_RUN_BY_BEAM = ("annotate", "plan")  # these take flags of Beam
+_RUN_BY_BEAM = ("annotate", "plan", "pilot")  # these take flags of Beam
 _ATTENTION = [name for name in ATTENTION if name is not None]
 STORAGE_OPTIONS = "FRAMESCRIBE_STORAGE_OPTIONS"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What was typed: the sub-command, our flags, and the flags that are for Beam."""
+    """What was typed: the sub-command, our flags, the flags that are for Beam, and all as it was typed."""
 
     name: str
     flags: argparse.Namespace
     beam_flags: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
@@ -88,7 +90,7 @@ def parse_command(arguments: Sequence[str]) -> Command:
         )
     if unknown:
         check_known_to_runner(command, unknown, flags.runner)
-    return Command(flags.command, flags, tuple(unknown))
+    return Command(flags.command, flags, tuple(unknown), tuple(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     used = [*plan._actions]
     _add_flags_of_work(plan)
     relax_for_plan(plan, used)
+    pilot = commands.add_parser("pilot", allow_abbrev=False, **PILOT_TEXTS)
+    for add_flags in (_add_input_flags, _add_flags_of_work, add_machines_flag, add_pilot_flags):
+        add_flags(pilot)
     publish = commands.add_parser(
         "publish", help="build the tables of a run, finished or not, from its parts", allow_abbrev=False
     )

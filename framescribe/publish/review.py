@@ -131,20 +131,36 @@ def _to_script(content: object) -> str:
 
 def _write_sheet(folder: Path, videos: SourceVideos, clip: Row, num_frames: int) -> tuple[str | None, list[float]]:
     """Returns the path of the contact sheet of a clip, and the times of its frames; None where there is none."""
-    if not num_frames:
-        return None, []
-    wanted = take_evenly(clip["frame_indices"], num_frames)
-    try:
-        frames = read_frames(videos.find(clip), wanted, _FRAME_PX)
-    except (VideoUnreadable, UndecodableClip):
+    sheet, times_s = make_sheet(videos, clip, num_frames, _FRAME_PX)
+    if sheet is None:
         return None, []
     key = file_key(str(clip["clip_id"]))
     path = folder / "thumbs" / key[-2:] / f"{key}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_join(frames))
+    path.write_bytes(sheet)
+    return path.relative_to(folder).as_posix(), times_s
+
+
+def make_sheet(videos: SourceVideos, clip: Row, num_frames: int, frame_px: int) -> tuple[bytes | None, list[float]]:
+    """Returns some of the frames that the model saw, side by side as one JPEG, and their times in seconds.
+
+    Args:
+        clip: a row of the table `clips`.
+        frame_px: longer side of a frame, at most.
+
+    Returns:
+        None for the sheet where no frame can be had or none is wanted; no times where some frames are missing.
+    """
+    if not num_frames:
+        return None, []
+    wanted = take_evenly(clip["frame_indices"], num_frames)
+    try:
+        frames = read_frames(videos.find(clip), wanted, frame_px)
+    except (VideoUnreadable, UndecodableClip):
+        return None, []
     time_of = dict(zip(clip["frame_indices"], clip["timestamps_s"], strict=True))
     times_s = [round(time_of[index], 3) for index in wanted] if len(wanted) == len(frames) else []
-    return path.relative_to(folder).as_posix(), times_s
+    return _join(frames), times_s
 
 
 def _join(frames: Sequence[bytes]) -> bytes:
