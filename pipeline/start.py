@@ -143,8 +143,9 @@ class StartPlan:
         """What run.json shall say."""
         record = record_run(self.config, self.checkpoint, self.model, self.dtype)
         seen = None if self.request.overwrite else self.found.record
-        measured = seen.measured if seen is not None and seen.fingerprint == record.fingerprint else {}
-        record = replace(record, limited=asdict(self.limited) if self.limited else {}, measured=measured)
+        record = replace(record, limited=asdict(self.limited) if self.limited else {})
+        if seen is not None and seen.fingerprint == record.fingerprint:
+            record = replace(record, measured=seen.measured, counters=seen.counters)  # until this start has ended
         if self.earlier is None or self.earlier.record is None:
             return record
         reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}

@@ -256,7 +256,7 @@ def _run_shell(line: str) -> subprocess.CompletedProcess[str]:
 def test_without_a_sub_command_the_help_is_shown():
     done = _run_shell("framescribe")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "annotate | plan | publish" in done.stderr
+    assert "annotate | plan | pilot | publish" in done.stderr
     assert "read clips, annotate them, write tables" in done.stderr
 
 
