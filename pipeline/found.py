@@ -129,9 +129,9 @@ def find_answers(
     others = AnsweredClips.none()
     if len(same) < len(inputs.units):
         others = list_answered(store, {*unit_ids} - same, run.fingerprint)
-    in_same = sum(unit.stop - unit.start for unit in inputs.units if unit.unit_id in same)
+    in_same = sum(unit.num_clips for unit in inputs.units if unit.unit_id in same)
     in_others = int(others.contains(inputs.video_hashes).sum())
-    return FoundAnswers(run, min(in_same + in_others, len(inputs.video_hashes)), others)
+    return FoundAnswers(run, min(in_same + in_others, sum(unit.num_clips for unit in inputs.units)), others)
 
 
 def find_own_answers(

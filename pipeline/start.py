@@ -145,7 +145,8 @@ class StartPlan:
         seen = None if self.request.overwrite else self.found.record
         record = replace(record, limited=asdict(self.limited) if self.limited else {})
         if seen is not None and seen.fingerprint == record.fingerprint:
-            record = replace(record, measured=seen.measured, counters=seen.counters)  # until this start has ended
+            kept = {name: getattr(seen, name) for name in ("measured", "counters", "summary")}
+            record = replace(record, **kept)  # until this start has ended
         if self.earlier is None or self.earlier.record is None:
             return record
         reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}
