@@ -16,7 +16,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from framescribe.publish.export import PublishedTables, SourceVideos
-from framescribe.publish.export_rows import Row
+from framescribe.publish.export_questions import Row
 from framescribe.publish.review import make_sheet
 from schemas.tables import TABLES
 
