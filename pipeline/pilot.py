@@ -65,10 +65,12 @@ def pilot(output: str, runs: Sequence[PilotRun]) -> str:
     )
     for number, (run, plan) in enumerate(zip(runs, plans, strict=True), start=1):
         _say(f"setting {number} of {len(runs)}: {run.recipe}, {run.frames}")
-        if annotate_plan(plan) is None:
+        published = annotate_plan(plan)
+        if published is None:
             raise CannotStart(
                 f"--runner {run.request.runner} only wrote a description of its job, and a pilot needs what comes of it"
             )
+        _say(published.summary.describe(published.report.num_failed))
     _say("counting what the full run would take, and looking at the frames again for the page")
     machines = read_machines(runs[0].request.machines)
     found = [count_rows(_describe(run, _inspect_like(first, run.full), machines)) for run in runs]

@@ -196,7 +196,7 @@ def _compare(settings: Sequence[Found]) -> str:
 
 def _cheapest(setting: PilotSetting) -> str:
     priced = [offer for offer in setting.offers if offer.cost]
-    return f"{priced[0].cost}, {priced[0].wall_time} on {priced[0].machine}" if priced else "-"
+    return "{0.cost}, {0.wall_time} on {0.machine} ({0.basis})".format(priced[0]) if priced else "-"
 
 
 def _list_ok(rows: Iterable[Row]) -> list[Row]:
@@ -266,7 +266,8 @@ def _offer(setting: PilotSetting) -> str:
     here = f"<p>Where the pilot was ({_text(setting.device or 'device not known')}): {_text(setting.here)}.</p>\n"
     return (
         f"<article><h3>{_name(setting)}</h3>\n{here if setting.here else ''}{_table(head, rows) if rows else ''}"
-        f"<p>This command annotates everything so. It takes the answers of the pilot, and asks nothing twice:</p>\n"
+        "<p>This command annotates all clips with this setting. It takes the answers of the pilot, and asks nothing "
+        "twice:</p>\n"
         f'<pre class="command">{_text(setting.command)}</pre></article>\n'
     )
 
