@@ -145,8 +145,7 @@ class StartPlan:
         seen = None if self.request.overwrite else self.found.record
         record = replace(record, limited=asdict(self.limited) if self.limited else {})
         if seen is not None and seen.fingerprint == record.fingerprint:
-            kept = {name: getattr(seen, name) for name in ("measured", "counters", "summary")}
-            record = replace(record, **kept)  # until this start has ended
+            record = replace(record, measured=seen.measured, counters=seen.counters, summary=seen.summary)
         if self.earlier is None or self.earlier.record is None:
             return record
         reused = {"output": self.earlier.store.address(""), "fingerprint": self.earlier.record.fingerprint}
@@ -204,8 +203,7 @@ class StartPlan:
     @cached_property
     def reusable(self) -> tuple[FoundAnswers, ...]:
         """Where answers are taken from: the earlier run, what was set aside here, and units that count no more."""
-        request, found = self.request, list[FoundAnswers]()
-        options = request.config.storage_options
+        request, options, found = self.request, self.request.config.storage_options, list[FoundAnswers]()
         if self.earlier is not None and self.earlier.record is not None:
             place = str(self.earlier.store.local_path or request.reuse_from)
             run = ReusableRun(place, self.earlier.record.fingerprint, storage_options=options)
