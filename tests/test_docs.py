@@ -62,18 +62,23 @@ def _texts_of_programs():
 
 
 @pytest.mark.slow
-def test_every_command_of_the_tutorial_runs(tmp_path):
+def test_every_command_of_the_tutorial_and_the_how_to_pages_runs(tmp_path):
     for folder in ("demo", "framescribe"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    commands = _commands("tutorial.md")
+    (tmp_path / "ids.txt").write_text("clips/01_left\n")
+    commands = [command for page in ("tutorial.md", "how_to.md", "training.md") for command in _commands(page)]
     for command in commands:
         run = [sys.executable, str(ROOT / "run_pipeline.py"), *shlex.split(command)[1:]]
         done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    assert len(commands) == 6
+    assert len(commands) == 16
     assert (tmp_path / "out/first_review/index.html").is_file()
-    assert pq.read_table(tmp_path / "out/second/clips").num_rows == 12
+    assert pq.read_table(tmp_path / "out/second/clips").num_rows == 11
+    assert pq.read_table(tmp_path / "out/second/failures")["reason"].to_pylist() == ["withdrawn"]
+    assert pq.read_table(tmp_path / "out/look/clips").num_rows == 4
+    assert pq.read_table(tmp_path / "out/third/clips").num_rows == 12
     assert (tmp_path / "out/first_hf/README.md").is_file()
+    assert (tmp_path / "out/first_llava/train.yaml").is_file()
 
 
 @pytest.mark.slow
