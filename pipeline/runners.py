@@ -272,7 +272,7 @@ def _shorten_trace(record: logging.LogRecord) -> bool:
 
 
 def _has_no_trace(record: logging.LogRecord) -> bool:
-    is_of_beam = record.name.startswith("apache_beam.runners.")
+    is_of_beam = record.name.startswith(("apache_beam.runners.", "grpc."))
     return not (is_of_beam and (record.exc_info or _TRACE in record.getMessage()))
 
 

@@ -199,13 +199,13 @@ def test_no_descriptor_and_no_memory_is_left_behind(pool, video):
     before = psutil.Process().num_fds()
     for _ in range(20):
         pool.submit(video.read_bytes()).result()
-    assert _wait_for_descriptors(before) == before
+    assert _wait_for_descriptors(before) <= before  # fewer where those of a test before went meanwhile
 
 
 def _wait_for_descriptors(number: int) -> int:
-    """Returns the open files once they are `number`: the pool's thread lets go of a clip after its future is done."""
+    """Returns the open files, once at most `number`: the pool's thread lets go of a clip after its future is done."""
     deadline_s = time.monotonic() + 5
-    while psutil.Process().num_fds() != number and time.monotonic() < deadline_s:
+    while psutil.Process().num_fds() > number and time.monotonic() < deadline_s:
         time.sleep(0.01)
     return psutil.Process().num_fds()
 

@@ -232,7 +232,8 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(
     monkeypatch.setattr(decoder.decoder, "run", run)
     requests = [(1, 2, QUESTIONS[2], 30)]
     assert _ask(static, requests, 2) == _ask(plain, requests, 2)
-    assert caplog.text.count("such steps run kernel by kernel") == 1
+    said = [record.getMessage() for record in caplog.records if "run kernel by kernel" in record.getMessage()]
+    assert len(said) == len(set(said)) > 0  # once for each shape
     assert allocator.streams[-1] == "usual"
 
 

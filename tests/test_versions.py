@@ -26,6 +26,7 @@ from schemas.run_columns import (
     describe_other_versions,
     find_versions,
 )
+from schemas.tables import OUTPUT_FORMAT
 from tests.support.output_fixtures import RUN, make_annotation, make_failed, memory_output
 from tests.support.run_fixtures import ROOT
 from transforms.commit_parts import CommitPartsConfig, CommitPartsFn
@@ -191,7 +192,8 @@ def test_a_run_of_a_newer_format_is_refused_by_its_name(folder):
     before = snapshot(folder / "annotated")
     for refused in (annotate(folder), framescribe(folder, "publish", "--output", "annotated")):
         assert refused.returncode == 1
-        assert "run.json has format 99, this FrameScribe reads formats up to 3: use FrameScribe 7.0.0" in refused.stderr
+        known = f"this FrameScribe reads formats up to {OUTPUT_FORMAT}"
+        assert f"run.json has format 99, {known}: use FrameScribe 7.0.0" in refused.stderr
     assert snapshot(folder / "annotated") == before
 
 
@@ -201,7 +203,7 @@ def test_a_part_of_a_newer_format_is_refused_by_its_name(folder):
     pq.write_table(part.replace_schema_metadata({**part.schema.metadata, b"format": b"99"}), path)
     refused = framescribe(folder, "publish", "--output", "annotated")
     assert refused.returncode == 1
-    assert f"{path.name} has format 99, this FrameScribe reads formats up to 3" in refused.stderr
+    assert f"{path.name} has format 99, this FrameScribe reads formats up to {OUTPUT_FORMAT}" in refused.stderr
 
 
 def test_columns_that_came_later_are_null_in_an_older_part_and_missed_in_one_of_today():

@@ -74,7 +74,7 @@ def test_the_installed_command_annotates_the_demo_clips_from_another_folder(inst
     ]  # fmt: skip
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "captions 12" in done.stdout
+    assert "12 clips in" in done.stdout
     assert (tmp_path / "annotated" / "_SUCCESS").exists()
 
 
