@@ -21,31 +21,31 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`, but for those of stores."""
     _add_places(parser, "new local folder to write to")
     statuses = default_of(Selection, "statuses")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="what is written")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="format to write")
     parser.add_argument(
         "--status",
         nargs="+",
         default=sorted(statuses),
         metavar="STATUS",
-        help=f"rows with these statuses (default: {' '.join(sorted(statuses))})",
+        help=f"only rows with these statuses (default: {' '.join(sorted(statuses))})",
     )
     parser.add_argument(
         "--types",
         nargs="+",
         metavar="TYPE",
-        help=f"kinds of rows ({', '.join(KINDS)}) and types of questions; all",
+        help=f"only these kinds of rows ({', '.join(KINDS)}) and types of questions (default: all)",
     )
     parser.add_argument(
         "--only-consistent",
         action="store_true",
-        help="questions that a second look confirmed: is_consistent or is_rotation_consistent, where there are such",
+        help="only questions with is_consistent or is_rotation_consistent, where they have one of the two",
     )
     parser.add_argument(
         "--min-score",
         type=parse_fraction,
         metavar="X",
-        help="questions whose answer has a probability of X or higher for each token, or a recheck_score where it was "
-        f"only asked again; default: a probability of {MIN_PROBABILITY}, and what was not scored; 0 takes all",
+        help="only questions whose answer has a probability of at least X per token, or a recheck_score where it was "
+        f"only asked again (default: a probability of {MIN_PROBABILITY}, or no score; 0: all that have one)",
     )
     parser.add_argument(
         "--drop-blind",
@@ -53,25 +53,25 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=BLIND_SCORE,
         metavar="X",
-        help=f"leave out questions whose answer without the video is as likely as X ({BLIND_SCORE}) or more",
+        help=f"leave out questions whose answer has a probability of at least X ({BLIND_SCORE}) without the video",
     )
     parser.add_argument(
         "--drop-giveaways", action="store_true", help="leave out multiple choices that can be answered by their form"
     )
-    parser.add_argument("--decisions", type=Path, metavar="FILE", help="what the page of `review` saved")
-    of_videos = "fraction of the videos for"
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="file that the page of `review` saved")
+    of_videos = "fraction of the source videos for"
     add_setting(parser, "--validation", Selection, "validation_fraction", f"{of_videos} validation", parse_fraction)
     add_setting(parser, "--test", Selection, "test_fraction", f"{of_videos} tests", parse_fraction)
-    add_setting(parser, "--seed", Selection, "seed", "of splits, requests, letters and closing lines", parse_count)
+    add_setting(parser, "--seed", Selection, "seed", "seed of splits, requests, letters and closing lines", parse_count)
     parser.add_argument(
-        "--max-frames", type=parse_positive_int, metavar="N", help="messages: images per clip; all that the model saw"
+        "--max-frames", type=parse_positive_int, metavar="N", help="messages: most images per clip (default: all)"
     )
-    side = "messages: longer side of images"
+    side = "messages: longer side of images, at most"
     add_setting(parser, "--max-side", ExportConfig, "max_side_px", side, parse_positive_int, "PX")
     add_setting(
         parser, "--clips-per-shard", ExportConfig, "clips_per_shard", "webdataset: clips per tar", parse_positive_int
     )
-    parser.add_argument("--no-videos", action="store_true", help="hf: texts alone")
+    parser.add_argument("--no-videos", action="store_true", help="hf: write only texts")
     _add_video_column(parser)
 
 
@@ -98,7 +98,7 @@ def add_withdraw_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="folders of export and review made of this run: they are removed, make them again",
+        help="folders of export and review made of this run: they are removed, to be made again",
     )
 
 

@@ -123,14 +123,22 @@ def build_parser() -> argparse.ArgumentParser:
     for add_flags in (_add_input_flags, _add_flags_of_work, add_machines_flag, add_pilot_flags):
         add_flags(pilot)
     publish = commands.add_parser(
-        "publish", help="build the tables of a run, finished or not, from its parts", allow_abbrev=False
+        "publish", help="build the tables of a run, also of an unfinished one", allow_abbrev=False
     )
     publish.add_argument("--output", type=parse_place, required=True, metavar="FOLDER", help="folder or URI of the run")
     _add_storage_flag(publish)
     for name, add_flags, text in (
-        ("export", add_export_flags, "write what a run published, with its videos, in a form that trainers read"),
-        ("review", add_review_flags, "write a page that shows what a run published and takes decisions"),
-        ("withdraw", add_withdraw_flags, "take clips out of a run and all that was made of it, for good"),
+        (
+            "export",
+            add_export_flags,
+            "write the published rows of a run, with their videos, in a format that trainers read",
+        ),
+        (
+            "review",
+            add_review_flags,
+            "write a page that shows the published rows of a run, to accept, reject and correct them",
+        ),
+        ("withdraw", add_withdraw_flags, "remove clips for good from a run and from the exports that are named"),
     ):
         reader = commands.add_parser(name, help=text, allow_abbrev=False)
         add_flags(reader)
@@ -189,8 +197,8 @@ def _add_store_flags(parser: argparse._ActionsContainer) -> None:
         nargs="+",
         default=[*default_of(ReadConfig, "trusted_hosts")],
         metavar="HOST",
-        help="hosts (host or host:port), besides those that other flags name, that rows may reach in a private network "
-        "and that get the headers of --storage-options",
+        help="further hosts (host or host:port) that rows may name in a private network and that get the headers of "
+        "--storage-options; hosts in other flags are trusted already",
     )
 
 
@@ -201,7 +209,7 @@ def _add_storage_flag(parser: argparse._ActionsContainer) -> None:
         default=os.environ.get(STORAGE_OPTIONS) or "{}",
         metavar="JSON",
         help="fsspec options, as in pandas: '{\"anon\": true}', or @FILE, which `ps` does not show; never written "
-        f"anywhere; {STORAGE_OPTIONS} in the environment is their default",
+        f"anywhere; default: the environment variable {STORAGE_OPTIONS}",
     )
 
 
@@ -215,25 +223,25 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="folder or URI; rerun the command to resume",
     )
     again = group.add_mutually_exclusive_group()
-    again.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder first")
-    again.add_argument("--retry-failed", action="store_true", help="try the clips again that failed in this output")
+    again.add_argument("--overwrite", action="store_true", help="first remove the run that is in the output folder")
+    again.add_argument("--retry-failed", action="store_true", help="try the failed clips of this output again")
     group.add_argument(
         "--allow-other-versions",
         action="store_true",
-        help="go on with a run, or take its answers, under another minor version of FrameScribe, torch or transformers",
+        help="resume a run, or reuse answers, although FrameScribe, torch or transformers has another minor version",
     )
     group.add_argument(
         "--changed-inputs",
         choices=("keep", "redo"),
-        help="what becomes of finished clips whose inputs have changed since: kept as they are, or done again",
+        help="finished clips whose inputs have changed since: keep them as they are, or redo them",
     )
     group.add_argument(
         "--reuse-from",
         type=parse_place,
         metavar="FOLDER",
-        help="output of an earlier run of the same model and frames: what it asked about a clip is not asked again",
+        help="output of an earlier run with the same model and frames: its answers are not asked for again",
     )
-    most = "stop once more than this fraction of the clips failed; a run of which every clip failed is never a success"
+    most = "stop when more than this fraction of the clips failed; a run in which every clip failed is never a success"
     add_setting(group, "--max-failed-fraction", FailurePolicy, "max_failed_fraction", most, parse_fraction)
 
 
@@ -247,10 +255,13 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pool-mode", choices=("average", "max", "bilinear"), help="how frames are pooled (default: the checkpoint's)"
     )
-    layout = "how frames, times and question are put together"
+    layout = "order of frames, times and question in the prompt"
     add_setting(group, "--prompt-layout", EngineConfig, "prompt_layout", layout, PROMPT_LAYOUTS)
     group.add_argument(
-        "--kv-cache-gib", type=parse_positive_float, metavar="X", help="GiB for keys and values (default: what is free)"
+        "--kv-cache-gib",
+        type=parse_positive_float,
+        metavar="X",
+        help="GiB for keys and values (default: all free memory of the device)",
     )
 
 
@@ -275,7 +286,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(SHIPPED)}, or a YAML file (default: %(default)s)",
     )
-    group.add_argument("--no-loop-stop", action="store_true", help="let completions that repeat themselves go on")
+    group.add_argument("--no-loop-stop", action="store_true", help="do not stop completions that repeat themselves")
 
 
 def _add_num_frames_flag(parser: argparse._ActionsContainer) -> None:
@@ -292,10 +303,15 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--split-seconds", type=parse_positive_float, metavar="S", help="cut longer videos into windows")
     add_setting(
-        group, "--time-base", SamplingConfig, "time_base", "true times, or the model card's arithmetic", TIME_BASES
+        group,
+        "--time-base",
+        SamplingConfig,
+        "time_base",
+        "times of frames: true ones (pts), or computed as in the model card",
+        TIME_BASES,
     )
-    add_setting(group, "--decoder", SamplingConfig, "decoder", "auto is pyav", DECODERS)
-    seconds = "seconds that decoding one clip may take"
+    add_setting(group, "--decoder", SamplingConfig, "decoder", "library that decodes videos; auto is pyav", DECODERS)
+    seconds = "most seconds for decoding one clip"
     add_setting(group, "--decode-deadline", SamplingConfig, "deadline_s", seconds, parse_positive_float)
     text = "a damaged clip is annotated if at least this fraction of its frames can be decoded"
     add_setting(group, "--min-decoded-fraction", SamplingConfig, "min_decoded_fraction", text, parse_fraction)
@@ -307,7 +323,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--runner",
         default=DEFAULT_RUNNER,
         metavar="NAME",
-        help="as in Beam; DirectRunner is this process (default: %(default)s)",
+        help="Beam's runner; DirectRunner runs in this process (default: %(default)s)",
     )
     group.add_argument(
         "--decoder-processes",
@@ -321,12 +337,17 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_positive_float,
         default=default_of(WorkerConfig, "frame_memory_bytes") / 2**30,
         metavar="X",
-        help="GiB of decoded frames that a worker holds (default: %(default)g)",
+        help="GiB of decoded frames that a worker keeps in memory (default: %(default)g)",
     )
-    text = "clips of a worker between two checks that a known clip is still answered as at the start; 0: never"
+    text = "each worker checks after every N clips that a known clip is still answered as at its start; 0: never"
     add_setting(group, "--canary-every", WorkerConfig, "canary_every", text, parse_count)
     add_setting(
-        group, "--prefetch-clips", WorkerConfig, "prefetch_clips", "clips in the model per worker", parse_positive_int
+        group,
+        "--prefetch-clips",
+        WorkerConfig,
+        "prefetch_clips",
+        "clips that are in the model at once, per worker",
+        parse_positive_int,
     )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from pipeline.flag_values import parse_columns, parse_count, parse_place, parse_positive_int, parse_window_columns
 
 PLAN_TEXTS: dict[str, Any] = {  # Any: what `add_parser` takes
-    "help": "say what a run would take: clips, tokens, GPU hours, cost; writes nothing",
+    "help": "estimate what a run would take: clips, tokens, GPU hours, cost; writes nothing",
     "usage": "%(prog)s --input URI [URI ...] [flags]",
     "epilog": "Reads headers of up to 200 clips, and with --model the model's configuration. With --output it says "
-    "what is done there, and follows what a run there took. Other flags of annotate are taken and change nothing, so "
-    "that its command line can be tried.",
+    "what is done there, and uses the times that a run there took. Other flags of annotate are accepted without "
+    "effect, so that its command line can be tried.",
 }
 _SHOWN_IN_PLAN = frozenset({"--output", "--model", "--recipe", "--num-frames", "--fps", "--split-seconds"})
 
@@ -56,14 +56,18 @@ def add_subset_flags(group: argparse._ActionsContainer) -> None:
         "--limit",
         type=parse_positive_int,
         metavar="N",
-        help="a first look: only the first N clips, or windows of --split-seconds; the same command without it goes on "
-        "to all",
+        help="only the first N clips, or windows of --split-seconds, for a first look; the same command without it "
+        "continues to all",
     )
     some.add_argument(
-        "--sample", type=parse_positive_int, metavar="N", help="as --limit, but N clips drawn by their ids and --seed"
+        "--sample", type=parse_positive_int, metavar="N", help="like --limit, but N clips drawn by their ids and --seed"
     )
     group.add_argument(
-        "--seed", type=parse_count, default=0, metavar="N", help="which sample is drawn (default: %(default)s)"
+        "--seed",
+        type=parse_count,
+        default=0,
+        metavar="N",
+        help="another number draws another sample (default: %(default)s)",
     )
 
 
@@ -84,8 +88,8 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
         "--calibrate-from",
         type=parse_place,
         metavar="FOLDER",
-        help="output of an earlier run of the same recipe and frames, such as one with --limit, whose tokens and "
-        "seconds are followed; those of --output are without it",
+        help="output of an earlier run with the same recipe and frames, such as one with --limit: its tokens and "
+        "seconds are used (default: --output)",
     )
     parser.add_argument("--json", action="store_true", help="print all figures as one JSON object")
 
@@ -98,4 +102,4 @@ def relax_for_plan(parser: argparse.ArgumentParser, own: Sequence[argparse.Actio
             action.help = argparse.SUPPRESS
         elif "--model" in action.option_strings:
             action.default = None  # it is looked at only where it is named
-            action.help = "folder, URI or Hugging Face id, of which configuration and tokenizer are read"
+            action.help = "folder, URI or Hugging Face id; only its configuration and tokenizer are read"
