@@ -16,7 +16,9 @@ import yaml
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git", "out", "site"} & set(path.parts))
+# Not those of packages that a target has installed in a folder of its own.
+_OTHERS = re.compile(r"/(\.(?!github)|out/|site/|build/)")
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not _OTHERS.search(f"/{path.relative_to(ROOT).as_posix()}"))
 LINKS = re.compile(r"\]\(([^)\s]+)\)")
 
 
