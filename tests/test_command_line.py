@@ -117,8 +117,8 @@ def test_settings_of_a_bare_command_are_the_defaults_of_the_dataclasses():
     [
         f"frames per clip, evenly spread (default: {SamplingConfig().max_frames})",
         f"clips per work unit (default: {UnitConfig().max_clips})",
-        f"GiB of decoded frames that a worker holds (default: {WorkerConfig().frame_memory_bytes >> 30})",
-        f"seconds that decoding one clip may take (default: {SamplingConfig().deadline_s:g})",
+        f"GiB of decoded frames that a worker keeps in memory (default: {WorkerConfig().frame_memory_bytes >> 30})",
+        f"most seconds for decoding one clip (default: {SamplingConfig().deadline_s:g})",
     ],
 )
 def test_the_help_tells_the_default_of_the_dataclass(shown, capsys):
