@@ -119,7 +119,8 @@ UNHASHED = {
     "SamplingConfig": {"deadline_s", "memory_limit_bytes"},
     # Which clips there are is told by the ids of units: the columns stand in them.
     "ReadConfig": {
-        "video_column", "window_columns", "columns", "video_root", "max_video_bytes", "max_sidecar_bytes", "retries", "trusted_hosts",
+        "video_column", "window_columns", "columns", "video_root", "max_video_bytes", "max_sidecar_bytes", "retries",
+        "trusted_hosts",
     },
     "UnitConfig": {"max_clips", "max_bytes"},
     "WorkerConfig": {"num_decoder_processes", "frame_memory_bytes", "prefetch_clips", "canary_every"},
