@@ -1,4 +1,4 @@
-"""FrameScribe's command line: `annotate`, `plan`, `pilot`, `publish`, `export`, `review`, `withdraw` and `ask`."""
+"""FrameScribe's command line: its sub-commands, and what they exit with."""
 
 from __future__ import annotations
 

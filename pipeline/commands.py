@@ -189,6 +189,22 @@ def run_withdraw(command: Command) -> None:
     _report(report.published, flags.output, has_rows=True)
 
 
+def run_report(command: Command) -> None:
+    """Writes a page about the quality of what a run published, and draws rows for people to judge."""
+    from framescribe.publish.quality_page import report
+
+    flags = command.flags
+    written = report(flags.output, flags.to, flags.decisions, flags.sample, flags.storage_options)
+    if flags.sample is not None:
+        sheet = flags.to.with_suffix(".sample.csv")
+        print(f"{write_count(written.num_sampled, 'row')} to judge in {sheet}: fill in verdict (accept, reject, fix)")
+    overall = written.quality.judged.get("all")
+    if overall is not None:
+        low, high = overall.interval
+        print(f"precision {overall.num_right / overall.num_judged:.1%} ({low:.1%} to {high:.1%}), by people")
+    print(f"{write_count(written.quality.num_clips, 'clip')}: open {flags.to}")
+
+
 def _selection(flags: Namespace) -> Selection:
     """Sorts the names of `--types` into kinds of rows and types of questions; a list without kinds takes all."""
     named = frozenset(flags.types or ())
@@ -217,6 +233,7 @@ COMMANDS: Mapping[str, Callable[[Command], None]] = MappingProxyType(
         "ask": run_ask,
         "review": run_review,
         "withdraw": run_withdraw,
+        "report": run_report,
     }
 )
 

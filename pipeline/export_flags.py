@@ -1,4 +1,4 @@
-"""The flags of `export`, `review` and `withdraw`, which start from a run that is there."""
+"""The flags of `export`, `review`, `report` and `withdraw`, which start from a run that is there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from framescribe.publish.export_config import (
     ExportConfig,
     Selection,
 )
-from pipeline.flag_values import add_setting, default_of, parse_count, parse_fraction, parse_place, parse_positive_int
+from pipeline.flag_values import (
+    add_setting,
+    default_of,
+    parse_count,
+    parse_fraction,
+    parse_place,
+    parse_positive_int,
+    parse_share,
+)
 
 
 def add_export_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +66,7 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-giveaways", action="store_true", help="leave out multiple choices that can be answered by their form"
     )
-    parser.add_argument("--decisions", type=Path, metavar="FILE", help="file that the page of `review` saved")
+    _add_decisions(parser)
     of_videos = "fraction of the source videos for"
     add_setting(parser, "--validation", Selection, "validation_fraction", f"{of_videos} validation", parse_fraction)
     add_setting(parser, "--test", Selection, "test_fraction", f"{of_videos} tests", parse_fraction)
@@ -102,9 +110,30 @@ def add_withdraw_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_places(parser: argparse.ArgumentParser, help_of_target: str) -> None:
+def add_report_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `report`, but for those of stores."""
+    _add_places(parser, "new local file to write the page to", "FILE.html")
+    _add_decisions(parser)
+    parser.add_argument(
+        "--sample",
+        type=parse_share,
+        metavar="X%",
+        help="draw so many of the good rows of each type for people, as FILE.sample.csv and FILE.sample.jsonl",
+    )
+
+
+def _add_decisions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decisions",
+        type=Path,
+        metavar="FILE",
+        help="what the page of `review` saved, or a sample of `report` with verdicts",
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser, help_of_target: str, metavar: str = "FOLDER") -> None:
     parser.add_argument("output", type=parse_place, metavar="OUTPUT", help="folder or URI of the run")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help=help_of_target)
+    parser.add_argument("--to", type=Path, required=True, metavar=metavar, help=help_of_target)
 
 
 def _add_video_column(parser: argparse.ArgumentParser) -> None:

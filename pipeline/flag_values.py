@@ -41,6 +41,15 @@ def parse_fraction(text: str) -> float:
     return _checked(float, text, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
 
 
+def parse_share(text: str) -> float:
+    """Parses `1%`, or a fraction above 0 and at most 1."""
+    number, is_percent = text.removesuffix("%"), text.endswith("%")
+    wanted = "a percentage such as 1%, or a fraction above 0 and at most 1"
+    return _checked(float, number, lambda value: 0 < value <= (100 if is_percent else 1), wanted) / (
+        100 if is_percent else 1
+    )
+
+
 def parse_window_columns(text: str) -> tuple[str, str] | tuple[()]:
     """Parses `START,END`, or `none` to an empty tuple."""
     names = [name.strip() for name in text.split(",")]

@@ -18,7 +18,7 @@ from framescribe.llava_video.engine.generation import GenerationConfig
 from framescribe.recipes.loading import DEFAULT_RECIPE, SHIPPED
 from framescribe.storage.config import ReadConfig
 from pipeline.config import UnitConfig
-from pipeline.export_flags import add_export_flags, add_review_flags, add_withdraw_flags
+from pipeline.export_flags import add_export_flags, add_report_flags, add_review_flags, add_withdraw_flags
 from pipeline.flag_values import (
     add_setting,
     default_of,
@@ -138,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
             add_review_flags,
             "write a page that shows the published rows of a run, to accept, reject and correct them",
         ),
+        ("report", add_report_flags, "write a page about the quality of the published rows, and a sample to judge"),
         ("withdraw", add_withdraw_flags, "remove clips for good from a run and from the exports that are named"),
     ):
         reader = commands.add_parser(name, help=text, allow_abbrev=False)

@@ -175,15 +175,15 @@ class PublishedTables:
             "for the run that publishes there, or let `publish` build them, then start the same command again"
         )
 
-    def origin(self) -> str:
-        """Returns who wrote the rows, for the card; of a local checkpoint only its folder's own name."""
+    def origin(self, quote: Callable[[str], str] = escape) -> str:
+        """Returns who wrote the rows, with the names quoted; of a local checkpoint only its folder's own name."""
         first = next(self.rows("clips", ("model", "recipe")), None)
         if first is None:
             return "by no model"
         model = str(first["model"])
         is_place = "://" in model or model.startswith(("/", ".", "~")) or model.count("/") > 1
         recipe = str(first["recipe"]).rstrip("/").rpartition("/")[2]
-        return f"by {escape(model.rstrip('/').rpartition('/')[2] if is_place else model)} (recipe {escape(recipe)})"
+        return f"by {quote(model.rstrip('/').rpartition('/')[2] if is_place else model)} (recipe {quote(recipe)})"
 
 
 class SourceVideos:

@@ -242,7 +242,12 @@ _SHARDS = re.compile(r"\.(?:tar|tgz|tbz2|tar\.\w+|parquet)$", re.IGNORECASE)
 def _video_of(row: Row) -> tuple[str, str]:
     """Rows of a manifest that name one file are clips of one video; members of a shard are videos of their own."""
     source = str(row["source"])
-    return source, str(row["member"]) if _SHARDS.search(source.partition("?")[0]) else ""
+    return source, str(row["member"]) if is_shard(source) else ""
+
+
+def is_shard(source: str) -> bool:
+    """Whether the source of a clip is a shard whose members are videos of their own."""
+    return _SHARDS.search(source.partition("?")[0]) is not None
 
 
 def _draw_split(name: str, selection: Selection) -> str:
