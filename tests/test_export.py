@@ -15,6 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 import yaml
 
 from framescribe.decoding.config import SamplingConfig
@@ -206,6 +207,14 @@ def test_webdataset_has_keys_without_dots_and_the_exact_clip_id_in_the_json(outp
     assert set(keys.values()) == {2}
     assert clip_ids == [row["clip_id"] for row in read_tables(output)["clips"]]
     assert any("v1.2.turns" in clip_id for clip_id in clip_ids)
+
+
+def test_webdataset_loads_with_webdataset(output, tmp_path):
+    export(output, tmp_path / "wds", "webdataset")
+    shards = [str(path) for path in (tmp_path / "wds").glob("*.tar")]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    assert [sample["json"]["clip_id"] for sample in samples] == [row["clip_id"] for row in read_tables(output)["clips"]]
+    assert all(sample["mp4"][4:8] == b"ftyp" for sample in samples)
 
 
 def test_webdataset_loads_with_datasets(output, tmp_path):
