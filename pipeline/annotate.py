@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from framescribe.storage.journal import list_done_units, record_end, remove_set_
 from framescribe.storage.output import PARTS_FOLDER, OutputStore
 from pipeline.checks import CHECKS
 from pipeline.cost import describe_comparison
-from pipeline.flink import say_why_workers_stop
+from pipeline.flink import say_if_no_worker_comes, say_why_workers_stop
 from pipeline.metrics_server import MetricsServer, serve_metrics
 from pipeline.prediction import predict_start, record_outcome, settle
 from pipeline.progress import describe_counters, describe_reuse, describe_start, describe_waits, read_counters
@@ -66,7 +67,7 @@ def annotate_plan(plan: StartPlan) -> Published | None:
             _say(describe_comparison(outcome.compared) if outcome else None)
             _say(describe_reuse(counters) if plan.reusable else None)
             if plan.request.is_verbose:
-                _say(describe_counters(counters), describe_waits(counters))
+                _say(describe_counters(counters), describe_waits(counters), summary.describe_slowest())
     _say("building the tables")
     own = OwnUnits(plan.record.fingerprint, frozenset(unit.unit_id for unit in plan.units))
     config = plan.config
@@ -118,11 +119,14 @@ def _run_units(
     options = make_options(runner, plan.request.beam_flags)
     pipeline = beam.Pipeline(options=options)
     config, num_lanes = replace(plan.config, earlier=started.earlier), count_lanes(options)
-    build_graph(pipeline, started.work, config, plan.columns, num_lanes)
+    start_id = uuid.uuid4().hex
+    build_graph(pipeline, started.work, config, plan.columns, start_id, num_lanes)
     worker = WORKER if is_in_process(runner) else None
     reader = RunReader(plan.store, plan.todo, plan.num_clips_done, plan.found.done, worker)
     progress = Progress(reader, output, None if metrics is None else metrics.show)
-    with say_why_workers_stop(options):
+    has_signs = num_lanes is not None
+    waiting = say_if_no_worker_comes(options, plan.store, start_id) if has_signs else nullcontext()
+    with say_why_workers_stop(options), waiting:
         result = run_to_end(pipeline, runner, progress)
     described = describe_description(options)
     if described is not None:

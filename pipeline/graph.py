@@ -4,12 +4,10 @@ read units ─ spread units ─ read clips ─ sample frames ─ annotate clips 
                            └────── one fused stage, resource hints on the composite ──────┘
 
 Where the runner deals elements to its workers beforehand, as Flink does, it deals lanes, which take units at their own
-pace: lanes ─ spread lanes ─ take units ─ read clips ...
+pace: lanes ─ show signs of life ─ spread lanes ─ take units ─ read clips ...
 """
 
 from __future__ import annotations
-
-import uuid
 
 import apache_beam as beam
 
@@ -18,33 +16,42 @@ from pipeline.config import RunConfig
 from schemas.run_columns import RunColumns
 from transforms.annotate_clips import AnnotateClips
 from transforms.commit_parts import CommitParts
-from transforms.read_clips import ReadClips, ReadUnits, TakeUnits
+from transforms.read_clips import ReadClips, ReadUnits, ShowSignOfLife, TakeUnits
 from transforms.sample_frames import SampleFrames
 
 
 def build_graph(
-    pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns, num_lanes: int | None = None
+    pipeline: beam.Pipeline,
+    work: PlannedWork,
+    config: RunConfig,
+    columns: RunColumns,
+    start_id: str,
+    num_lanes: int | None = None,
 ) -> beam.PCollection:
     """Adds the whole run to a pipeline and returns its committed parts.
 
     The job says where in the plan the units lie, and not what they are: a million clips are too many for that.
 
     Args:
+        start_id: another one for each start of the run; lanes and their workers are told apart by it.
         num_lanes: for a runner that deals elements to its workers beforehand: as many elements, each of which takes
             one unit after another until none is left. None leaves spreading the units to the runner.
     """
     if num_lanes is None:
         units = _read_units(pipeline, work, config, columns)
     else:
-        units = _take_units(pipeline, work, config, columns, num_lanes)
+        units = _take_units(pipeline, work, config, columns, start_id, num_lanes)
     return units | "Annotate units" >> AnnotateUnits(config, columns)
 
 
 def _take_units(
-    pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns, num_lanes: int
+    pipeline: beam.Pipeline, work: PlannedWork, config: RunConfig, columns: RunColumns, start_id: str, num_lanes: int
 ) -> beam.PCollection:
+    where = config.read_units(columns)
     lanes = pipeline | "Lanes" >> beam.Create([(lane, 0) for lane in range(num_lanes)], reshuffle=False)
-    take = TakeUnits(config.read_units(columns), work, start_id=uuid.uuid4().hex)
+    show = beam.ParDo(ShowSignOfLife(where, start_id)).with_output_types(tuple[int, int])
+    lanes = lanes | "Show signs of life" >> show
+    take = TakeUnits(where, work, start_id)
     # No Reshuffle: when Flink does a part of a job again, that may bring the lane that was lost to a slot that is done.
     return lanes | "Spread lanes" >> beam.GroupByKey() | "Take units" >> take
 

@@ -89,7 +89,7 @@ _METRICS = {
     "tokens_per_second": ("gauge", "Tokens written per second of late."),
     "seconds_left": ("gauge", "Time that the rest takes, from the fewest to the most that are likely."),
     "limited_by": ("gauge", "1 for what has limited the run of late: model, decoding or store."),
-    "counter": ("gauge", "What was counted in this start, by the names of run.json."),
+    "counter": ("counter", "What was counted in this start, by the names of run.json."),
 }
 
 

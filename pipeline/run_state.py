@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from pipeline.progress import write_count
@@ -200,6 +200,25 @@ def describe_pace(history: RunHistory) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitTime:
+    """How long a unit took, from the first read to its part; units that run at the same time share the model.
+
+    Attributes:
+        shard: address of the shard, or of the folder, without credentials.
+        start, stop: which of its clips, `stop` exclusive.
+    """
+
+    unit_id: str
+    shard: str
+    start: int
+    stop: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"clips {self.start:,} to {self.stop - 1:,} of {self.shard} in {write_duration(self.seconds)}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """How a start went that came to its end.
 
@@ -209,7 +228,7 @@ class RunSummary:
         num_before: clips done by earlier starts.
         num_failed: clips that failed in this start.
         limit: see `find_limit`.
-        slowest_units: a line for each of the slowest units, the slowest first.
+        slowest_units: a few of this start, the slowest first; None where other processes did the work.
     """
 
     seconds: float
@@ -217,7 +236,7 @@ class RunSummary:
     num_before: int
     num_failed: int
     limit: str | None
-    slowest_units: tuple[str, ...] = ()
+    slowest_units: tuple[UnitTime, ...] | None = None
 
     @property
     def clips_per_s(self) -> float:
@@ -226,6 +245,7 @@ class RunSummary:
 
     def to_json(self) -> dict[str, object]:
         """Returns it as run.json has it."""
+        slowest = self.slowest_units
         return {
             "seconds": round(self.seconds, 1),
             "clips": self.num_clips,
@@ -233,8 +253,12 @@ class RunSummary:
             "clips_failed": self.num_failed,
             "clips_per_s": round(self.clips_per_s, 4),
             "limited_by": self.limit,
-            "slowest_units": list(self.slowest_units),
+            "slowest_units": slowest and [{**asdict(unit), "seconds": round(unit.seconds, 1)} for unit in slowest],
         }
+
+    def describe_slowest(self) -> str | None:
+        """Returns the line that names the slowest units, or None where none is known."""
+        return f"slowest units: {'; '.join(map(str, self.slowest_units))}" if self.slowest_units else None
 
     def describe(self, num_failed: int) -> str:
         """Returns the last line of a run; `num_failed` are those of all its starts."""

@@ -7,6 +7,7 @@ this process at any moment, elsewhere by the runner, where it tells its counters
 from __future__ import annotations
 
 import copy
+import heapq
 import logging
 import os
 import sys
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from framescribe.storage.journal import list_done_units
 from framescribe.storage.output import OutputStore
+from framescribe.storage.redaction import strip_credentials
 from framescribe.storage.retries import StoreError
 from pipeline.progress import read_counters, write_count
-from pipeline.run_state import RunHistory, RunState, RunSummary, describe_clips, describe_pace, find_limit
+from pipeline.run_state import RunHistory, RunState, RunSummary, UnitTime, describe_clips, describe_pace, find_limit
 from pipeline.runners import COUNTERS_THREAD
 from schemas.records import WorkUnit
 from transforms.worker import WORKER, Worker
@@ -35,6 +37,7 @@ _FIRST_LOOK_PAUSE_S, _LONGEST_LOOK_PAUSE_S, _SHARE_OF_ELAPSED = 2.0, 60.0, 0.02
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0
 # A commit that is under way when Ctrl-C comes is waited for so long.
 _SECONDS_TO_COMMIT = 2.0
+_NUM_SLOWEST = 5
 
 
 def pause_between_looks_s(elapsed_s: float) -> float:
@@ -61,7 +64,7 @@ class RunReader:
         worker: Worker | None = WORKER,
     ) -> None:
         self._store, self._num_before, self._worker = store, num_before, worker
-        self._num_clips = {unit.unit_id: unit.num_clips for unit in units}
+        self._units = {unit.unit_id: unit for unit in units}
         self._committed_before = {*committed_before}
         self._counted_before = worker.read_counters() if worker is not None else {}
         self._job_counters: dict[str, int] = {}
@@ -79,7 +82,7 @@ class RunReader:
             done = {*list_done_units(self._store)} - self._committed_before
         except StoreError:
             return  # the workers meet it too, and decide
-        self._num_listed = sum(self._num_clips.get(unit_id, 0) for unit_id in done)
+        self._num_listed = sum(self._units[unit_id].num_clips for unit_id in done & self._units.keys())
 
     def take_job_counters(self, counters: dict[str, int]) -> None:
         """Takes what the runner of a job elsewhere has counted."""
@@ -93,7 +96,11 @@ class RunReader:
             counters = {name: total - self._counted_before.get(name, 0) for name, total in now.items()}
         ours = {name.removeprefix("framescribe."): total for name, total in counters.items()}
         committed = ours.get("clips_annotated", 0) + ours.get("clips_failed", 0)
-        num_planned = self._num_before + sum(self._num_clips.values()) + ours.get("windows_beyond_first", 0)
+        num_planned = (
+            self._num_before
+            + sum(unit.num_clips for unit in self._units.values())
+            + ours.get("windows_beyond_first", 0)
+        )
         # Of a job elsewhere only what is committed counts: clips of a bundle that is lost arrive twice.
         arrived = ours.get("clips_arrived", 0) if self._worker is not None else committed
         failed = "clips_arrived_failed" if self._worker is not None else "clips_failed"
@@ -106,6 +113,14 @@ class RunReader:
             num_failed=ours.get(failed, 0),
             counters=counters,
         )
+
+    def find_slowest(self) -> tuple[UnitTime, ...] | None:
+        """Returns the slowest units of this start, the slowest first; None where other processes do the work."""
+        if self._worker is None:
+            return None
+        times = self._worker.unit_times.read(self.started_s)
+        slowest = heapq.nlargest(_NUM_SLOWEST, times.keys() & self._units.keys(), key=lambda unit_id: times[unit_id])
+        return tuple(_time_unit(self._units[unit_id], times[unit_id]) for unit_id in slowest)
 
     def stop_commits(self) -> bool:
         """Lets a commit that is under way end and keeps others from beginning; returns whether none can any more.
@@ -120,6 +135,10 @@ class RunReader:
             return 0, True
         is_done = self._worker.keeper.flush(_SECONDS_TO_COMMIT)
         return self._worker.keeper.num_answers, is_done
+
+
+def _time_unit(unit: WorkUnit, seconds: float) -> UnitTime:
+    return UnitTime(unit.unit_id, strip_credentials(unit.shard), unit.start, unit.stop, seconds)
 
 
 class Screen(Protocol):
@@ -268,6 +287,7 @@ class Progress:
             num_before=first.num_kept,
             num_failed=last.num_failed,
             limit=find_limit(last.counters),
+            slowest_units=self._reader.find_slowest(),
         )
 
     def _show(self, screen: Screen) -> None:

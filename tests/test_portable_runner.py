@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions
 
+from framescribe.storage.claims import show_sign_of_life
 from framescribe.storage.errors import InputError, StoreUnavailable
-from pipeline.flink import say_why_workers_stop
+from framescribe.storage.output import open_output
+from pipeline.flink import say_if_no_worker_comes, say_why_workers_stop
 from pipeline.runners import explain_worker_error, make_options
 from tests.support.golden_cases import COMMITTED
 from tests.support.shards_fixtures import write
@@ -109,6 +111,20 @@ def worker_pool_without_package(tmp_path: Path) -> Iterator[str]:
         "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "without.log", **environment
     )
     yield f"localhost:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def worker_pool_without_beam(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A pool that was started with another Python first in its PATH, which has no packages at all; and its log."""
+    programs = tmp_path / "programs"
+    write(programs / "python", f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n'.encode())
+    (programs / "python").chmod(0o755)
+    environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    log = tmp_path / "without.log"
+    process, port = _serve("apache_beam.runners.worker.worker_pool_main", "--service_port", log, **environment)
+    yield f"localhost:{port}", log
     process.kill()
     process.wait()
 
@@ -254,6 +270,86 @@ def test_a_worker_without_the_package_is_one_line_that_names_it_and_the_remedy(
         "image that holds it (--sdk_container_image)"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_without_the_client_of_a_store_is_one_line_that_names_it_and_the_remedy(
+    tmp_path: Path, job_service: str, worker_pool: str
+) -> None:
+    # The command alone has a package of the store's name, which serves a folder: the workers have none.
+    (tmp_path / "bucket").symlink_to(ROOT / "demo" / "clips")
+    client = tmp_path / "client"
+    write(
+        client / "s3fs.py",
+        f"""\
+from fsspec.implementations.local import LocalFileSystem
+__version__ = "2099.1.0"
+class S3FileSystem(LocalFileSystem):
+    protocol = ("s3", "s3a")
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).replace("s3://", "{tmp_path}/"))
+    def unstrip_protocol(self, name):
+        return "s3://" + self._strip_protocol(name).removeprefix("{tmp_path}/")
+""".encode(),
+    )
+    flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
+    command = _command(tmp_path, *flags, f"--environment_config={worker_pool}")
+    first = command.index("--input") + 1
+    command[first : first + 2] = ["s3://bucket/01_left.mp4"]
+    environment = _environment()
+    environment["PYTHONPATH"] += f"{os.pathsep}{client}"
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "framescribe annotate: cannot open 's3://bucket/01_left.mp4': Install s3fs to access S3; with FrameScribe's "
+        f"extra: pip install '.[s3]' in its folder; in the worker whose packages lie in {sysconfig.get_path('purelib')}"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pool_whose_python_lacks_beam_is_named_once_instead_of_waited_for_without_a_word(
+    tmp_path: Path, job_service: str, worker_pool_without_beam: tuple[str, Path]
+) -> None:
+    pool, log = worker_pool_without_beam
+    flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
+    command = _command(tmp_path, *flags, f"--environment_config={pool}")
+    sooner = "import sys, pipeline.flink as f, run_pipeline as r; f._SECONDS_TO_COME = 8.0; sys.exit(r.main())"
+    process = subprocess.Popen(
+        [command[0], "-c", sooner, *command[2:]], env=_environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    while not (said and said[-1].startswith("warning: no worker")):
+        said.append(process.stderr.readline())
+        assert said[-1], f"it ended before: {said}"
+    deadline = time.monotonic() + _START_S
+    while "No module named 'apache_beam'" not in log.read_text():
+        assert time.monotonic() < deadline, f"the pool has started no worker: {log.read_text()}"
+        time.sleep(0.2)
+    assert process.poll() is None, "it waits"
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=60)[1].splitlines(keepends=True)
+    (warning,) = [line for line in said if line.startswith("warning: no worker")]
+    assert warning.startswith("warning: no worker has begun after 8 s. ")
+    assert f"at {pool} (--environment_config)" in warning
+    assert "python -c 'import apache_beam, framescribe'" in warning
+    assert process.returncode == 130
+    assert said[-1].startswith("framescribe: stopped; kept under"), said
+
+
+def test_a_worker_pool_that_shows_a_sign_of_life_is_not_warned_of(tmp_path: Path) -> None:
+    options = make_options("PortableRunner", ["--environment_type=EXTERNAL", '--environment_config={"url": "pool:1"}'])
+    store = open_output(str(tmp_path))
+    show_sign_of_life(store, "earlier")
+    said: list[str] = []
+    for start_id in ("earlier", "now"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.flink._SECONDS_TO_COME", 0.0)
+            patch.setattr("pipeline.flink._print_line", said.append)
+            with say_if_no_worker_comes(options, store, start_id):
+                time.sleep(1)
+    (warning,) = said
+    assert "answers it at pool:1 (--environment_config)" in warning
 
 
 def test_a_runner_that_starts_its_own_job_server_runs_the_graph(tmp_path: Path, job_server_program: str) -> None:

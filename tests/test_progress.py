@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,33 @@ def test_metrics_name_the_run_and_escape_what_labels_hold():
     assert 'framescribe_clips_done{run="f00d",output="a\\"b\\\\c"} 10' in lines
     assert 'framescribe_clips_per_second{run="f00d",output="a\\"b\\\\c"} 0.5' in lines
     assert "# TYPE framescribe_tokens_total counter" in lines
+
+
+def test_what_only_grows_is_a_counter_of_prometheus():
+    history = RunHistory()
+    history.add(RunState(1.0, 9, 0, 0, 0, {"framescribe.clips_read": 3, "framescribe.clips_sampled": 2}))
+    lines = write_metrics(history, {}).splitlines()
+    assert "# TYPE framescribe_counter_total counter" in lines
+    assert 'framescribe_counter_total{name="framescribe.clips_read"} 3' in lines
+
+
+def test_the_slowest_units_are_those_of_this_start_without_credentials(tmp_path):
+    worker = Worker()
+    units = [replace(_unit(number), shard=f"s3://key:secret@bucket/{number}.tar") for number in range(9)]
+    worker.unit_times.begin("unit-8")
+    worker.unit_times.end("unit-8")
+    reader = RunReader(_local(tmp_path), units[:8], worker=worker)
+    for unit in reversed(units[:7]):  # unit-7 does not end
+        worker.unit_times.begin(unit.unit_id)
+    for unit in units[:7]:
+        worker.unit_times.end(unit.unit_id)
+        time.sleep(0.02)
+    slowest = reader.find_slowest()
+    assert [unit.unit_id for unit in slowest] == [f"unit-{number}" for number in (6, 5, 4, 3, 2)]
+    assert "secret" not in str(slowest)
+    assert str(slowest[0]).startswith("clips 24 to 27 of s3://")
+    assert RunReader(_local(tmp_path), units, worker=None).find_slowest() is None
+    assert RunSummary(1, 1, 0, 0, None).to_json()["slowest_units"] is None
 
 
 class CountingFileSystem(LocalFileSystem):

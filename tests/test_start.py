@@ -184,7 +184,7 @@ def test_a_million_clips_leave_the_job_description_under_a_megabyte(num_lanes):
     assert (work.num_units, work.units) == (31_250, ())
     config = RunConfig("out", EngineConfig("model"), load_recipe("model_card"), SamplingConfig())
     pipeline = beam.Pipeline()
-    build_graph(pipeline, work, config, RUN, num_lanes)
+    build_graph(pipeline, work, config, RUN, "start", num_lanes)
     assert len(pipeline.to_runner_api().SerializeToString()) < 1_000_000
 
 

@@ -72,6 +72,13 @@ def test_a_log_file_says_at_once_and_in_plain_lines_where_the_run_is(tmp_path):
     assert "rows:" not in out
     summary = json.loads((tmp_path / "out" / "_framescribe" / "run.json").read_text())["summary"]
     assert (summary["clips"], summary["clips_failed"], summary["clips_done_before"]) == (9, 2, 0)
+    slowest = summary["slowest_units"]
+    assert sorted((unit["shard"], unit["start"], unit["stop"]) for unit in slowest) == [
+        (shard, start, start + 3) for start in (0, 3, 6)
+    ]
+    times = [unit["seconds"] for unit in slowest]
+    assert 0 < times[-1] <= times[0] <= summary["seconds"]
+    assert times == sorted(times, reverse=True)
 
 
 def test_a_terminal_shows_lines_that_are_redrawn_and_the_log_above_them(tmp_path):
@@ -112,6 +119,7 @@ def test_a_run_that_goes_on_counts_what_was_done_before(tmp_path, capsys):
     assert re.search(r"^3 clips in .*; 6 done before; 0 failed$", out, re.MULTILINE)
     assert "rows: captions 9" in out
     assert "engine: encode" in err
+    assert f"slowest units: clips 0 to 2 of {second} in " in err, "those of this start alone"
 
 
 def _free_port() -> int:
@@ -144,7 +152,7 @@ def test_prometheus_reads_the_numbers_of_a_run_that_goes_on(tmp_path):
     fingerprint = json.loads((output / "_framescribe" / "run.json").read_text())["fingerprint"]
     labels = f'run="{fingerprint}",output="{output}"'
     assert f"framescribe_clips_planned{{{labels}}} 30" in scraped[-1].splitlines()
-    assert f'framescribe_counter{{{labels},name="framescribe.clips_sampled"}}' in scraped[-1]
+    assert f'framescribe_counter_total{{{labels},name="framescribe.clips_sampled"}}' in scraped[-1]
     assert process.returncode == 0
 
 

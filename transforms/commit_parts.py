@@ -130,6 +130,7 @@ class CommitPartsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
             else:
                 self._num_discarded.inc()
             self._worker.keeper.end(unit.unit_id)
+            self._worker.unit_times.end(unit.unit_id)
         self._commit_ms.inc(round((time.monotonic() - started_s) * 1000))
         self._committed.add(unit.unit_id)
         del self._pending[unit.unit_id]

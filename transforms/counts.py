@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -29,6 +30,27 @@ class Counts:
         """Returns all totals."""
         with self._lock:
             return dict(self._totals)
+
+
+class UnitTimes:
+    """How long units took in this process, from the first read of one to its part; of the last try of each."""
+
+    def __init__(self) -> None:
+        self._begun_s: dict[str, float] = {}
+        self._ended: dict[str, tuple[float, float]] = {}  # unit id to when it ended, and how long it took
+
+    def begin(self, unit_id: str) -> None:
+        """Says that a unit is read now."""
+        self._begun_s[unit_id] = time.monotonic()
+
+    def end(self, unit_id: str) -> None:
+        """Says that its part is there now."""
+        now_s = time.monotonic()
+        self._ended[unit_id] = now_s, now_s - self._begun_s.pop(unit_id, now_s)
+
+    def read(self, since_s: float) -> dict[str, float]:
+        """Returns unit id to seconds of the units that ended since a moment of `time.monotonic`."""
+        return {unit_id: took_s for unit_id, (ended_s, took_s) in list(self._ended.items()) if ended_s >= since_s}
 
 
 class WorkerCounter:

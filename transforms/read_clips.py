@@ -18,7 +18,7 @@ from framescribe.decoding.config import SamplingConfig, UndecodableClip
 from framescribe.errors import FrameScribeError
 from framescribe.shards.reading import read_unit, split_clip
 from framescribe.storage.addresses import StorageOptions
-from framescribe.storage.claims import Lane
+from framescribe.storage.claims import Lane, show_sign_of_life
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.journal import check_still_ours, read_fingerprint, read_part, read_run
 from framescribe.storage.output import PLAN_FOLDER, OutputStore, open_output, part_name
@@ -122,6 +122,25 @@ class TakeUnitsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
             yield self._opened.read(unit_id)
 
 
+class ShowSignOfLife(beam.DoFn):  # type: ignore[misc]  # Beam has no types
+    """Lets the numbers of lanes pass; each worker says in the output that it is there.
+
+    In a stage before the one that loads a model, which takes minutes.
+    """
+
+    def __init__(self, config: ReadUnitsConfig, start_id: str) -> None:
+        super().__init__()
+        self._config, self._start_id = config, start_id
+
+    def setup(self) -> None:
+        """Writes the sign."""
+        show_sign_of_life(open_output(self._config.output, self._config.storage_options), self._start_id)
+
+    def process(self, lane: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Yields the lane."""
+        yield lane
+
+
 @contextmanager
 def _naming_lost_plan(store: OutputStore, config: ReadUnitsConfig) -> Iterator[None]:
     try:
@@ -203,6 +222,7 @@ class ReadClipsFn(beam.DoFn):  # type: ignore[misc]  # Beam has no types
 
     def process(self, unit: WorkUnit) -> Iterator[Clip | FailedClip | UnitEnd]:
         """Reads one unit."""
+        self._worker.unit_times.begin(unit.unit_id)
         num_clips = 0
         clips = self._timed(read_unit(unit, self._config.storage_options, self._config.reading))
         # No pick for clips that were not planned: the reader says at its end that the shard changed.

@@ -33,7 +33,7 @@ from framescribe.llava_video.engine.config import EngineConfig
 from framescribe.llava_video.engine.stats import EngineStats
 from schemas.run_columns import WorkerRecord, find_versions
 from transforms.canary import Canary
-from transforms.counts import Counts, FailureTally
+from transforms.counts import Counts, FailureTally, UnitTimes
 
 if TYPE_CHECKING:
     from framescribe.llava_video.engine.engine import Engine
@@ -93,6 +93,7 @@ class Worker:
         self._clip_budgets: dict[int, Budget] = {}
         self._tallies: dict[str, FailureTally] = {}
         self.counts = Counts()
+        self.unit_times = UnitTimes()
         self._keeper: AnswerKeeper | None = None
         # Held while a part is written and counted: who takes it knows exactly what is committed.
         self.committing = threading.RLock()

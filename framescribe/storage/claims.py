@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Iterator, Mapping
 
 from framescribe.storage.output import JOURNAL_FOLDER, OutputStore
@@ -68,6 +69,20 @@ def order_units(sizes: Mapping[str, int], lane: int) -> list[str]:
     return sorted(unit_ids, key=lambda unit_id: sizes[unit_id].bit_length(), reverse=True)
 
 
+def show_sign_of_life(store: OutputStore, start_id: str) -> None:
+    """Says in the output that a worker of this start of the run is there, before it has loaded a model."""
+    store.put(f"{_signs_of(start_id)}/{uuid.uuid4().hex}", b"")
+
+
+def is_any_alive(store: OutputStore, start_id: str) -> bool:
+    """Whether any worker of this start of the run has shown a sign of life."""
+    return bool(store.list_files(_signs_of(start_id)))
+
+
+def _signs_of(start_id: str) -> str:
+    return f"{CLAIMS_FOLDER}/{start_id}/workers"
+
+
 def remove_claims(store: OutputStore) -> None:
-    """Removes what lanes of this start and of earlier ones have taken."""
+    """Removes what lanes of this start and of earlier ones have taken, and the signs of their workers."""
     store.remove_folder(CLAIMS_FOLDER)
