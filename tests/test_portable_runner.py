@@ -272,41 +272,6 @@ def test_a_worker_without_the_package_is_one_line_that_names_it_and_the_remedy(
     assert "Traceback" not in done.stderr
 
 
-def test_a_worker_without_the_client_of_a_store_is_one_line_that_names_it_and_the_remedy(
-    tmp_path: Path, job_service: str, worker_pool: str
-) -> None:
-    # The command alone has a package of the store's name, which serves a folder: the workers have none.
-    (tmp_path / "bucket").symlink_to(ROOT / "demo" / "clips")
-    client = tmp_path / "client"
-    write(
-        client / "s3fs.py",
-        f"""\
-from fsspec.implementations.local import LocalFileSystem
-__version__ = "2099.1.0"
-class S3FileSystem(LocalFileSystem):
-    protocol = ("s3", "s3a")
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(str(path).replace("s3://", "{tmp_path}/"))
-    def unstrip_protocol(self, name):
-        return "s3://" + self._strip_protocol(name).removeprefix("{tmp_path}/")
-""".encode(),
-    )
-    flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
-    command = _command(tmp_path, *flags, f"--environment_config={worker_pool}")
-    first = command.index("--input") + 1
-    command[first : first + 2] = ["s3://bucket/01_left.mp4"]
-    environment = _environment()
-    environment["PYTHONPATH"] += f"{os.pathsep}{client}"
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "framescribe annotate: cannot open 's3://bucket/01_left.mp4': Install s3fs to access S3; with FrameScribe's "
-        f"extra: pip install '.[s3]' in its folder; in the worker whose packages lie in {sysconfig.get_path('purelib')}"
-    )
-    assert "Traceback" not in done.stderr
-
-
 def test_a_pool_whose_python_lacks_beam_is_named_once_instead_of_waited_for_without_a_word(
     tmp_path: Path, job_service: str, worker_pool_without_beam: tuple[str, Path]
 ) -> None:
