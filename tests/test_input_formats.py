@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import fsspec
@@ -11,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from framescribe.storage.config import ReadConfig
-from framescribe.storage.errors import InputError
+from framescribe.storage.errors import InputError, NoInputFound
 from pipeline.config import UnitConfig
 from pipeline.units import plan_units
 from schemas.records import FailedClip
 from tests.support.run_fixtures import ROOT
-from tests.support.shards_fixtures import ids_of, read_all, write
+from tests.support.shards_fixtures import ids_of, make_tar, read_all, write
 from tests.test_dataset_layouts import run_process, write_lines, write_rows
 
 
@@ -161,3 +162,136 @@ def test_the_command_line_takes_columns_and_a_video_root(tmp_path):
     twice = run_process("plan", "--input", tmp_path / "m.csv", *columns, "--video-column", "name")
     assert twice.returncode == 1
     assert "give it once" in twice.stderr
+
+
+# Compressed manifests, lists and ranges
+
+
+def compress(content: bytes, suffix: str) -> bytes:
+    if suffix == "gz":
+        return gzip.compress(content)
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_compressed_manifest_has_the_clips_and_units_of_the_plain_one(folder, kind, suffix, place):
+    comma = {"csv": ",", "tsv": "\t"}.get(kind)
+    lines = [f"video{comma}note", *(f"{name}.mp4{comma}n" for name in "abc")] if comma else []
+    lines = lines or [json.dumps({"video": f"{name}.mp4", "note": "n"}) for name in "abc"]
+    content = ("\n".join(lines) + "\n").encode()
+    plain, packed = f"m.{kind}", f"m.{kind}.{suffix}"
+    write(folder / "plain" / plain, content)
+    store = fsspec.filesystem("memory")
+    store.pipe(f"/packed/{packed}", compress(content, suffix))
+    write(folder / "packed" / packed, compress(content, suffix))
+    config = ReadConfig(video_root=str(folder))
+    at = str(folder / "packed" / packed) if place == "local" else f"memory://packed/{packed}"
+    units = plan_units([at], UnitConfig(max_clips=2), read=config)
+    wanted = plan_units([str(folder / "plain" / plain)], UnitConfig(max_clips=2), read=config)
+    bounds = [(unit.start, unit.stop, unit.byte_start, unit.byte_stop) for unit in units]
+    assert bounds == [(unit.start, unit.stop, unit.byte_start, unit.byte_stop) for unit in wanted]
+    clips = read_all(units, config)
+    assert ids_of(clips) == ["packed/m/a", "packed/m/b", "packed/m/c"]
+    assert [clip.video for clip in clips] == [folder / f"{name}.mp4" for name in "abc"]
+
+
+def test_a_damaged_compressed_manifest_is_an_error(folder):
+    whole = gzip.compress(b'{"video": "a.mp4"}\n' * 1000)
+    with pytest.raises(InputError, match=r"m\.jsonl\.gz is damaged after"):
+        plan_units([write(folder / "m.jsonl.gz", whole[:-20])])
+
+
+def test_a_manifest_that_grows_without_end_is_refused(folder):
+    bomb = gzip.compress(b" " * (80 << 20))
+    with pytest.raises(InputError, match=r"decompresses to over|is longer than"):
+        plan_units([write(folder / "m.jsonl.gz", bomb)])
+
+
+def test_a_list_has_one_address_per_line(folder):
+    listed = write(folder / "list.txt", f"a.mp4\n\n{folder}/b.mp4\r\n  c.mp4")
+    clips = read_all(plan_units([listed], UnitConfig(max_clips=2)))
+    assert [clip.video for clip in clips] == [folder / f"{name}.mp4" for name in "abc"]
+    assert ids_of(clips)[0] == "set/list/a"
+
+
+def test_lists_in_folders_are_not_read(folder):
+    write(folder / "readme.txt", "a.mp4")
+    write(folder / "list.json", '[{"video": "a.mp4"}]')
+    assert ids_of(read_all(plan_units([str(folder)]))) == ["set/a", "set/b", "set/c"]
+
+
+def test_ranges_in_braces_name_every_shard(tmp_path):
+    for number in range(12):
+        write(tmp_path / "set" / f"{number:03d}.mp4", str(number))
+    clips = read_all(plan_units([str(tmp_path / "set" / "{000..010}.mp4")]))
+    assert ids_of(clips) == [f"set/{number:03d}" for number in range(11)]
+    with pytest.raises(NoInputFound, match=r"012\.mp4' does not exist"):
+        plan_units([str(tmp_path / "set" / "{010..012}.mp4")])
+
+
+@pytest.mark.parametrize("uri", ["a{5..1}.tar", "a{0..999999}.tar", "{0..999}/{0..999}.tar"])
+def test_a_range_of_none_or_too_many_is_refused(uri):
+    with pytest.raises(InputError, match="addresses, wanted 1 to 100000"):
+        plan_units([uri])
+
+
+def test_a_list_of_llava_video_178k_gives_one_clip_per_video_with_its_conversations(folder):
+    turns = [{"from": "human", "value": '<image>\nWhat? ]} "é" \\'}, {"from": "gpt", "value": "{[ 一"}]
+    rows = [{"id": f"n{name}", "conversations": turns, "data_source": "x", "video": f"{name}.mp4"} for name in "abc"]
+    listed = write(folder / "178k.json", "\ufeff" + json.dumps(rows, indent=1, ensure_ascii=False))
+    units = plan_units([listed], UnitConfig(max_clips=2))
+    clips = read_all(units)
+    assert [(unit.start, unit.stop) for unit in units] == [(0, 2), (2, 3)]
+    assert ids_of(clips) == ["set/178k/a", "set/178k/b", "set/178k/c"]
+    assert json.loads(clips[2].ref.metadata) == {"id": "nc", "conversations": turns, "data_source": "x"}
+    assert [clip.video for clip in clips] == [folder / f"{name}.mp4" for name in "abc"]
+
+
+def test_a_long_list_is_read_in_pieces(folder):
+    rows = [{"video": "a.mp4", "clip_id": number, "text": "é" * 5000} for number in range(2000)]
+    listed = write(folder / "long.json", json.dumps(rows, ensure_ascii=False))
+    units = plan_units([listed], UnitConfig(max_clips=500))
+    assert [unit.num_clips for unit in units] == [500] * 4
+    assert ids_of(read_all(units[3:])) == [str(number) for number in range(1500, 2000)]
+
+
+def test_objects_one_behind_the_other_are_read_where_a_file_is_called_json(folder):
+    listed = write(folder / "m.json", '{"video": "a.mp4"}\n{"video": "b.mp4"}\n')
+    assert ids_of(read_all(plan_units([listed]))) == ["set/m/a", "set/m/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"video": "a.mp4"},\n 7]', r"m\.json:2: wanted a JSON object, got '7'"),
+        ('[{"video": "a.mp4"},\n{"video": }]', r"m\.json:2: no JSON of up to"),
+        ('[{"video": "a.mp4"}', r"m\.json ends in the middle of its list"),
+        (
+            '[{"video": "a.mp4", "x": "' + "y" * (2 << 20) + '"}]',
+            r"m\.json:1: the line is longer than|no JSON of up to",
+        ),
+        ("[" * 100_000, r"m\.json:1: no JSON"),
+        ("[]", r"m\.json has no rows"),
+        (
+            '{"videos": [{"video_id": "video0"}], "sentences": []}',
+            r"m\.json:1: no column 'video': .*'videos, sentences'",
+        ),
+    ],
+)
+def test_what_is_no_list_of_rows_is_named_with_its_line(folder, text, said):
+    with pytest.raises(InputError, match=said):
+        plan_units([write(folder / "m.json", text)])
+
+
+@pytest.mark.parametrize("suffix", ["tar.zst", "tzst"])
+def test_a_tar_compressed_with_zstandard_is_a_shard(tmp_path, suffix):
+    content = make_tar([("0.json", b'{"n": 1}'), ("0.mp4", b"zero"), ("1.mp4", b"one" * 100_000)])
+    half = len(content) // 2  # in two frames, as parallel writers make them
+    packed = compress(content[:half], "zst") + compress(content[half:], "zst")
+    clips = read_all(plan_units([write(tmp_path / "set" / f"s.{suffix}", packed)]))
+    assert ids_of(clips) == ["set/s/0", "set/s/1"]
+    assert [clip.video for clip in clips] == [b"zero", b"one" * 100_000]
+    with pytest.raises(InputError, match=r"damaged|truncated"):
+        plan_units([write(tmp_path / "set" / f"cut.{suffix}", packed[:-30])])

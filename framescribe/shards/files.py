@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from framescribe.shards.listing import FoundFile
-from framescribe.shards.manifests import iterate_table
 from framescribe.shards.naming import IndexedClip, NamedShard
 from framescribe.shards.parquet import iterate_rows, open_parquet
 from framescribe.shards.parquet_columns import list_metadata_columns
 from framescribe.shards.rows import dump_metadata, shorten_numbers
+from framescribe.shards.table_rows import iterate_table
 from framescribe.shards.videos import FetchedVideo, fetch_video, folder_of, join_uri, read_videos
 from framescribe.shards.windows import looks_like_window
 from framescribe.storage.access import Store
@@ -145,7 +145,7 @@ def _iterate_values(store: Store, table: FoundFile, columns: list[str] | None = 
             for _, values in iterate_rows(shard, columns, 0, shard.num_rows, _ROWS_AT_ONCE):
                 yield values
         return
-    for raw in iterate_table(store, location, stop=store.size(location)):
+    for raw in iterate_table(store, location):
         if raw.values is None:
             raise InputError(f"line {raw.line}: {raw.problem}")
         yield raw.values

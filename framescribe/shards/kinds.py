@@ -15,10 +15,26 @@ VIDEO_EXTENSIONS = frozenset(
 )
 # Read, but in folders mostly previews of the videos beside them.
 ANIMATION_EXTENSIONS = frozenset({".gif"})
-COMPRESSED_TAR_EXTENSIONS = {".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.xz": "xz"}
-MANIFEST_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
-_COMPRESSED = tuple(COMPRESSED_TAR_EXTENSIONS)
-SUPPORTED = ".tar (also .tar.gz, .tar.bz2, .tar.xz), .parquet, .jsonl, .csv, .tsv and video files such as .mp4"
+COMPRESSED_TAR_EXTENSIONS = {
+    ".tar.gz": "gz",
+    ".tgz": "gz",
+    ".tar.bz2": "bz2",
+    ".tbz2": "bz2",
+    ".tar.xz": "xz",
+    ".tar.zst": "zst",
+    ".tzst": "zst",
+}
+_TABLE_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
+_COMPRESSED_TABLE_EXTENSIONS = {table + dot: dot[1:] for table in _TABLE_EXTENSIONS for dot in (".gz", ".zst")}
+# Manifests where an input names them; in folders they are notes, or sidecars of videos.
+LIST_EXTENSIONS = frozenset({".json", ".txt"})
+MANIFEST_EXTENSIONS = _TABLE_EXTENSIONS | {*_COMPRESSED_TABLE_EXTENSIONS}
+_COMPRESSIONS = COMPRESSED_TAR_EXTENSIONS | _COMPRESSED_TABLE_EXTENSIONS
+_COMPRESSED = tuple(_COMPRESSIONS)
+SUPPORTED = (
+    ".tar (also .tar.gz, .tar.bz2, .tar.xz, .tar.zst), .parquet, .jsonl, .csv, .tsv (also with .gz, .zst), .json and "
+    ".txt lists and video files such as .mp4"
+)
 
 
 def path_of(uri: str) -> str:
@@ -29,7 +45,7 @@ def path_of(uri: str) -> str:
 
 
 def split_extension(path: str) -> tuple[str, str]:
-    """Splits `dir/name.mp4` into `dir/name` and `.mp4`; compressed tars keep both suffixes together."""
+    """Splits `dir/name.mp4` into `dir/name` and `.mp4`; compressed tars and tables keep both suffixes together."""
     folder, slash, name = path.rpartition("/")
     lowered = name.lower()
     if lowered.endswith(_COMPRESSED):
@@ -48,7 +64,7 @@ def kind_of(uri: str) -> InputKind | None:
         return InputKind.TAR
     if extension == ".parquet":
         return InputKind.PARQUET
-    if extension in MANIFEST_EXTENSIONS:
+    if extension in MANIFEST_EXTENSIONS | LIST_EXTENSIONS:
         return InputKind.MANIFEST
     return InputKind.FILES if extension in VIDEO_EXTENSIONS | ANIMATION_EXTENSIONS else None
 
@@ -59,5 +75,5 @@ def is_read_only_by_name(uri: str) -> bool:
 
 
 def compression_of(uri: str) -> str | None:
-    """Returns `gz`, `bz2` or `xz` for a compressed tar, None for every other file."""
-    return COMPRESSED_TAR_EXTENSIONS.get(split_extension(path_of(uri))[1])
+    """Returns `gz`, `bz2`, `xz` or `zst` for a compressed tar or table, None for every other file."""
+    return _COMPRESSIONS.get(split_extension(path_of(uri))[1])

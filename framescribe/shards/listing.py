@@ -11,10 +11,12 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 
-from framescribe.shards.kinds import SUPPORTED, is_read_only_by_name, kind_of, split_extension
+from framescribe.shards.kinds import LIST_EXTENSIONS, SUPPORTED, is_read_only_by_name, kind_of, split_extension
 from framescribe.storage.access import Location, Store, input_version
 from framescribe.storage.addresses import protocol_of
 from framescribe.storage.errors import InputError, NoInputFound
@@ -23,6 +25,9 @@ from schemas.records import InputKind
 
 _log = logging.getLogger(__name__)
 _MAX_SHOWN_SUFFIXES = 8
+_NUM_THREADS = 16  # the time goes into waiting for stores
+_RANGE = re.compile(r"\{(\d{1,9}\.\.\d{1,9})\}")
+_MAX_ADDRESSES = 100_000
 _ADVICE = "; a manifest is read when --input names the file itself, not its folder, and so is a .gif"
 
 
@@ -58,12 +63,33 @@ def find_inputs(store: Store, inputs: Iterable[str]) -> list[FoundFile]:
         InputError: one of them is of a kind that is not supported.
     """
     found: dict[str, FoundFile] = {}
-    for uri in inputs:
-        for file in _find(store, uri):
+    expanded = [one for uri in inputs for one in expand_braces(uri)]
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="find") as pool:
+        for file in (file for files in pool.map(partial(_find, store), expanded) for file in files):
             found[file.uri] = _merge(found.get(file.uri), file)
     if not found:
         raise NoInputFound("no input given: --input takes files, folders and globs, for example '/data/shards/*.tar'")
     return list(found.values())
+
+
+def expand_braces(uri: str) -> list[str]:
+    """Returns the addresses that ranges such as `{000..099}` stand for.
+
+    Raises:
+        InputError: a range ends before it begins, or there are too many.
+    """
+    addresses = [""]
+    for number, part in enumerate(_RANGE.split(uri)):
+        ends = part.split("..") if number % 2 else []
+        width = len(ends[0]) if ends and (ends[0][:1] == "0" or len(ends[0]) == len(ends[1])) else 0
+        parts = [f"{value:0{width}d}" for value in range(int(ends[0]), int(ends[1]) + 1)] if ends else [part]
+        if not 0 < len(parts) * len(addresses) <= _MAX_ADDRESSES:
+            raise InputError(
+                f"{strip_credentials(uri)!r} stands for {len(parts) * len(addresses)} addresses, wanted 1 to "
+                f"{_MAX_ADDRESSES}: use a wildcard, or several inputs"
+            )
+        addresses = [address + one for address in addresses for one in parts]
+    return addresses
 
 
 def _merge(first: FoundFile | None, second: FoundFile) -> FoundFile:
@@ -142,7 +168,10 @@ def _take(
     for path, entry in _list_visible(root, {**below, **matched}):
         kind, relative = kind_of(path), path.removeprefix(root).lstrip("/")
         named = kind is wanted  # also of a folder, which Spark calls `clips.parquet`
-        if kind is None or (kind is InputKind.FILES and is_read_only_by_name(path) and not named):
+        is_list = (
+            split_extension(path)[1] in LIST_EXTENSIONS and split_extension(location.path)[1] not in LIST_EXTENSIONS
+        )
+        if kind is None or is_list or (kind is InputKind.FILES and is_read_only_by_name(path) and not named):
             passed_over.append(relative)
         else:
             uri, size = location.sibling(path).uri, entry.get("size")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
+
+import pyarrow as pa
 
 from framescribe.storage.errors import InputError
 from framescribe.storage.ranged_file import ByteStream
@@ -38,7 +41,12 @@ _KINDS = {
     ord("6"): "pipe",
     _SPARSE: "sparse file",
 }
-_OPENERS: dict[str, Callable[..., object]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+_OPENERS: dict[str, Callable[..., object]] = {
+    "gz": gzip.open,
+    "bz2": bz2.open,
+    "xz": lzma.open,
+    "zst": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"),
+}
 # Encoded video does not shrink. Text sidecars do, but never make up a shard.
 _MAX_GROWTH = 50
 _FREE_BYTES = 64 << 20
@@ -100,7 +108,7 @@ def iterate_members(stream: ByteStream, shard: str, start: int, stop: int | None
     _check_complete(extensions, shard, position)
 
 
-class DecompressedStream:
+class DecompressedStream(io.RawIOBase):
     """Reads a compressed file forwards; `seek` only goes forwards, too.
 
     Raises:
@@ -108,11 +116,26 @@ class DecompressedStream:
     """
 
     def __init__(self, compressed: ByteStream, compression: str, compressed_bytes: int, shard: str) -> None:
+        super().__init__()
         self._compressed = compressed
         self._stream = cast(BinaryIO, _OPENERS[compression](compressed))
         self._position = 0
         self._max_bytes = _FREE_BYTES + _MAX_GROWTH * compressed_bytes
         self._shard = shard
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the byte that is read next."""
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]  # typeshed wants Buffer, new in 3.12
+        """Fills a buffer and returns how many bytes there were."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def read(self, num_bytes: int = -1, /) -> bytes:
         """Returns that many bytes of the content, fewer at its end."""
@@ -122,14 +145,15 @@ class DecompressedStream:
             left -= len(piece)
         return b"".join(pieces)
 
-    def seek(self, position: int, /) -> int:
-        """Reads on to a byte of the content; there is no way back."""
+    def seek(self, position: int, _whence: int = io.SEEK_SET, /) -> int:
+        """Reads on to a byte of the content from its start; there is no way back."""
         while self._position < position and self._read_step(min(position - self._position, _STEP_BYTES)):
             pass
         return self._position
 
     def close(self) -> None:
         """Closes both streams."""
+        super().close()
         self._stream.close()
         self._compressed.close()
 
@@ -146,7 +170,7 @@ class DecompressedStream:
         if self._position > self._max_bytes:
             raise InputError(
                 f"{self._shard} decompresses to over {self._max_bytes} bytes, more than {_MAX_GROWTH} times its size: "
-                "that is no shard of videos"
+                "that is no data set of videos"
             )
         return piece
 
