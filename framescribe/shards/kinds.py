@@ -24,12 +24,11 @@ COMPRESSED_TAR_EXTENSIONS = {
     ".tar.zst": "zst",
     ".tzst": "zst",
 }
-_TABLE_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
-_COMPRESSED_TABLE_EXTENSIONS = {table + dot: dot[1:] for table in _TABLE_EXTENSIONS for dot in (".gz", ".zst")}
+MANIFEST_EXTENSIONS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv"})
+_COMPRESSED_MANIFEST_EXTENSIONS = {table + dot: dot[1:] for table in MANIFEST_EXTENSIONS for dot in (".gz", ".zst")}
 # Manifests where an input names them; in folders they are notes, or sidecars of videos.
 LIST_EXTENSIONS = frozenset({".json", ".txt"})
-MANIFEST_EXTENSIONS = _TABLE_EXTENSIONS | {*_COMPRESSED_TABLE_EXTENSIONS}
-_COMPRESSIONS = COMPRESSED_TAR_EXTENSIONS | _COMPRESSED_TABLE_EXTENSIONS
+_COMPRESSIONS = COMPRESSED_TAR_EXTENSIONS | _COMPRESSED_MANIFEST_EXTENSIONS
 _COMPRESSED = tuple(_COMPRESSIONS)
 SUPPORTED = (
     ".tar (also .tar.gz, .tar.bz2, .tar.xz, .tar.zst), .parquet, .jsonl, .csv, .tsv (also with .gz, .zst), .json and "
@@ -64,16 +63,21 @@ def kind_of(uri: str) -> InputKind | None:
         return InputKind.TAR
     if extension == ".parquet":
         return InputKind.PARQUET
-    if extension in MANIFEST_EXTENSIONS | LIST_EXTENSIONS:
+    if extension in LIST_EXTENSIONS or _is_table(extension):
         return InputKind.MANIFEST
     return InputKind.FILES if extension in VIDEO_EXTENSIONS | ANIMATION_EXTENSIONS else None
 
 
 def is_read_only_by_name(uri: str) -> bool:
     """Returns whether a file is read only where an input names it: beside videos it would double them."""
-    return split_extension(path_of(uri))[1] in MANIFEST_EXTENSIONS | ANIMATION_EXTENSIONS
+    extension = split_extension(path_of(uri))[1]
+    return extension in ANIMATION_EXTENSIONS or _is_table(extension)
 
 
 def compression_of(uri: str) -> str | None:
     """Returns `gz`, `bz2`, `xz` or `zst` for a compressed tar or table, None for every other file."""
     return _COMPRESSIONS.get(split_extension(path_of(uri))[1])
+
+
+def _is_table(extension: str) -> bool:
+    return extension in MANIFEST_EXTENSIONS or extension in _COMPRESSED_MANIFEST_EXTENSIONS

@@ -170,7 +170,7 @@ class DecompressedStream(io.RawIOBase):
         if self._position > self._max_bytes:
             raise InputError(
                 f"{self._shard} decompresses to over {self._max_bytes} bytes, more than {_MAX_GROWTH} times its size: "
-                "that is no data set of videos"
+                "that is no shard of videos"
             )
         return piece
 
