@@ -10,6 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, load_from_disk
+from pyarrow import feather
 
 from framescribe.storage.config import ReadConfig
 from framescribe.storage.errors import InputError, NoInputFound
@@ -295,3 +297,23 @@ def test_a_tar_compressed_with_zstandard_is_a_shard(tmp_path, suffix):
     assert [clip.video for clip in clips] == [b"zero", b"one" * 100_000]
     with pytest.raises(InputError, match=r"damaged|truncated"):
         plan_units([write(tmp_path / "set" / f"cut.{suffix}", packed[:-30])])
+
+
+# What stays refused, and the conversions that the page on inputs names
+
+
+def test_what_save_to_disk_wrote_is_an_input_after_the_conversion_of_the_page(tmp_path):
+    videos = Dataset.from_dict({"video": [b"one", b"two"], "label": ["x", "y"]})
+    videos.save_to_disk(tmp_path / "saved")
+    with pytest.raises(NoInputFound, match=r"holds no video and no shard; .*arrow"):
+        plan_units([str(tmp_path / "saved")])
+    load_from_disk(str(tmp_path / "saved")).to_parquet(tmp_path / "clips.parquet")
+    assert [clip.video for clip in read_all(plan_units([str(tmp_path / "clips.parquet")]))] == [b"one", b"two"]
+
+
+def test_a_feather_file_is_an_input_after_the_conversion_of_the_page(tmp_path):
+    feather.write_feather(pa.table({"video": [b"one"]}), tmp_path / "x.arrow")
+    with pytest.raises(InputError, match=r"cannot read .*x\.arrow"):
+        plan_units([str(tmp_path / "x.arrow")])
+    pq.write_table(feather.read_table(tmp_path / "x.arrow"), tmp_path / "x.parquet")
+    assert [clip.video for clip in read_all(plan_units([str(tmp_path / "x.parquet")]))] == [b"one"]

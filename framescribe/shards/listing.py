@@ -127,7 +127,10 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
         none_there = f"{strip_credentials(location.uri)!r} holds no video and no shard"
         return _take(location, location.path.rstrip("/"), {}, _find_below(store, location), none_there)
     if kind_of(location.uri) is None:
-        raise InputError(f"cannot read {strip_credentials(location.uri)!r}: wanted {SUPPORTED}")
+        raise InputError(
+            f"cannot read {strip_credentials(location.uri)!r}: wanted {SUPPORTED}; docs/inputs.md says how "
+            "to convert others"
+        )
     folder, _, name = _without_query(location.path).rpartition("/")
     kind = kind_of(location.uri)
     assert kind is not None
