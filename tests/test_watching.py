@@ -123,7 +123,7 @@ def test_a_run_that_goes_on_counts_what_was_done_before(tmp_path, capsys):
     assert [int(number) for number in shown[0].groups()[:2]] in ([6, 9], [7, 9], [8, 9], [9, 9])
     assert re.search(r"^3 clips in .*; 6 done before; 0 failed$", out, re.MULTILINE)
     assert "rows: captions 9" in out
-    assert "engine: encode" in err
+    assert "around it: decoding" in err
     assert f"slowest units: clips 0 to 2 of {second} in " in err, "those of this start alone"
 
 
