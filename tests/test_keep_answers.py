@@ -39,3 +39,15 @@ def test_answers_are_kept_beside_those_of_a_killed_start_and_go_with_their_unit(
     keeper.end("one")
     assert keeper.num_answers == 0
     assert store.list_files(f"{SET_ASIDE_FOLDER}/_framescribe/parts") == []
+
+
+def test_answers_that_are_not_to_be_trusted_are_removed_and_written_no_more():
+    store = open_output(memory_output())
+    record_start(store, RUN_RECORD, instead_of=None)
+    keeper = AnswerKeeper()
+    _begin(keeper, store, "a", 1, 2)
+    assert store.list_files(f"{SET_ASIDE_FOLDER}/_framescribe/parts")
+    keeper.discard()
+    assert keeper.flush(30)
+    assert keeper.num_answers == 0
+    assert store.list_files(f"{SET_ASIDE_FOLDER}/_framescribe/parts") == []

@@ -20,6 +20,7 @@ from framescribe.recipes.engine_video import EngineVideo, WrongVideo
 from framescribe.recipes.recipe import Recipe
 from schemas.records import ClipAnnotation, FailedClip, KeptCompletion, SampledClip, Stage, UnitEnd
 from transforms.answer_reuse import ClipMemory, EarlierAnswers, RememberingVideo, ReusableRun
+from transforms.canary import CanaryFailed
 from transforms.counts import WorkerCounter
 from transforms.lookahead import LookAheadDoFn
 from transforms.worker import (
@@ -138,7 +139,11 @@ class AnnotateClipsFn(LookAheadDoFn):
     async def _annotate(
         self, clip: SampledClip, release: Callable[[], None], memory: ClipMemory
     ) -> tuple[_Outcome, ClipMemory]:
-        await self._running.canary.pass_clip(self._config.workers.canary_every)
+        try:
+            await self._running.canary.pass_clip(self._config.workers.canary_every)
+        except CanaryFailed:
+            self._worker.keeper.discard()  # what this model said is not to be trusted, nor taken by the next start
+            raise
         return await annotate_clip(self._running, self._config.recipe, clip, release, memory), memory
 
     def collect(self, future: Future[tuple[_Outcome, ClipMemory]]) -> _Outcome:

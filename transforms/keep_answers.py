@@ -132,6 +132,15 @@ class AnswerKeeper:
             if self._num_written.pop(unit_id, None) is not None and self._place is not None:
                 self._place.remove(unit_id)
 
+    def discard(self) -> None:
+        """Removes what was written of units under way, and writes no more of them: it is not to be trusted."""
+        with self._writing, self._lock:
+            place, self._place = self._place, None
+            for unit_id in self._num_written:
+                if place is not None:
+                    place.remove(unit_id)
+            self._clips, self._num_seen, self._num_written = {}, {}, {}
+
     def flush(self, seconds: float) -> bool:
         """Has everything written that is answered; returns whether that happened in so many seconds."""
         if self._place is None:

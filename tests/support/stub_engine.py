@@ -58,6 +58,7 @@ class StubEngine:
 
     def __init__(self, revision: str) -> None:
         self.stats = EngineStats()
+        self.tokenizer = SimpleNamespace(decode=lambda token_ids: " ".join(_WORDS[number] for number in token_ids))
         self.device_name, self.attention_path = "cpu", "none"
         self.checkpoint = SimpleNamespace(name="stub", revision=revision)
         self.model = SimpleNamespace(
