@@ -14,7 +14,7 @@ help:
 	@echo "FrameScribe"
 	@echo
 	@echo "  make demo         annotate the demo clips with the demo model; show captions and QA beside the truth"
-	@echo "  make test         the tests, under ten minutes on two cores"
+	@echo "  make test         the tests, about twenty minutes on two cores"
 	@echo "  make test-slow    the tests that take longer"
 	@echo "  make test-faults  runs that are killed over and over again; make fuzz: arbitrary bytes as inputs for an hour;"
 	@echo "                    make soak: thousands of clips in one go, watching memory and open files"
