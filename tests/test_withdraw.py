@@ -136,3 +136,10 @@ def test_an_id_that_is_not_there_yet_is_kept_out_of_what_comes(run, capsys):
 def test_a_file_without_ids_is_refused(run, ids, said, capsys):
     assert withdraw(run, ids=ids) == 1
     assert said in capsys.readouterr().err
+
+
+def test_what_others_put_beside_the_plan_is_left_alone(run):
+    other = run / "out" / "_framescribe" / "plan" / "notes.parquet"
+    other.write_bytes(b"mine")
+    assert withdraw(run) == 0
+    assert other.read_bytes() == b"mine"

@@ -114,7 +114,7 @@ def add_to_plan(
     table = pa.Table.from_pylist(rows, schema=_PLAN_SCHEMA)
     pq.write_table(table, buffer, compression="zstd", row_group_size=UNITS_PER_SLICE)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
-    names = _list_plans(store)
+    names = list_plans(store)
     # One file a start, never one that is changed: jobs started at once cannot lose each other's units.
     if not names or digest not in names[-1]:
         number = int(names[-1].partition("-")[0]) + 1 if names else 0
@@ -224,7 +224,7 @@ def read_plan(store: OutputStore) -> list[PlannedUnit]:
         DamagedRunError: a file of the plan is not what a start wrote.
     """
     newest: dict[str, list[PlannedUnit]] = {}
-    for name in _list_plans(store):
+    for name in list_plans(store):
         of_start: dict[str, list[PlannedUnit]] = {}
         for unit in _read_plan_file(store, name):
             of_start.setdefault(unit.shard_id, []).append(unit)
@@ -250,7 +250,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _list_plans(store: OutputStore) -> list[str]:
+def list_plans(store: OutputStore) -> list[str]:
     """Returns the names of the files that starts wrote, the oldest first; what others put there is none of ours."""
     return [name for name in store.list_files(PLAN_FOLDER) if _PLAN_NAME.fullmatch(name)]
 

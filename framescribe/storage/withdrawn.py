@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from framescribe.storage.journal import DamagedRunError, commit_part, list_parts, read_part
 from framescribe.storage.output import JOURNAL_FOLDER, PLAN_FOLDER, OutputStore, part_name
-from framescribe.storage.plan import UNITS_PER_SLICE, blank_metadata
+from framescribe.storage.plan import UNITS_PER_SLICE, blank_metadata, list_plans
 from framescribe.storage.retries import StoreError
 from schemas.part_rows import withdraw_row
 from schemas.records import WITHDRAWN
@@ -74,9 +74,8 @@ def take_out_withdrawn(store: OutputStore, fingerprint: str) -> Withdrawal:
     if not withdrawn:
         return Withdrawal()
     counts = [_take_out_of_part(store, unit_id, withdrawn, fingerprint) for unit_id in sorted(list_parts(store))]
-    for name in store.list_files(PLAN_FOLDER):
-        if name.endswith(".parquet"):
-            _take_out_of_plan(store, f"{PLAN_FOLDER}/{name}", withdrawn)
+    for name in list_plans(store):
+        _take_out_of_plan(store, f"{PLAN_FOLDER}/{name}", withdrawn)
     return Withdrawal(sum(counts), sum(count > 0 for count in counts))
 
 
