@@ -22,7 +22,7 @@ from pipeline.machines import Machine, read_machines
 from pipeline.prediction import find_measured, make_basis
 from pipeline.progress import write_count, write_size
 from pipeline.start import StartPlan
-from pipeline.survey import Interval, Survey, survey_clips
+from pipeline.survey import TRAINED_S, Interval, Survey, survey_clips
 from transforms.worker import WorkerConfig
 
 TIERS = ("captions", "detailed", "full")
@@ -152,6 +152,7 @@ def to_json(report: PlanReport) -> dict[str, Any]:  # Any: JSON
             "clips_listed": survey.num_listed,
             "hours": asdict(_hours(survey)),
             "will_fail": asdict(survey.failures()),
+            "longer_than_trained": asdict(survey.long_clips()),
             "reasons": dict(survey.reasons()),
             "sizes": dict(survey.mix(_write_dimensions)),
             "codecs": dict(survey.mix(lambda header: header.codec)),
@@ -173,6 +174,11 @@ def _render_inputs(report: PlanReport) -> Iterator[str]:
     yield f"codecs     {_write_mix(survey.mix(lambda header: header.codec))}"
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in survey.reasons().most_common(_MAX_SHOWN))
     yield f"will fail  {_write_interval(survey.failures(), ',.0f', survey)}{f': {reasons}' if reasons else ''}"
+    if (long_clips := survey.long_clips()).value:
+        yield (
+            f"long       {_write_interval(long_clips, ',.0f', survey)} longer than {TRAINED_S} s, the longest that the "
+            f"model saw in LLaVA-Video-178K: --split-seconds {TRAINED_S} cuts them"
+        )
 
 
 def _render_tiers(report: PlanReport) -> Iterator[str]:

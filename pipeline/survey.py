@@ -17,7 +17,7 @@ import numpy as np
 from framescribe.decoding.config import SamplingConfig, UndecodableClip, VideoHeader
 from framescribe.decoding.pool import DecoderPool
 from framescribe.decoding.sampling import choose_frames
-from framescribe.shards.reading import split_clip
+from framescribe.shards.reading import MIN_WINDOW_S, split_clip
 from framescribe.storage.access import Store
 from pipeline.config import UnitConfig
 from pipeline.subset import order_clips, read_places
@@ -25,6 +25,7 @@ from pipeline.units import ListedShard
 from schemas.records import Clip, FailedClip
 
 NUM_SURVEYED = 200
+TRAINED_S = 180  # the longest videos of LLaVA-Video-178K, which the model was trained on
 _SEED = 178_000  # another sample than the one of --sample
 _Z = 1.96  # of 95 %
 _LONGEST_S = 86_400.0  # some files say that they are years long
@@ -81,6 +82,10 @@ class Survey:
         middle, half = share + square / 2, _Z * math.sqrt(share * (1 - share) / number + square / number / 4)
         low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
         return Interval(share * self.num_listed, max(0.0, low) * self.num_listed, high * self.num_listed)
+
+    def long_clips(self) -> Interval:
+        """Returns how many of all clips `--split-seconds` of the model's training length would cut."""
+        return self.total(lambda clip: sum(length_s >= TRAINED_S + MIN_WINDOW_S for length_s in clip.windows_s))
 
     def total(self, value: Callable[[SurveyedClip], float]) -> Interval:
         """Returns the sum of a value over all clips, failing ones counted as 0."""

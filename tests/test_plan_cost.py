@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from demo.video_files import FPS, encode_frames
 from framescribe.decoding.config import VideoHeader
 from framescribe.llava_video.model.roofline import ClipLoad, count_clip_work, model_seconds
 from framescribe.recipes import load_recipe
@@ -87,6 +89,25 @@ def test_of_many_clips_a_sample_is_looked_at_and_the_rest_is_told_with_an_interv
 def test_of_few_clips_all_are_looked_at_and_nothing_is_guessed():
     failures = Survey((SOUND,) * 9 + (BROKEN,), num_listed=10).failures()
     assert (failures.low, failures.value, failures.high) == (1, 1, 1)
+
+
+def test_clips_longer_than_the_model_was_trained_on_are_counted_and_told_how_to_be_cut(tmp_path, capsys):
+    black = np.broadcast_to(np.uint8(0), (200 * FPS, 128, 128, 3))
+    video = write(tmp_path / "v" / "long.mp4", encode_frames(black, preset="ultrafast"))
+    short = write(tmp_path / "v" / "short.mp4", tiny_clip(0))
+    assert plan(capsys, "--input", video, short)["survey"]["longer_than_trained"]["value"] == 1
+    assert main(["plan", "--input", video, short]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("long "))
+    assert line.startswith("long       1 longer than 180 s")
+    advice = line[line.index("--split-seconds") :].split()[:2]
+    assert main(["plan", "--input", video, short, *advice]) == 0
+    assert "longer than 180 s" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("length_s", "num_long"), [(179.9, 0), (180.0, 0), (180.9, 0), (181.0, 1), (86_400.0, 1)])
+def test_a_clip_counts_as_long_where_the_advised_flag_would_cut_it(length_s, num_long):
+    clip = SurveyedClip(VideoHeader(length_s, 1280, 720, "h264", 25.0), (length_s,))
+    assert Survey((clip, BROKEN, SOUND), num_listed=3).long_clips().value == num_long
 
 
 def test_people_are_told_in_aligned_lines_that_it_is_modelled(tmp_path, capsys):
