@@ -46,6 +46,25 @@ def test_a_lane_that_was_lost_before_it_had_a_unit_takes_it_when_it_is_started_a
     assert next(Lane(store, "start", 0).take_units(SIZES)) == "unit-007"
 
 
+def test_a_lane_that_is_started_again_begins_with_all_it_had_taken_though_others_were_faster_elsewhere(store):
+    fast = next(Lane(store, "start", 1).take_units({"unit-000": 1}))
+    lost = Lane(store, "start", 0).take_units({"unit-000": 3, "unit-001": 2, "unit-002": 1})
+    taken = [next(lost), next(lost)]
+    assert sorted([fast, *taken]) == ["unit-000", "unit-001", "unit-002"]
+    assert sorted(Lane(store, "start", 0).take_units(SIZES))[:2] == taken
+
+
+def test_what_an_earlier_try_took_is_taken_over_though_other_lanes_took_units_too(store):
+    sizes = dict(list(SIZES.items())[:6])
+    later = Lane(store, "start", 0).take_units(sizes)
+    first = next(later)
+    earlier = Lane(store, "start", 0).take_units(sizes)
+    of_earlier = [next(earlier), next(earlier)]
+    of_others = list(Lane(store, "start", 1).take_units(sizes))
+    assert sorted([first, *later, *of_others]) == sorted(sizes)
+    assert {first, *of_earlier}.isdisjoint(of_others)
+
+
 def test_what_an_earlier_try_of_a_lane_took_meanwhile_is_taken_over_in_the_end(store):
     earlier, later = Lane(store, "start", 0).take_units(SIZES), Lane(store, "start", 0).take_units(SIZES)
     first = next(later)

@@ -24,6 +24,7 @@ from framescribe.storage.errors import InputError, StoreUnavailable
 from framescribe.storage.output import open_output
 from pipeline.flink import say_if_no_worker_comes, say_why_workers_stop
 from pipeline.runners import explain_worker_error, make_options
+from tests.support.beam_services import START_S, runner_environment, serve
 from tests.support.golden_cases import COMMITTED
 from tests.support.shards_fixtures import write
 from tests.support.web_fixtures import give, web_server
@@ -35,39 +36,11 @@ caption: {id: model_card_caption, prompt: Please describe this video in detail.,
 stop_loops: true
 retries: []
 """
-_START_S = 60
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _environment() -> dict[str, str]:
-    # The worker pool starts `python` from PATH: it has to be the one with everything installed.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def _serve(module: str, flag: str, log: Path, *before: str, **environment: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Starts a service in a folder of its own, behind some other command if one is given."""
-    port = _free_port()
-    own_folder = log.with_suffix("")
-    own_folder.mkdir()
-    command = [*before, sys.executable, "-m", module, f"{flag}={port}"]
-    process = subprocess.Popen(command, env={**_environment(), **environment}, cwd=own_folder, stderr=log.open("wb"))
-    deadline = time.monotonic() + _START_S
-    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-        assert process.poll() is None, f"{module} ended: {log.read_text()}"
-        assert time.monotonic() < deadline, f"{module} does not listen after {_START_S} s: {log.read_text()}"
-        time.sleep(0.2)
-    return process, port
 
 
 @pytest.fixture
 def job_service(tmp_path: Path) -> Iterator[str]:
-    process, port = _serve(
+    process, port = serve(
         "apache_beam.runners.portability.local_job_service_main", "--port", tmp_path / "job_service.log"
     )
     yield f"localhost:{port}"
@@ -77,9 +50,7 @@ def job_service(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def worker_pool(tmp_path: Path) -> Iterator[str]:
-    process, port = _serve(
-        "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "worker_pool.log"
-    )
+    process, port = serve("apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "worker_pool.log")
     yield f"localhost:{port}"
     process.kill()
     process.wait()
@@ -92,7 +63,7 @@ def worker_pool_elsewhere(tmp_path: Path) -> Iterator[str]:
     alone = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path}/out && exec "$@"', "sh")
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs root and `unshare`")
-    process, port = _serve(
+    process, port = serve(
         "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "elsewhere.log", *alone
     )
     yield f"localhost:{port}"
@@ -107,7 +78,7 @@ def worker_pool_without_package(tmp_path: Path) -> Iterator[str]:
     write(programs / "python", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'.encode())
     (programs / "python").chmod(0o755)
     environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": sysconfig.get_path("purelib")}
-    process, port = _serve(
+    process, port = serve(
         "apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "without.log", **environment
     )
     yield f"localhost:{port}"
@@ -123,7 +94,7 @@ def worker_pool_without_beam(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     (programs / "python").chmod(0o755)
     environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     log = tmp_path / "without.log"
-    process, port = _serve("apache_beam.runners.worker.worker_pool_main", "--service_port", log, **environment)
+    process, port = serve("apache_beam.runners.worker.worker_pool_main", "--service_port", log, **environment)
     yield f"localhost:{port}", log
     process.kill()
     process.wait()
@@ -161,7 +132,7 @@ def _command(tmp_path: Path, *flags: str) -> list[str]:
 def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:
     """Runs the command on two demo clips and returns the annotated clip ids."""
     command = _command(tmp_path, *beam_flags)
-    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, timeout=240)
+    done = subprocess.run(command, env=runner_environment(), cwd=tmp_path, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "out" / "_SUCCESS").exists()
     captions = pq.read_table(tmp_path / "out" / "captions")
@@ -171,7 +142,7 @@ def _annotate(tmp_path: Path, *beam_flags: str) -> list[str]:
 
 def _interrupt(command: list[str], tmp_path: Path) -> tuple[int, str]:
     """Interrupts the command once its job server is up, and returns its exit status and what it said."""
-    process = subprocess.Popen(command, env=_environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=runner_environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "Really starting service" not in (line := process.stderr.readline()):
         assert line, "it ended before"
@@ -247,7 +218,7 @@ def test_workers_with_a_disk_of_their_own_in_place_of_the_output_are_an_error_th
 ) -> None:
     flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
     command = _command(tmp_path, *flags, f"--environment_config={worker_pool_elsewhere}")
-    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=runner_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"framescribe annotate: the plan of this run is not in {tmp_path}/out/_framescribe/plan as the worker on "
@@ -262,7 +233,7 @@ def test_a_worker_without_the_package_is_one_line_that_names_it_and_the_remedy(
 ) -> None:
     flags = ("--runner=PortableRunner", f"--job_endpoint={job_service}", "--environment_type=EXTERNAL")
     command = _command(tmp_path, *flags, f"--environment_config={worker_pool_without_package}")
-    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=runner_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"framescribe annotate: the worker whose packages lie in {sysconfig.get_path('purelib')} has no module "
@@ -280,14 +251,18 @@ def test_a_pool_whose_python_lacks_beam_is_named_once_instead_of_waited_for_with
     command = _command(tmp_path, *flags, f"--environment_config={pool}")
     sooner = "import sys, pipeline.flink as f, run_pipeline as r; f._SECONDS_TO_COME = 8.0; sys.exit(r.main())"
     process = subprocess.Popen(
-        [command[0], "-c", sooner, *command[2:]], env=_environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [command[0], "-c", sooner, *command[2:]],
+        env=runner_environment(),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     said: list[str] = []
     while not (said and said[-1].startswith("warning: no worker")):
         said.append(process.stderr.readline())
         assert said[-1], f"it ended before: {said}"
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + START_S
     while "No module named 'apache_beam'" not in log.read_text():
         assert time.monotonic() < deadline, f"the pool has started no worker: {log.read_text()}"
         time.sleep(0.2)
@@ -336,7 +311,7 @@ def test_an_interrupted_run_leaves_no_job_server_and_says_what_is_kept(tmp_path:
 
 def test_a_runner_that_cannot_get_its_job_server_is_one_line(tmp_path: Path) -> None:
     command = _command(tmp_path, "--runner=FlinkRunner", "--flink_job_server_jar=missing.jar")
-    done = subprocess.run(command, env=_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=runner_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(

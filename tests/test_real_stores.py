@@ -6,8 +6,9 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
+import sys
+import sysconfig
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from framescribe.storage.output import OutputStore, open_output
 from framescribe.storage.retries import store_errors
 from schemas.tables import TABLES
 from tests.faults.warm import fork_run
-from tests.support.run_fixtures import annotate_arguments, make_shard, read_tables
+from tests.support.beam_services import free_port, runner_environment, serve
+from tests.support.run_fixtures import ROOT, annotate_arguments, make_shard, read_tables
 
 pytestmark = pytest.mark.stores
 
@@ -41,12 +43,6 @@ class Bucket:
 
     def open(self, output: str) -> OutputStore:
         return open_output(f"{self.uri}/{output}", self.options)
-
-
-def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
 
 
 def need(package: str, command: str | None = None) -> None:
@@ -169,6 +165,33 @@ def download_tables(bucket: Bucket, output: str, folder: Path) -> dict[str, list
         for name in store.list_files(table):
             (folder / table / name).write_bytes(store.read(f"{table}/{name}"))
     return read_tables(folder)
+
+
+@pytest.mark.parametrize("bucket", [start_s3], indirect=True, ids=["s3"])
+def test_a_worker_without_the_client_of_the_store_is_one_line_that_names_both(bucket, folder, tmp_path):
+    environment = runner_environment()
+    # The pool sees what `make test-stores` does not install beside: all but the clients.
+    pool = serve("apache_beam.runners.worker.worker_pool_main", "--service_port", tmp_path / "pool.log", PYTHONPATH="")
+    service = serve("apache_beam.runners.portability.local_job_service_main", "--port", tmp_path / "service.log")
+    arguments = annotate_arguments(folder, [str(folder / "shards")], f"{bucket.uri}/without_client")
+    runner = [
+        "--runner=PortableRunner", f"--job_endpoint=localhost:{service[1]}", "--environment_type=EXTERNAL",
+        f"--environment_config=localhost:{pool[1]}", "--storage-options", json.dumps(bucket.options),
+    ]  # fmt: skip
+    command = [sys.executable, str(ROOT / "run_pipeline.py"), *arguments, *runner]
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    finally:
+        for process, _ in (pool, service):
+            process.kill()
+            process.wait()
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "cannot open 's3://bucket/without_client'" in last, last
+    assert "Install s3fs to access S3" in last
+    assert f"in the worker whose packages lie in {sysconfig.get_path('purelib')}" in last
+    assert "Traceback" not in done.stderr
 
 
 def test_the_server_keeps_two_writers_apart(bucket):

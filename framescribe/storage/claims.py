@@ -33,29 +33,31 @@ class Lane:
         Args:
             sizes: unit id to bytes of all units of the job; large ones are taken first.
         """
-        seen: set[str] = set()
-        yield from self._take_first(self._list_own(sizes), seen)
-        yield from self._take_first(order_units(sizes, self._number), seen)
-        # What an earlier try of this lane, believed dead by the runner, has taken in the meantime.
-        yield from self._take_first(self._list_own(sizes), seen)
-
-    def _take_first(self, unit_ids: list[str], seen: set[str]) -> Iterator[str]:
-        for unit_id in unit_ids:
-            if unit_id in seen:
+        taken: set[str] = set()
+        yield from self._take_own(sizes, taken)
+        of_others: set[str] = set()
+        for unit_id in order_units(sizes, self._number):
+            if unit_id in taken or unit_id in of_others:
                 continue
-            seen.add(unit_id)
             if self._take(unit_id):
+                taken.add(unit_id)
                 yield unit_id
-            else:  # others were here: what else have they taken?
-                seen.update(self._store.list_files(self._taken_by_all))
+            else:
+                of_others.update(self._store.list_files(self._taken_by_all))
+        # What an earlier try of this lane, believed dead by the runner, has taken in the meantime.
+        yield from self._take_own(sizes, taken)
+
+    def _take_own(self, sizes: Mapping[str, int], taken: set[str]) -> Iterator[str]:
+        # Some of them another lane was faster to take.
+        for unit_id in self._store.list_files(self._taken_by_this):
+            if unit_id in sizes and unit_id not in taken and self._take(unit_id):
+                taken.add(unit_id)
+                yield unit_id
 
     def _take(self, unit_id: str) -> bool:
         # What it means to take comes first: a lane that is lost between the two finds it when it is started again.
         self._store.put(f"{self._taken_by_this}/{unit_id}", b"")
         return self._store.create(f"{self._taken_by_all}/{unit_id}", str(self._number).encode())
-
-    def _list_own(self, sizes: Mapping[str, int]) -> list[str]:
-        return [unit_id for unit_id in self._store.list_files(self._taken_by_this) if unit_id in sizes]
 
 
 def order_units(sizes: Mapping[str, int], lane: int) -> list[str]:
