@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -137,10 +138,12 @@ def run_publish(command: Command) -> None:
 
 
 def run_export(command: Command) -> None:
-    """Writes what a run published in a form that trainers read, and says what was left out."""
-    from framescribe.publish.export import describe_export, export
+    """Writes what a run published in a form that trainers read, says what was left out, and uploads it if asked to."""
+    from framescribe.publish.export import CannotExport, describe_export, export
 
     flags = command.flags
+    if flags.public and flags.push_to_hub is None:
+        raise CannotExport("got --public alone, wanted --push-to-hub NAMESPACE/NAME with it")
     config = ExportConfig(
         format=flags.format,
         selection=_selection(flags),
@@ -151,10 +154,23 @@ def run_export(command: Command) -> None:
         clips_per_shard=flags.clips_per_shard,
     )
     reading = ReadConfig(video_column=flags.video_column, trusted_hosts=tuple(flags.trusted_hosts))
-    report = export(flags.output, flags.to, config, flags.storage_options, reading)
+    prepare, push = _hub_steps(flags)
+    report = export(flags.output, flags.to, config, flags.storage_options, reading, prepare)
     if not report.is_finished:
         print(f"warning: {flags.output} has no _SUCCESS: the export holds what was published so far", file=sys.stderr)
     print(f"{describe_export(report)}\nin {flags.to}")
+    if push is not None:
+        print(push())
+
+
+def _hub_steps(flags: Namespace) -> tuple[Callable[[], None], Callable[[], str]] | tuple[None, None]:
+    """Returns what `--push-to-hub` does before and after the export; only then the hub's client is loaded."""
+    if flags.push_to_hub is None:
+        return None, None
+    from framescribe.publish.hub import HubTarget, prepare_repository, upload
+
+    target = HubTarget(flags.push_to_hub, flags.public)
+    return partial(prepare_repository, target), partial(upload, target, flags.to)
 
 
 def run_review(command: Command) -> None:

@@ -80,6 +80,7 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
         parser, "--clips-per-shard", ExportConfig, "clips_per_shard", "webdataset: clips per tar", parse_positive_int
     )
     parser.add_argument("--no-videos", action="store_true", help="hf: write only texts")
+    _add_hub_flags(parser)
     _add_video_column(parser)
 
 
@@ -119,6 +120,20 @@ def add_report_flags(parser: argparse.ArgumentParser) -> None:
         type=parse_share,
         metavar="X%",
         help="draw so many of the good rows of each type for people, as FILE.sample.csv and FILE.sample.jsonl",
+    )
+
+
+def _add_hub_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="then upload the folder to this dataset repository of the Hugging Face hub, NAMESPACE/NAME; a new one is "
+        "private. The token is taken from HF_TOKEN or `hf auth login`",
+    )
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="--push-to-hub: a new repository is public, and one that is public is taken",
     )
 
 

@@ -82,11 +82,15 @@ def export(
     config: ExportConfig,
     storage_options: StorageOptions | None = None,
     reading: ReadConfig | None = None,
+    before_writing: Callable[[], None] | None = None,
 ) -> ExportReport:
     """Writes the rows of the published tables that are chosen to a new local folder, whole or not at all.
 
     The same tables, videos and settings give the same bytes. Every row of `captions` and `qa` is exported, or counted
     under the reason why it is not; the counts are in `export.json`, too.
+
+    Args:
+        before_writing: called once, when the tables, the target and the settings have been checked.
 
     Raises:
         CannotExport: no tables, a question type that no row has, nothing that passes, or `target` is there already.
@@ -98,6 +102,8 @@ def export(
     _check_types(tables, config.selection)
     decisions = {} if config.decisions is None else read_decisions(config.decisions)
     counts = ExportCounts()
+    if before_writing is not None:
+        before_writing()
     with new_folder(target) as folder, tempfile.TemporaryDirectory(prefix="framescribe-") as scratch:
         videos = SourceVideos(VideoLookup(Store(storage_options or {}, reading or ReadConfig()), output), Path(scratch))
         job = _Export(folder, config, counts, videos, tables.origin())
