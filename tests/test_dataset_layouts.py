@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 
 import fsspec
 import pandas as pd
@@ -385,6 +386,17 @@ def test_dv_and_video_are_suffixes_of_videos_in_folders_and_shards(folder):
 def run_process(*arguments):
     command = [sys.executable, "run_pipeline.py", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("given", ["clips.zip", "*.zip", "."])
+def test_an_archive_of_videos_is_refused_with_the_command_that_unpacks_it(tmp_path, given):
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        archive.writestr("a.mp4", b"x")
+    planned = run_process("plan", "--input", tmp_path / given)
+    assert planned.returncode != 0
+    assert "a .zip is not read: `unzip FILE.zip -d FOLDER`" in planned.stderr
+    assert "docs/inputs.md" in planned.stderr
+    assert "Traceback" not in planned.stderr
 
 
 def test_the_command_line_names_what_it_leaves_out(folder):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
-from framescribe.shards.kinds import LIST_EXTENSIONS, SUPPORTED, is_read_only_by_name, kind_of, split_extension
+from framescribe.shards.kinds import LIST_EXTENSIONS, SUPPORTED, is_read_only_by_name, kind_of, path_of, split_extension
 from framescribe.storage.access import Location, Store, input_version
 from framescribe.storage.addresses import protocol_of
 from framescribe.storage.errors import InputError, NoInputFound
@@ -29,6 +29,10 @@ _NUM_THREADS = 16  # the time goes into waiting for stores
 _RANGE = re.compile(r"\{(\d{1,9}\.\.\d{1,9})\}")
 _MAX_ADDRESSES = 100_000
 _ADVICE = "; a manifest is read when --input names the file itself, not its folder, and so is a .gif"
+_ZIP_ADVICE = (
+    "; a .zip is not read: `unzip FILE.zip -d FOLDER`, and give the folder as --input "
+    "(docs/inputs.md says how to convert other formats)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,8 @@ def _list_literal(store: Store, location: Location) -> list[FoundFile] | None:
         return _take(location, location.path.rstrip("/"), {}, _find_below(store, location), none_there)
     if kind_of(location.uri) is None:
         raise InputError(
-            f"cannot read {strip_credentials(location.uri)!r}: wanted {SUPPORTED}; docs/inputs.md says how "
-            "to convert others"
+            f"cannot read {strip_credentials(location.uri)!r}: wanted {SUPPORTED}"
+            + (_advise([location.uri]) or "; docs/inputs.md says how to convert others")
         )
     folder, _, name = _without_query(location.path).rpartition("/")
     kind = kind_of(location.uri)
@@ -182,12 +186,19 @@ def _take(
     if all(file.kind is InputKind.MANIFEST and not file.named for file in taken):
         seen = ", ".join(repr(posixpath.basename(path)) for path in sorted({**matched, **below})[:3])
         raise NoInputFound(
-            f"{none_there}; seen: {seen or 'nothing'}; wanted {SUPPORTED}"
-            + (_ADVICE if any(map(is_read_only_by_name, {**matched, **below})) else "")
+            f"{none_there}; seen: {seen or 'nothing'}; wanted {SUPPORTED}" + _advise({**matched, **below})
         )
     if passed_over:
         _log.warning("not read below %s: %s", strip_credentials(root_uri), _count_suffixes(passed_over))
     return taken
+
+
+def _advise(paths: Iterable[str]) -> str:
+    """Returns what to do about files that were seen but are not read; empty where there is nothing to say."""
+    extensions = {split_extension(path_of(path))[1]: path for path in paths}
+    if ".zip" in extensions:
+        return _ZIP_ADVICE
+    return _ADVICE if any(map(is_read_only_by_name, extensions.values())) else ""
 
 
 def _listed_version(entry: Mapping[str, Any]) -> str:
