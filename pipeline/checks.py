@@ -208,8 +208,8 @@ def check_limit_takes_more(plan: StartPlan) -> None:
         there = "; ".join(sorted("all clips" if one is None else one.describe() for one in earlier))
         raise OtherRunError(
             f"{plan.store.address('')} holds clips of an earlier start ({there}) that would leave the tables: this "
-            f"start takes only {limited.describe()}. Leave out --limit and --sample to go on to all clips, give a "
-            "larger number of the same kind, or choose another --output"
+            f"start takes only {limited.describe()}. Leave out --limit, --sample and --where to go on "
+            "to all clips, give a larger number of the same kind, or choose another --output"
         )
 
 

@@ -292,8 +292,8 @@ def _request(command: Command) -> AnnotateRequest:
 
 def _subset(flags: Namespace) -> Subset | None:
     if flags.sample is not None:
-        return Subset(flags.sample, flags.seed)
-    return None if flags.limit is None else Subset(flags.limit)
+        return Subset(flags.sample, flags.seed, flags.where)
+    return None if flags.limit is None and flags.where is None else Subset(flags.limit, where=flags.where)
 
 
 def _engine_config(flags: Namespace) -> EngineConfig:
@@ -355,6 +355,8 @@ def _report(published: PublishReport, output: str, has_rows: bool) -> None:
     if published.failure_reasons:
         print(f"why clips failed: {describe_reasons(published.failure_reasons)}")
     for limited in published.limited:
-        print(f"limited: only {limited.describe()}; the same command without --limit and --sample goes on to all")
+        print(
+            f"limited: only {limited.describe()}; the same command without --limit, --sample and --where goes on to all"
+        )
     if not published.is_complete:
         print(f"{published.num_units_done} of {published.num_units_planned} units are done: no _SUCCESS yet")

@@ -63,6 +63,12 @@ def add_subset_flags(group: argparse._ActionsContainer) -> None:
         "--sample", type=parse_positive_int, metavar="N", help="like --limit, but N clips drawn by their ids and --seed"
     )
     group.add_argument(
+        "--where",
+        metavar="SQL",
+        help="only clips whose rows fulfil an SQL expression over their columns, such as 'duration_s >= 4 and motion > "
+        "0.02'; needs DuckDB",
+    )
+    group.add_argument(
         "--seed",
         type=parse_count,
         default=0,

@@ -90,8 +90,9 @@ def make_report(
     tiers = {name: count_tier(basis, recipe) for name, recipe in recipes.items()}
     own = tiers[config.recipe.name]
     num_done, num_todo = _count_clips(plan, survey, has_output)
-    size_bytes = sum(unit.size_bytes for unit in plan.all_units)
     num_listed = max(1, sum(unit.num_clips for unit in plan.all_units))
+    size_bytes = sum(unit.size_bytes for unit in plan.all_units) * survey.num_listed // num_listed
+    num_listed = max(1, survey.num_listed)
     num_ahead = config.workers.prefetch_clips
     costs = [price(basis, own, one, num_todo, size_bytes / num_listed, num_ahead) for one in machines]
     return PlanReport(

@@ -41,7 +41,10 @@ def describe_units(plan: StartPlan) -> str:
     if plan.limited is not None:
         return f"{counted}: {plan.limited.describe()}"
     subset = plan.request.subset
-    return counted if subset is None else f"{counted}: all there are, {subset.num_clips:,} were asked for"
+    if subset is None:
+        return counted
+    asked = f"{subset.num_clips:,} were asked for" if subset.num_clips else "--where leaves none out"
+    return f"{counted}: all there are, {asked}"
 
 
 def describe_windows(split_s: float, num_windows: int, num_units: int) -> str:

@@ -36,8 +36,9 @@ from framescribe.storage.withdrawn import add_withdrawn
 from pipeline.config import RunConfig, choose_dtype_name, record_run, run_columns
 from pipeline.found import ChangedInputs, FoundAnswers, FoundOutput, count_failed_clips, find_answers, find_own_answers
 from pipeline.runners import is_in_process
-from pipeline.subset import Subset, pick_clips
+from pipeline.subset import Subset, limit_of, pick_clips
 from pipeline.units import ListedShard, PlannedInputs, list_shards
+from pipeline.where import keep_clips
 from schemas.records import LimitedTo, WorkUnit
 from schemas.run_columns import RunColumns
 from transforms.answer_index import remove_answer_indexes
@@ -159,7 +160,8 @@ class StartPlan:
     @cached_property
     def shards(self) -> tuple[ListedShard, ...]:
         """The inputs, listed."""
-        return tuple(list_shards(self.reader, self.request.inputs, self.request.config.units))
+        listed = list_shards(self.reader, self.request.inputs, self.request.config.units)
+        return keep_clips(self.reader, listed, self.request.subset)
 
     @cached_property
     def inputs(self) -> PlannedInputs:
@@ -183,11 +185,9 @@ class StartPlan:
     @cached_property
     def limited(self) -> LimitedTo | None:
         """What part of the inputs this start takes; None where that is all of them."""
-        subset = self.request.subset
-        if subset is None or self.units == self.all_units:
+        if self.units == self.all_units:
             return None
-        listed = sum(unit.num_clips for unit in self.all_units)
-        return LimitedTo(subset.num_clips, listed, subset.seed, self.request.config.split_s)
+        return limit_of(self.request.subset, self.shards, self.request.config.split_s)
 
     @property
     def num_clips(self) -> int:

@@ -20,7 +20,7 @@ from framescribe.shards.reading import read_unit, split_clip
 from framescribe.storage.access import Store
 from pipeline.config import UnitConfig
 from pipeline.units import ListedShard, cut_picked
-from schemas.records import Clip, FailedClip, WorkUnit
+from schemas.records import Clip, FailedClip, LimitedTo, WorkUnit
 
 _Place = tuple[int, int]  # number of a shard, position of a clip in it
 _Picks = Mapping[_Place, tuple[int, ...] | None]  # the numbers of the windows that are taken, None for all
@@ -31,11 +31,14 @@ class Subset:
     """How many clips a start is limited to.
 
     Attributes:
+        num_clips: None takes all that `where` keeps.
         seed: of the sample; None takes the first clips in the planner's order.
+        where: SQL expression over the columns of the clips' rows, for `pipeline.where`; counted is what it keeps.
     """
 
-    num_clips: int
+    num_clips: int | None = None
     seed: int | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def pick_clips(
     split_s: float | None,
 ) -> tuple[WorkUnit, ...]:
     """Does as `pick_units`, with a decoder process that lives as long as videos are probed."""
-    if split_s is None:
+    if split_s is None or subset.num_clips is None:
         return pick_units(store, shards, subset, config)
     with closing(DecoderPool(1, sampling)) as pool:
         return pick_units(store, shards, subset, config, Windows(split_s, pool))
@@ -66,7 +69,7 @@ def pick_units(
 ) -> tuple[WorkUnit, ...]:
     """Returns units of the clips that a subset takes, in the planner's order; the whole units where it takes all."""
     num_listed = sum(len(listed.id_hashes) for listed in shards)
-    places = order_clips(shards, min(subset.num_clips, num_listed), subset.seed)
+    places = order_clips(shards, subset.num_clips, subset.seed)
     picks: _Picks = dict.fromkeys(places)
     if windows is not None:
         picks = _pick_windows(shards, _count_windows(store, shards, places, subset, config, windows), subset)
@@ -75,12 +78,24 @@ def pick_units(
     return tuple(unit for number in range(len(shards)) for unit in _cut(store, shards, number, picks, config))
 
 
-def order_clips(shards: Sequence[ListedShard], num_clips: int, seed: int | None) -> list[_Place]:
-    """Returns the first clips in the planner's order, or in one that is drawn for their ids."""
+def limit_of(subset: Subset | None, shards: Sequence[ListedShard], split_s: float | None) -> LimitedTo | None:
+    """Returns what a subset takes of the shards, as it is told."""
+    if subset is None:
+        return None
+    num_listed, num_null = sum(len(listed.id_hashes) for listed in shards), sum(listed.num_null for listed in shards)
+    num_false = num_listed - num_null - sum(listed.num_kept for listed in shards)
+    return LimitedTo(subset.num_clips, num_listed, subset.seed, split_s, subset.where, num_false, num_null)
+
+
+def order_clips(shards: Sequence[ListedShard], num_clips: int | None, seed: int | None) -> list[_Place]:
+    """Returns the first clips in the planner's order, or in one that is drawn for their ids, of those that are kept."""
     numbers = np.repeat(np.arange(len(shards)), [len(listed.id_hashes) for listed in shards])
     positions = np.concatenate([np.arange(len(listed.id_hashes)) for listed in shards])
+    kept = [np.ones(len(one.id_hashes), bool) if one.kept is None else one.kept for one in shards]
+    chosen = np.flatnonzero(np.concatenate(kept))
+    numbers, positions = numbers[chosen], positions[chosen]
     if seed is not None:
-        drawn = np.argsort(_draw(np.concatenate([listed.id_hashes for listed in shards]), seed), kind="stable")
+        drawn = np.argsort(_draw(np.concatenate([one.id_hashes for one in shards])[chosen], seed), kind="stable")
         numbers, positions = numbers[drawn], positions[drawn]
     return list(zip(numbers[:num_clips].tolist(), positions[:num_clips].tolist(), strict=True))
 
@@ -125,7 +140,7 @@ def _count_windows(
     counts: dict[_Place, int] = {}
     for place, clip in read_places(store, shards, places, config):
         counts[place] = _count(clip, windows)
-        if subset.seed is None and sum(counts.values()) >= subset.num_clips:
+        if subset.seed is None and subset.num_clips is not None and sum(counts.values()) >= subset.num_clips:
             break
     return {place: counts[place] for place in places if place in counts}
 

@@ -112,7 +112,7 @@ def survey_clips(
     num_clips: int = NUM_SURVEYED,
 ) -> Survey:
     """Reads the headers of some clips; those of remote stores are fetched whole for it."""
-    num_listed = sum(len(listed.id_hashes) for listed in shards)
+    num_listed = sum(listed.num_kept for listed in shards)
     # A single clip of each unit: nothing is read that is not looked at.
     places = order_clips(shards, num_clips, _SEED)
     with closing(DecoderPool(1, sampling)) as pool:

@@ -50,12 +50,20 @@ class ListedShard:
 
     Attributes:
         id_hashes, video_hashes: `hash_id` and `hash_video_id` of each clip, uint64 [num_clips], in the shard's order.
+        kept: which clips `--where` keeps, bool [num_clips]; None for all. It is null of `num_null` of them.
     """
 
     shard: NamedShard
     units: tuple[WorkUnit, ...]
     id_hashes: np.ndarray
     video_hashes: np.ndarray
+    kept: np.ndarray | None = None
+    num_null: int = 0
+
+    @property
+    def num_kept(self) -> int:
+        """Clips that `--where` keeps."""
+        return len(self.id_hashes) if self.kept is None else int(self.kept.sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,27 +82,41 @@ class LimitedTo:
     """The part of its inputs that a start takes, for a first look.
 
     Attributes:
-        num_clips: clips, or windows of `split_s` seconds; `num_listed` counts all clips of the inputs, before the cut.
+        num_clips: clips, or windows of `split_s` seconds; None for all that `where` keeps. `num_listed` counts all
+            clips of the inputs, before the cut.
         seed: of the sample; None where the first ones are taken.
+        where: SQL expression over the columns of their rows; it is false of `num_false` clips and null of `num_null`.
     """
 
-    num_clips: int
+    num_clips: int | None
     num_listed: int
     seed: int | None = None
     split_s: float | None = None
+    where: str | None = None
+    num_false: int = 0
+    num_null: int = 0
 
     def describe(self) -> str:
         """Returns it in words: `a sample of 20 of 1,000 clips (seed 0)`."""
         listed = f"{self.num_listed:,} clips"
+        if self.where is not None:
+            kept = self.num_listed - self.num_false - self.num_null
+            left_out = f"{self.num_false:,} are left out as false, {self.num_null:,} as null"
+            listed = f"{kept:,} of {listed} where {' '.join(self.where.split())} ({left_out})"
         if self.split_s is not None:
             listed = f"the windows of {self.split_s:g} s of {listed}"
+        if self.num_clips is None:
+            return listed
         if self.seed is None:
             return f"the first {self.num_clips:,} of {listed}"
         return f"a sample of {self.num_clips:,} of {listed} (seed {self.seed})"
 
     def takes_all_of(self, other: LimitedTo) -> bool:
         """Whether it takes what another one took of the same inputs: of one kind a larger number does."""
-        return other == replace(self, num_clips=other.num_clips) and other.num_clips <= self.num_clips
+        if self.num_clips is None:
+            return other == replace(self, num_clips=other.num_clips, seed=other.seed)
+        is_larger = other.num_clips is not None and other.num_clips <= self.num_clips
+        return is_larger and other == replace(self, num_clips=other.num_clips)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def test_a_limited_run_takes_the_first_clips_and_says_so_everywhere(shards, caps
     assert "3 clips in 1 unit: the first 3 of 10 clips" in said.err
     assert "limited: only the first 3 of 10 clips" in said.out
     limited = {"num_clips": 3, "num_listed": 10, "seed": None, "split_s": None}
+    limited |= {"where": None, "num_false": 0, "num_null": 0}
     assert success(shards)["limited"] == [limited]
     assert json.loads((shards / "out" / "_framescribe" / "run.json").read_text())["limited"] == limited
     assert "> **Limited:** only the first 3 of 10 clips were annotated." in (shards / "out" / "README.md").read_text()
