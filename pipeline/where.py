@@ -27,6 +27,7 @@ from pipeline.units import ListedShard
 from schemas.records import InputKind
 
 _ROWS_AT_ONCE = 4096
+_WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # 007 is a name
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.))(\.\d+)?([eE][+-]?\d+)?")
 _MAX_SHOWN_CHARS = 400
 
@@ -37,10 +38,12 @@ class _Rows:
 
     Attributes:
         columns: that are known before rows are read, with their types.
+        is_csv: whether all values are texts that may be numbers.
     """
 
     rows: Iterator[tuple[Mapping[str, object], int]]
     columns: Mapping[str, pa.DataType]
+    is_csv: bool = False
 
 
 def keep_clips(store: Store, shards: Sequence[ListedShard], subset: Subset | None) -> tuple[ListedShard, ...]:
@@ -83,7 +86,7 @@ class _Expression:
 
     def names(self, column: str) -> bool:
         """Whether a column may be one of those that are read; it may be one too many."""
-        return column.lower() in self.text.lower()
+        return re.search(rf"(?<!\w){re.escape(column)}(?!\w)", self.text, re.IGNORECASE) is not None
 
     def evaluate(self, table: pa.Table, name: str, columns: Sequence[str]) -> list[bool | None]:
         """Returns what it says of each row."""
@@ -113,7 +116,7 @@ class _Expression:
 
 def _keep(store: Store, listed: ListedShard, expression: _Expression) -> ListedShard:
     name = strip_credentials(listed.shard.uri)
-    table, columns = _read_table(_open_rows(store, listed, expression), expression, name)
+    table, columns = _read_table(_open_rows(store, listed, expression), expression)
     if not table.num_columns:
         there = clean_text(", ".join(columns))[:_MAX_SHOWN_CHARS] or "none"
         raise InputError(f"{name}: --where {expression.text!r} names none of its columns; columns there: {there}")
@@ -124,7 +127,7 @@ def _keep(store: Store, listed: ListedShard, expression: _Expression) -> ListedS
     return replace(listed, kept=kept, num_null=sum(value is None for value in said))
 
 
-def _read_table(rows: _Rows, expression: _Expression, name: str) -> tuple[pa.Table, list[str]]:
+def _read_table(rows: _Rows, expression: _Expression) -> tuple[pa.Table, list[str]]:
     """Returns the columns that an expression may name, a row for each clip, and the names of all columns."""
     columns = dict.fromkeys(rows.columns)
     values: dict[str, list[object]] = {column: [] for column in columns if expression.names(column)}
@@ -136,18 +139,28 @@ def _read_table(rows: _Rows, expression: _Expression, name: str) -> tuple[pa.Tab
         for column, cells in values.items():
             cells += [row.get(column)] * clips_of_row
         num_clips += clips_of_row
-    arrays = {column: _make_array(cells, rows.columns.get(column), name, column) for column, cells in values.items()}
+    if rows.is_csv:
+        values = {column: _parse_numbers(cells) for column, cells in values.items()}
+    arrays = {column: _make_array(cells, rows.columns.get(column)) for column, cells in values.items()}
     return pa.table(arrays), [*columns]
 
 
-def _make_array(cells: list[object], kind: pa.DataType | None, name: str, column: str) -> pa.Array:
+def _make_array(cells: list[object], kind: pa.DataType | None) -> pa.Array:
+    """Returns a column, as texts where its cells differ in type."""
     try:
         return pa.array(cells, kind)
-    except (pa.ArrowException, OverflowError) as error:
-        said = str(error).partition("\n")[0]
-        raise InputError(
-            f"{name}: --where cannot compare column {column!r}, whose rows differ in type: {said}"
-        ) from None
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if cell is None else str(cell) for cell in cells])
+
+
+def _parse_numbers(cells: list[object]) -> list[object]:
+    """Returns cells of a CSV column as numbers where all of them are some, None where they are empty."""
+    texts = [cell.strip() or None if isinstance(cell, str) else None for cell in cells]
+    if all(text is None or _WHOLE_NUMBER.fullmatch(text) for text in texts):
+        return [None if text is None else int(text) for text in texts]
+    if all(text is None or _NUMBER.fullmatch(text) for text in texts):
+        return [None if text is None else float(text) for text in texts]
+    return [cell or None for cell in cells]
 
 
 def _open_rows(store: Store, listed: ListedShard, expression: _Expression) -> _Rows:
@@ -157,7 +170,8 @@ def _open_rows(store: Store, listed: ListedShard, expression: _Expression) -> _R
     if shard.kind is InputKind.PARQUET:
         return _open_parquet_rows(store, listed, expression)
     if shard.kind is InputKind.MANIFEST:
-        return _Rows(_iterate_manifest(store, listed), {})
+        is_csv = re.search(r"\.[ct]sv(\.\w+)?$", shard.uri, re.IGNORECASE) is not None
+        return _Rows(_iterate_manifest(store, listed), {}, is_csv)
     raise InputError(
         f"{strip_credentials(shard.uri)}: --where reads the columns of manifests, Parquet, and tables beside "
         "video files; a tar has none"
@@ -166,11 +180,9 @@ def _open_rows(store: Store, listed: ListedShard, expression: _Expression) -> _R
 
 def _iterate_manifest(store: Store, listed: ListedShard) -> Iterator[tuple[Mapping[str, object], int]]:
     name = strip_credentials(listed.shard.uri)
-    is_csv = re.search(r"\.[ct]sv(\.\w+)?$", listed.shard.uri, re.IGNORECASE) is not None
     for raw in iterate_table(store, store.locate(listed.shard.uri)):
         if raw.values is not None:
-            num_clips = len(parse_row(raw.values, f"{name}:{raw.line}", store.config))
-            yield ({key: _read_cell(cell) for key, cell in raw.values.items()} if is_csv else raw.values), num_clips
+            yield raw.values, len(parse_row(raw.values, f"{name}:{raw.line}", store.config))
 
 
 def _open_parquet_rows(store: Store, listed: ListedShard, expression: _Expression) -> _Rows:
@@ -187,10 +199,3 @@ def _open_parquet_rows(store: Store, listed: ListedShard, expression: _Expressio
                 yield row, len(parse_windows(row, f"{shard.name}: row {number}", store.config))
 
     return _Rows(iterate(), kinds)
-
-
-def _read_cell(cell: object) -> object:
-    """Returns a cell of a CSV file as the number that it is, None where it is empty."""
-    if not isinstance(cell, str) or not cell.strip():
-        return None
-    return float(cell) if _NUMBER.fullmatch(cell.strip()) else cell

@@ -101,7 +101,7 @@ class LimitedTo:
         listed = f"{self.num_listed:,} clips"
         if self.where is not None:
             kept = self.num_listed - self.num_false - self.num_null
-            left_out = f"{self.num_false:,} are left out as false, {self.num_null:,} as null"
+            left_out = f"left out: {self.num_false:,} false, {self.num_null:,} null"
             listed = f"{kept:,} of {listed} where {' '.join(self.where.split())} ({left_out})"
         if self.split_s is not None:
             listed = f"the windows of {self.split_s:g} s of {listed}"

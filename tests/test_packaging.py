@@ -87,7 +87,9 @@ def test_neither_benchmarks_nor_tests_nor_the_demo_are_installed():
 
 def test_every_package_that_the_source_imports_is_declared():
     imported = {name.split(".")[0] for module in source_modules() for name in imports(module)}
-    assert distributions(imported) <= {canonicalize_name(r.name) for r in requirements("flash", "gcp", "report", "where")}
+    assert distributions(imported) <= {
+        canonicalize_name(r.name) for r in requirements("flash", "gcp", "report", "where")
+    }
 
 
 def test_every_package_that_the_tests_import_is_declared():
@@ -107,11 +109,16 @@ def test_no_package_has_two_versions_on_one_platform(platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_every_declared_package_has_a_constraint(platform):
-    assert set(names_for(platform, requirements("dev", "s3", "gs", "az", "report", "where"))) <= set(names_for(platform, PINS))
+    assert set(names_for(platform, requirements("dev", "s3", "gs", "az", "report", "where"))) <= set(
+        names_for(platform, PINS)
+    )
 
 
 def test_every_constraint_lies_in_the_declared_range():
-    ranges = {canonicalize_name(r.name): r.specifier for r in requirements("dev", "s3", "gs", "az", "flash", "report", "where")}
+    ranges = {
+        canonicalize_name(r.name): r.specifier
+        for r in requirements("dev", "s3", "gs", "az", "flash", "report", "where")
+    }
     versions = [(name, str(pin.specifier)[2:]) for pin in PINS if (name := canonicalize_name(pin.name)) in ranges]
     assert [(name, version) for name, version in versions if version not in ranges[name]] == []
 

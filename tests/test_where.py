@@ -33,7 +33,7 @@ ROWS = [
 ]
 WHERE = "duration_s >= 4 and motion > 0.02 and duplicate_of is null"
 KEPT = ["0", "4"]
-SAID = f"2 of 5 clips where {WHERE} (2 are left out as false, 1 as null)"
+SAID = f"2 of 5 clips where {WHERE} (left out: 2 false, 1 null)"
 
 
 def write_csv(rows) -> bytes:
@@ -122,7 +122,7 @@ def test_what_is_left_out_stands_in_run_json_in_the_card_and_in_the_last_lines(f
     }  # fmt: skip
     card = (folder / "out" / "README.md").read_text().replace("\\", "")
     assert "**Limited:** only 2 of 5 clips where" in card
-    assert "2 are left out as false, 1 as null" in card
+    assert "left out: 2 false, 1 null" in card
 
 
 def test_a_run_without_it_goes_on_from_its_answers_and_ends_as_one_that_never_had_it(folder, manifest):
@@ -162,7 +162,17 @@ def test_columns_of_a_table_beside_video_files_can_be_named(folder, capsys):
     rows = [{"file_name": row["video"].rpartition("/")[2], "motion": row["motion"]} for row in ROWS]
     write(folder / "v" / "metadata.jsonl", write_jsonl(rows))
     assert main(["plan", "--input", str(folder / "v"), "--where", "motion > 0.1"]) == 0
-    assert "3 of 5 clips where motion > 0.1 (1 are left out as false, 1 as null)" in capsys.readouterr().err
+    assert "3 of 5 clips where motion > 0.1 (left out: 1 false, 1 null)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "num_clips"),
+    [("id = '007'", 1), ("big > 5", 1), ("score > 1", 1), ("score is null", 1), ("video like '%2%'", 1)],
+)
+def test_a_column_of_a_csv_file_is_numbers_where_all_its_cells_are(folder, capsys, where, num_clips):
+    table = b"video,id,big,score\nv/0.mp4,007,1234567890123456789,1.5\nv/1.mp4,8a,4,\nv/2.mp4,9,5,.5\n"
+    assert main(["plan", "--input", write(folder / "t.csv", table), "--where", where]) == 0
+    assert f": {num_clips} of 3 clips where" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
