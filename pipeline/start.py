@@ -185,9 +185,9 @@ class StartPlan:
     @cached_property
     def limited(self) -> LimitedTo | None:
         """What part of the inputs this start takes; None where that is all of them."""
-        if self.units == self.all_units:
+        if (subset := self.request.subset) is None or self.units == self.all_units:
             return None
-        return limit_of(self.request.subset, self.shards, self.request.config.split_s)
+        return limit_of(subset, self.shards, self.request.config.split_s)
 
     @property
     def num_clips(self) -> int:

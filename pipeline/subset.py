@@ -78,10 +78,8 @@ def pick_units(
     return tuple(unit for number in range(len(shards)) for unit in _cut(store, shards, number, picks, config))
 
 
-def limit_of(subset: Subset | None, shards: Sequence[ListedShard], split_s: float | None) -> LimitedTo | None:
+def limit_of(subset: Subset, shards: Sequence[ListedShard], split_s: float | None) -> LimitedTo:
     """Returns what a subset takes of the shards, as it is told."""
-    if subset is None:
-        return None
     num_listed, num_null = sum(len(listed.id_hashes) for listed in shards), sum(listed.num_null for listed in shards)
     num_false = num_listed - num_null - sum(listed.num_kept for listed in shards)
     return LimitedTo(subset.num_clips, num_listed, subset.seed, split_s, subset.where, num_false, num_null)

@@ -7,10 +7,12 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -21,8 +23,8 @@ import pytest
 
 from pipeline.options import parse_command
 from run_pipeline import main
-from tests.support.run_fixtures import ROOT, annotate_arguments, make_shard
-from tests.support.web_fixtures import give, keep_waiting, web_server
+from tests.support.run_fixtures import ROOT, annotate_arguments, make_shard, tiny_clip
+from tests.support.web_fixtures import give_when, web_server
 
 _PROGRESS = re.compile(r"(\d+) of (\d+) clips done, (\d+) failed; .*; (\d+) kept")
 
@@ -144,20 +146,26 @@ def _scrape(port: int) -> str:
 
 
 def test_prometheus_reads_the_numbers_of_a_run_that_goes_on(tmp_path):
-    port, output = _free_port(), tmp_path / "out"
-    shard = make_shard(tmp_path / "a.tar", 30)
-    process = _start(annotate_arguments(tmp_path, [shard], output, "--metrics-port", str(port)))
+    port, output, is_seen = _free_port(), tmp_path / "out", threading.Event()
+    shard, manifest = make_shard(tmp_path / "a.tar", 30), tmp_path / "last.jsonl"
     scraped: list[str] = []
 
     def is_committed() -> bool:
         scraped.append(_scrape(port))
         return bool(re.search(r"^framescribe_clips_kept\{.*\} [1-9]", scraped[-1], re.MULTILINE))
 
-    _wait_until(is_committed, process)
-    assert process.communicate(timeout=120)
+    with web_server() as server:
+        # The run does not end before it was asked, however fast the machine is.
+        server.answers["/last.mp4"] = give_when(is_seen, tiny_clip(0))
+        manifest.write_text(json.dumps({"video": f"{server.url}/last.mp4"}) + "\n")
+        flags = ("--metrics-port", str(port), "--trusted-hosts", server.host)
+        process = _start(annotate_arguments(tmp_path, [shard, str(manifest)], output, *flags))
+        _wait_until(is_committed, process)
+        is_seen.set()
+        assert process.communicate(timeout=120)
     fingerprint = json.loads((output / "_framescribe" / "run.json").read_text())["fingerprint"]
     labels = f'run="{fingerprint}",output="{output}"'
-    assert f"framescribe_clips_planned{{{labels}}} 30" in scraped[-1].splitlines()
+    assert f"framescribe_clips_planned{{{labels}}} 31" in scraped[-1].splitlines()
     assert f'framescribe_counter_total{{{labels},name="framescribe.clips_sampled"}}' in scraped[-1]
     assert process.returncode == 0
 
@@ -198,30 +206,26 @@ def _count_answers(output: Path) -> int:
     return 0
 
 
+@pytest.mark.timeout(600)
 def test_answers_about_unfinished_units_are_kept_at_ctrl_c_and_not_asked_again(tmp_path, capsys):
-    clips, output = sorted((ROOT / "demo" / "clips").glob("*.mp4")), tmp_path / "out"
-    with web_server() as server:
-        # The unit is not done before its last clip has come, however fast the machine is.
-        server.answers["/last.mp4"] = keep_waiting(300)
-        manifest = tmp_path / "clips.jsonl"
-        manifest.write_text(
-            "".join(json.dumps({"video": str(one)}) + "\n" for one in [*clips, f"{server.url}/last.mp4"])
-        )
-        arguments = [
-            "annotate", "--input", str(manifest), "--output", str(output), "--recipe", "full",
-            "--model", str(ROOT / "demo" / "checkpoint"), "--num-frames", "4", "--device", "cpu",
-        ]  # fmt: skip
-        process = _start(arguments)
-        # Written now and then while the run goes on, and all of it at Ctrl-C.
-        _wait_until(lambda: _count_answers(output) > 0, process, seconds=250)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        said = re.search(r"(\d+) of 13 clips and (\d+) answers about others\. The same command goes on", err)
-        assert said is not None, err
-        kept = _count_answers(output)
-        assert (int(said[1]), int(said[2])) == (0, kept)
-        server.answers["/last.mp4"] = give(clips[0].read_bytes())
-        assert main(arguments) == 0
+    output, clips = tmp_path / "out", tmp_path / "clips"
+    # One unit that takes several times as long as the first pause before answers are written, on fast machines too.
+    for copy in range(3):
+        shutil.copytree(ROOT / "demo" / "clips", clips / str(copy))
+    arguments = [
+        "annotate", "--input", str(clips), "--output", str(output), "--recipe", "full", "--clips-per-unit", "36",
+        "--model", str(ROOT / "demo" / "checkpoint"), "--num-frames", "4", "--device", "cpu",
+    ]  # fmt: skip
+    process = _start(arguments)
+    # Written now and then while the run goes on, and all of it at Ctrl-C.
+    _wait_until(lambda: _count_answers(output) > 0, process, seconds=250)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    said = re.search(r"(\d+) of 36 clips and (\d+) answers about others\. The same command goes on", err)
+    assert said is not None, err
+    kept = _count_answers(output)
+    assert (int(said[1]), int(said[2])) == (0, kept)
+    assert main(arguments) == 0
     reused = re.search(r"answers: (\d+) taken", capsys.readouterr().err)
     assert reused is not None
     assert int(reused[1]) == kept

@@ -105,6 +105,17 @@ def keep_waiting(seconds: float) -> Answer:
     return answer
 
 
+def give_when(may_go_on: threading.Event, content: bytes) -> Answer:
+    """A whole file, of which nothing but its length is told before."""
+
+    def answer(handler: ToldHandler) -> None:
+        if handler.command == "GET":
+            may_go_on.wait(300)
+        give(content)(handler)
+
+    return answer
+
+
 def hang_up(handler: ToldHandler) -> None:
     """No answer at all, though the connection was taken."""
     handler.close_connection = True
