@@ -49,7 +49,7 @@ _RUN = RunColumns(
 def write_manifest(folder: Path, flags: argparse.Namespace) -> None:
     """Writes a manifest of videos on a web server."""
     addresses = [f"https://videos.example/{number // 1000:06d}/{number:09d}.mp4" for number in range(flags.clips)]
-    pq.write_table(pa.table({"video": addresses}), folder / "clips.parquet")
+    pq.write_table(pa.table({"video": addresses}), folder / "in.parquet")
 
 
 def write_shards(folder: Path, flags: argparse.Namespace) -> None:
@@ -100,30 +100,18 @@ def _annotate(clip_id: str, unit_id: str, num_pairs: int) -> ClipAnnotation:
     return ClipAnnotation(ref, sampling, (caption,), tuple(pairs))
 
 
-def _plan_manifest(folder: Path) -> dict[str, object]:
-    return {"units": len(plan_units([str(folder / "clips.parquet")]))}
-
-
-def _plan(folder: Path) -> dict[str, object]:
-    return {"units": len(plan_units([str(folder / "in")]))}
-
-
-def _publish(folder: Path) -> dict[str, object]:
-    return {"rows": dict(publish(str(folder / "out")).num_rows)}
-
-
 _PREPARE = {"manifest": write_manifest, "shards": write_shards, "publish": commit_parts}
-_ACT = {"manifest": _plan_manifest, "shards": _plan, "publish": _publish}
-
-
-def _prepare(kind: str, folder: Path, flags: argparse.Namespace) -> None:
-    _PREPARE[kind](folder, flags)
+_PLANNED = {"manifest": "in.parquet", "shards": "in"}
 
 
 def _act(kind: str, folder: Path) -> dict[str, object]:
     before_mib = _peak_mib()
     started_s, cpu_s = time.perf_counter(), time.process_time()
-    found = _ACT[kind](folder)
+    found: dict[str, object]
+    if kind == "publish":
+        found = {"rows": dict(publish(str(folder / "out")).num_rows)}
+    else:
+        found = {"units": len(plan_units([str(folder / _PLANNED[kind])]))}
     return {
         **found,
         "seconds": round(time.perf_counter() - started_s, 2),
@@ -149,7 +137,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         # Each in a process of its own, so that memory is that of the work alone.
         with ProcessPoolExecutor(1, processes) as process:
-            process.submit(_prepare, flags.kind, Path(name), flags).result()
+            process.submit(_PREPARE[flags.kind], Path(name), flags).result()
         with ProcessPoolExecutor(1, processes) as process:
             result = process.submit(_act, flags.kind, Path(name)).result()
     workload = {"clips": flags.clips, "clips_per_shard": flags.clips_per_shard, "pairs": flags.pairs}

@@ -90,11 +90,10 @@ def make_report(
     tiers = {name: count_tier(basis, recipe) for name, recipe in recipes.items()}
     own = tiers[config.recipe.name]
     num_done, num_todo = _count_clips(plan, survey, has_output)
-    num_listed = max(1, sum(unit.num_clips for unit in plan.all_units))
-    size_bytes = sum(unit.size_bytes for unit in plan.all_units) * survey.num_listed // num_listed
-    num_listed = max(1, survey.num_listed)
+    num_listed = sum(unit.num_clips for unit in plan.all_units)
+    bytes_per_clip = sum(unit.size_bytes for unit in plan.all_units) / max(1, num_listed)
     num_ahead = config.workers.prefetch_clips
-    costs = [price(basis, own, one, num_todo, size_bytes / num_listed, num_ahead) for one in machines]
+    costs = [price(basis, own, one, num_todo, bytes_per_clip, num_ahead) for one in machines]
     return PlanReport(
         num_clips=num_done + num_todo,
         num_done=num_done,
@@ -110,7 +109,7 @@ def make_report(
         model_bytes=own.work.weight_bytes,
         model=config.engine.model if has_model else "lmms-lab/LLaVA-Video-7B-Qwen2, by its published shapes",
         sampling=config.sampling,
-        size_bytes=size_bytes,
+        size_bytes=round(bytes_per_clip * survey.num_listed),
     )
 
 

@@ -6,16 +6,16 @@ import base64
 import hashlib
 import http.server
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.support.web_fixtures import LocalServer, serving
 
 TOKEN = "hf_plantedPLANTEDplanted"
 
 
-class HubStandIn(http.server.ThreadingHTTPServer):
+class HubStandIn(LocalServer):
     """Keeps repositories of data sets in memory: creates them, takes commits of regular files and of LFS ("basic").
 
     Attributes:
@@ -28,11 +28,8 @@ class HubStandIn(http.server.ThreadingHTTPServer):
         is_full: whether commits are refused.
     """
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.is_private: dict[str, bool] = {}
         self.readonly: set[str] = set()
@@ -45,19 +42,9 @@ class HubStandIn(http.server.ThreadingHTTPServer):
         self.repos[repo] = {".gitattributes": b""}
         self.is_private[repo] = is_private
 
-    def handle_error(self, *arguments: object) -> None:
-        pass
 
-
-@contextmanager
-def hub_stand_in() -> Iterator[HubStandIn]:
-    server = HubStandIn()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def hub_stand_in() -> AbstractContextManager[HubStandIn]:
+    return serving(HubStandIn())
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 Answer = Callable[["ToldHandler"], None]
+Server = TypeVar("Server", bound="LocalServer")
 
 
 class ToldHandler(http.server.BaseHTTPRequestHandler):
@@ -28,13 +30,13 @@ class ToldHandler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class ToldServer(http.server.ThreadingHTTPServer):
+class LocalServer(http.server.ThreadingHTTPServer):
+    """Listens on a free port of this machine, and says nothing of what fails."""
+
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), ToldHandler)
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.host = f"127.0.0.1:{self.server_port}"
         self.url = f"http://{self.host}"
 
@@ -42,9 +44,20 @@ class ToldServer(http.server.ThreadingHTTPServer):
         pass
 
 
+class ToldServer(LocalServer):
+    def __init__(self) -> None:
+        super().__init__(ToldHandler)
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[tuple[str, str, dict[str, str]]] = []
+
+
+def web_server() -> AbstractContextManager[ToldServer]:
+    return serving(ToldServer())
+
+
 @contextmanager
-def web_server() -> Iterator[ToldServer]:
-    server = ToldServer()
+def serving(server: Server) -> Iterator[Server]:
+    """Lets a server answer as long as the block lasts."""
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
